@@ -1,0 +1,156 @@
+"""The contract that every store keeps; `storage/contract.py` tests it and `memory.py` is the one to read first."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from streamkeep.storage._types import (
+    Append,
+    Claim,
+    Ending,
+    Generation,
+    GenerationKey,
+    Lease,
+    Owner,
+    Refusal,
+    Slice,
+    Tail,
+    UpstreamHead,
+)
+
+
+class Listener(Protocol):
+    """Told by a store about what other processes did. Both calls are made in the event loop and must not block."""
+
+    def streams_changed(self, stream_ids: Collection[int] | None) -> None:
+        """These streams grew or closed; None: something may have been missed, look at all of them."""
+
+    def cancel_requested(self, generation_ids: Collection[int]) -> None:
+        """Somebody asked, in any process, for these generations to be stopped."""
+
+
+class Store(Protocol):
+    """A log of streams with the generations that write them.
+
+    An awaited write that returns is durable and readable from every instance. Any method may raise `StoreUnavailable`;
+    then the write may or may not have happened.
+    """
+
+    async def open(self) -> None:
+        """Connect, and bring the schema up to date. Called once, before anything else."""
+
+    async def close(self) -> None:
+        """Stop background work and disconnect."""
+
+    async def ping(self) -> None:
+        """Return when the engine answers."""
+
+    def listen(self, listener: Listener) -> None:
+        """Tell `listener` from now on what other processes do. Wake-ups may be lost: poll `tails` slowly as well."""
+
+    async def signing_key(self) -> bytes:
+        """The secret that signs URLs: 32 bytes, made once and the same for every instance."""
+
+    # Owners: a process that records holds a lease, and every write of a generation checks it.
+
+    async def register_owner(self) -> Owner:
+        """Begin a lease for this process."""
+
+    async def renew(self, owner: Owner) -> None:
+        """Change the lease's beat.
+
+        Raises:
+            OwnerFenced: the lease was taken away; every generation under it has ended.
+        """
+
+    async def release(self, owner: Owner) -> None:
+        """Give the lease back; nothing may run under it any more. A second release does nothing."""
+
+    async def leases(self) -> list[Lease]:
+        """Every lease there is."""
+
+    async def recover(self, lease: Lease) -> int:
+        """Fence a dead owner off and end its generations with `owner_lost`; return how many ended.
+
+        One transaction: after it no write under the old epoch can land. Does nothing, and returns 0, when the beat has
+        changed since `lease` was seen.
+        """
+
+    # Generations
+
+    async def claim(self, owner: Owner, key: GenerationKey, fingerprint: bytes | None) -> Claim:
+        """Make the generation and its two streams, or find the one that has the key.
+
+        A refused one is claimed anew with the next epoch. `fingerprint` is None when the body is not known yet; a found
+        generation is compared only when both are known.
+
+        Raises:
+            FingerprintMismatch: the key belongs to another request.
+            OwnerFenced: nothing was claimed.
+        """
+
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes) -> Generation:
+        """Record upstream's acceptance: creating → running. Returns the row as it stands then.
+
+        Raises:
+            GenerationEnded: it is not `creating` in this epoch.
+            OwnerFenced: the owner is finished.
+        """
+
+    async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes) -> None:
+        """Record upstream's refusal: creating → refused. Raises as `start` does."""
+
+    async def generation(self, key: GenerationKey) -> Generation | None:
+        """The row under a key, if any."""
+
+    async def session_generations(self, tenant: str, session_id: str, *, ended_after: datetime) -> list[Generation]:
+        """A session's live generations and those that ended after an instant, newest first; refused ones never."""
+
+    async def request_cancel(self, key: GenerationKey) -> Generation | None:
+        """Flag a live generation for its owner to stop, and wake that owner. Returns the row; None if there is none."""
+
+    async def cancel_requests(self, owner: Owner) -> list[int]:
+        """Ids of the owner's live generations that somebody asked to stop."""
+
+    # Bytes
+
+    async def commit(self, owner: Owner, appends: Sequence[Append], endings: Sequence[Ending]) -> frozenset[int]:
+        """Write all of it in one transaction: appends first, then endings. Returns the ids of generations that ended.
+
+        At most one append for each stream. An ending takes effect only while its generation is live in its epoch:
+        the event goes to the control stream, both streams are closed, and retention starts.
+
+        Raises:
+            OwnerFenced: nothing was written.
+            ItemRefused: nothing was written; the caller may send the items one by one.
+            StoreUnavailable: unknown; ask `settle`.
+        """
+
+    async def settle(self, owner: Owner, stream_ids: Collection[int]) -> dict[int, Tail]:
+        """The tails of streams once no earlier commit of this owner can still be under way.
+
+        Raises:
+            OwnerFenced: the owner is finished.
+        """
+
+    async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
+        """Committed bytes from a position on, at most `max_bytes`, with the tail of the same snapshot.
+
+        Beyond the tail the slice is empty and keeps the position.
+
+        Raises:
+            StreamNotFound: no such stream, or its data is gone.
+        """
+
+    async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
+        """The tails of those streams that exist."""
+
+    # Upkeep: small batches, safe to run in several processes at once
+
+    async def sweep(self, limit: int = 100) -> int:
+        """Delete the data of generations past their retention, and rows past theirs; return how many were touched."""
+
+    async def merge(self, limit: int = 20) -> int:
+        """Merge the chunks of closed streams into larger, compressed segments; return how many streams were merged."""

@@ -1,0 +1,144 @@
+"""The values that pass between a store and those who use it. Positions are byte indices; tokens are made elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from streamkeep.storage.rules.generations import State, Terminal
+
+DEFAULT_TENANT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long things stay. `data_seconds` counts from a generation's end; the row, which guards against a second
+    upstream call, outlives the data by far."""
+
+    data_seconds: float = 24 * 3600
+    row_seconds: float = 30 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationKey:
+    """What names a generation; at most one upstream call is ever accepted under it."""
+
+    tenant: str
+    session_id: str
+    request_id: str
+
+    @property
+    def data_path(self) -> str:
+        return f"generations/{self.session_id}/{self.request_id}/data"
+
+    @property
+    def control_path(self) -> str:
+        return f"generations/{self.session_id}/{self.request_id}/control"
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One incarnation of one process that records generations; fenced off when the stored epoch is another."""
+
+    id: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """An owner's sign of life as a scan saw it: `beat` changes with every renewal."""
+
+    owner: Owner
+    beat: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamHead:
+    """Upstream's answer before its body: status, content type, content encoding and the headers worth keeping."""
+
+    status: int
+    content_type: str | None
+    content_encoding: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Upstream's own error answer, kept for those who joined; `body` is cut at 64 KiB."""
+
+    head: UpstreamHead
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A generation's row. `epoch` grows each time a refused one is claimed anew; `fingerprint` is None while a large
+    request body is still passing through; `data_stream` and `control_stream` are stream ids."""
+
+    id: int
+    key: GenerationKey
+    epoch: int
+    state: State
+    owner: Owner
+    data_stream: int
+    control_stream: int
+    fingerprint: bytes | None
+    created_at: datetime
+    head: UpstreamHead | None = None
+    refusal: Refusal | None = None
+    code: str | None = None
+    message: str | None = None
+    is_cancel_requested: bool = False
+    ended_at: datetime | None = None
+    is_swept: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer to a claim: the row, and whether this caller made it and so must call upstream."""
+
+    generation: Generation
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Bytes for the tail of one stream, which is expected to be at `position`."""
+
+    stream_id: int
+    position: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The end of a generation: the event for its control stream, and the final positions of both streams."""
+
+    generation: Generation
+    terminal: Terminal
+    data_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Where a stream ends now, and whether it can still grow."""
+
+    position: int
+    is_closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What a read found: the bytes from `position` on, and the stream's tail in the same snapshot."""
+
+    position: int
+    data: bytes
+    tail: Tail
+
+    @property
+    def end(self) -> int:
+        return self.position + len(self.data)
+
+    @property
+    def is_up_to_date(self) -> bool:
+        return self.end >= self.tail.position
