@@ -1,0 +1,269 @@
+"""Group commit: one transaction for whatever all generations of this process have pending.
+
+The loop takes what is pending, commits it, and takes what has gathered meanwhile. There is no timer: an idle system adds
+one commit of delay, a busy one makes larger batches. Appends of one stream within a batch become one row.
+
+What a relay hands over is visible to readers only after its commit, when the audience is told. The end of a generation
+waits in the same queue, behind its data, so it can never overtake them.
+
+When the database is away the batch in hand is kept and tried again until it is known to be stored or this owner is
+fenced. A commit that broke off may have landed: the tails are read again, under the owner's lock, before anything is
+sent twice. Meanwhile `Recorder.room` makes relays stop reading, so memory stays within the two budgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
+
+from streamkeep.storage._errors import ItemRefused, OwnerFenced, StoreUnavailable
+from streamkeep.storage._store import Store
+from streamkeep.storage._types import Append, Ending, Generation, Owner, Tail
+from streamkeep.storage.rules.generations import Terminal
+from streamkeep.storage.rules.json_messages import encode_message
+
+logger = logging.getLogger(__name__)
+
+_MAX_RETRY_PAUSE_SECONDS = 0.5
+
+
+class Audience(Protocol):
+    """Told what became durable, in commit order for each stream. The calls must not block."""
+
+    def appended(self, stream_id: int, position: int, data: bytes) -> None:
+        """These bytes are committed at that position."""
+
+    def closed(self, stream_id: int, final_position: int) -> None:
+        """The stream is committed as closed."""
+
+
+class Recorder:
+    """One generation's way into its streams. `position` is the data stream's tail once all pending is committed."""
+
+    def __init__(self, writer: Writer, generation: Generation) -> None:
+        self.generation = generation
+        self.position = 0
+        self.pending_bytes = 0
+        self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._writer = writer
+        self._chunks: list[bytes] = []
+        self._terminal: Terminal | None = None
+
+    def __repr__(self) -> str:
+        return f"Recorder({self.generation.key}, position={self.position}, pending={self.pending_bytes})"
+
+    def append(self, data: bytes) -> None:
+        """Queue bytes for the data stream. Durable later; ask `is_full` before reading more from upstream."""
+        self._chunks.append(data)
+        size = len(data)
+        self.position += size
+        self.pending_bytes += size
+        self._writer._queue(self, size)
+
+    def end(self, terminal: Terminal) -> asyncio.Future[bool]:
+        """Queue the end, behind all data. The future tells whether this call ended the generation."""
+        if self._terminal is None and not self.ended.done():
+            self._terminal = terminal
+            self._writer._queue(self, 0)
+        return self.ended
+
+    @property
+    def is_full(self) -> bool:
+        return self.pending_bytes >= self._writer.stream_budget_bytes or self._writer.is_full
+
+    async def room(self) -> None:
+        """Return when there is room for more."""
+        while self.is_full and not self.ended.done():
+            await self._writer._next_commit()
+
+    def _take(self) -> _Item:
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks = []
+        terminal, self._terminal = self._terminal, None
+        return _Item(self, self.position - len(data), data, terminal)
+
+    def _settle(self, is_ended: bool) -> None:
+        if not self.ended.done():
+            self.ended.set_result(is_ended)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    recorder: Recorder
+    position: int
+    data: bytes
+    terminal: Terminal | None
+
+    @property
+    def end(self) -> int:
+        return self.position + len(self.data)
+
+    def has_landed(self, tail: Tail | None) -> bool:
+        """Whether a commit with this item happened, given the data stream's tail now."""
+        if tail is None:
+            return False
+        return tail.is_closed if self.terminal else tail.position >= self.end
+
+
+class Writer:
+    """Owns the commits of every generation that this process records.
+
+    `stream_budget_bytes` and `process_budget_bytes` bound what may be pending for one stream and for all;
+    `unavailable_since` is the monotonic instant since which the database has not answered, None when it does.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        audience: Audience,
+        *,
+        stream_budget_bytes: int = 256 * 1024,
+        process_budget_bytes: int = 64 * 1024 * 1024,
+        batch_bytes: int = 4 * 1024 * 1024,
+    ) -> None:
+        self.stream_budget_bytes = stream_budget_bytes
+        self.unavailable_since: float | None = None
+        self._store = store
+        self._audience = audience
+        self._process_budget_bytes = process_budget_bytes
+        self._batch_bytes = batch_bytes
+        self._pending_bytes = 0
+        self._dirty: dict[Recorder, None] = {}
+        self._work = asyncio.Event()
+        self._committed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Writer(pending={self._pending_bytes} bytes of {len(self._dirty)} streams)"
+
+    @property
+    def is_full(self) -> bool:
+        return self._pending_bytes >= self._process_budget_bytes
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes taken from upstream and not yet known to be durable."""
+        return self._pending_bytes
+
+    def recorder(self, generation: Generation) -> Recorder:
+        """The pen for a generation that this process claimed."""
+        return Recorder(self, generation)
+
+    async def run(self) -> None:
+        """Commit for as long as the process lives; cancelled when everything has ended."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._dirty:
+                batch = self._take()
+                owner = batch[0].recorder.generation.owner
+                await self._commit(owner, [item for item in batch if item.recorder.generation.owner == owner])
+
+    def _queue(self, recorder: Recorder, size: int) -> None:
+        self._pending_bytes += size
+        self._dirty[recorder] = None
+        self._work.set()
+
+    async def _next_commit(self) -> None:
+        await self._committed.wait()
+
+    def _take(self) -> list[_Item]:
+        """What is pending, of one owner and up to about `batch_bytes`, oldest first."""
+        batch: list[_Item] = []
+        size = 0
+        owner: Owner | None = None
+        for recorder in list(self._dirty):
+            if owner is not None and recorder.generation.owner != owner:
+                continue
+            owner = recorder.generation.owner
+            del self._dirty[recorder]
+            item = recorder._take()
+            batch.append(item)
+            size += len(item.data)
+            if size >= self._batch_bytes:
+                break
+        return batch
+
+    async def _commit(self, owner: Owner, batch: list[_Item]) -> None:
+        try:
+            ended = await self._until_stored(owner, batch)
+        except OwnerFenced:
+            self._done(batch)
+            for item in batch:
+                item.recorder._settle(False)
+        except ItemRefused as exc:
+            await self._commit_apart(owner, batch, exc)
+        else:
+            self._publish(batch, ended)
+            self._done(batch)
+
+    async def _commit_apart(self, owner: Owner, batch: list[_Item], exc: ItemRefused) -> None:
+        """One bad item must not fail its neighbours: halve until it stands alone."""
+        if len(batch) == 1:
+            logger.error("the store refused a write of generation %s: %s", batch[0].recorder.generation.id, exc)
+            self._done(batch)
+            batch[0].recorder._settle(False)
+            return
+        middle = len(batch) // 2
+        await self._commit(owner, batch[:middle])
+        await self._commit(owner, batch[middle:])
+
+    async def _until_stored(self, owner: Owner, batch: list[_Item]) -> frozenset[int]:
+        appends = [
+            Append(item.recorder.generation.data_stream, item.position, item.data) for item in batch if item.data
+        ]
+        endings = [
+            Ending(item.recorder.generation, item.terminal, item.end) for item in batch if item.terminal is not None
+        ]
+        is_unknown = False
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_random_exponential(multiplier=0.02, max=_MAX_RETRY_PAUSE_SECONDS),
+            reraise=True,
+        ):
+            with attempt:
+                try:
+                    if is_unknown and await self._has_landed(owner, batch):
+                        ended = frozenset(ending.generation.id for ending in endings)
+                    else:
+                        is_unknown = True
+                        ended = await self._store.commit(owner, appends, endings)
+                except StoreUnavailable:
+                    self.unavailable_since = self.unavailable_since or time.monotonic()
+                    raise
+                self.unavailable_since = None
+                return ended
+        raise AssertionError("unreachable: the policy never gives up")
+
+    async def _has_landed(self, owner: Owner, batch: list[_Item]) -> bool:
+        ids = [item.recorder.generation.data_stream for item in batch]
+        tails = await self._store.settle(owner, ids)
+        return any(item.has_landed(tails.get(item.recorder.generation.data_stream)) for item in batch)
+
+    def _publish(self, batch: Iterable[_Item], ended: frozenset[int]) -> None:
+        for item in batch:
+            generation = item.recorder.generation
+            if item.data:
+                self._audience.appended(generation.data_stream, item.position, item.data)
+            if item.terminal is None:
+                continue
+            is_ended = generation.id in ended
+            if is_ended:
+                event = encode_message(item.terminal.to_json())
+                self._audience.closed(generation.data_stream, item.end)
+                self._audience.appended(generation.control_stream, 0, event)
+                self._audience.closed(generation.control_stream, len(event))
+            item.recorder._settle(is_ended)
+
+    def _done(self, batch: Iterable[_Item]) -> None:
+        for item in batch:
+            item.recorder.pending_bytes -= len(item.data)
+            self._pending_bytes -= len(item.data)
+        # Wake everybody who waits for room, without a future for each.
+        self._committed.set()
+        self._committed = asyncio.Event()
