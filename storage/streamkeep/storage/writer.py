@@ -82,6 +82,15 @@ class Recorder:
         while self.is_full and not self.ended.done():
             await self._writer._next_commit()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end that was queued here is the generation's."""
+        return self.ended.done() and self.ended.result()
+
+    def abandon(self) -> None:
+        """Nothing more will come: whoever waits for an end that was never queued learns that there is none here."""
+        self._settle(False)
+
     def _take(self) -> _Item:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []

@@ -1,0 +1,124 @@
+"""The server's part of the `streamkeep` command: `serve`, `demo` and `vendor`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from streamkeep.proxy.settings import InvalidSetting, Settings
+from streamkeep.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
+
+_SERVE_EPILOG = """\
+Everything else is set by environment variables; the README lists them. With DATABASE_URL the proxy uses that
+Postgres, without it an embedded one whose data lie in STREAMKEEP_DATA_DIR.
+
+Ctrl-C or SIGTERM: stop taking new work, let running generations finish (STREAMKEEP_DRAIN_SECONDS), exit.
+"""
+
+
+def serve_command(argv: Sequence[str]) -> int:
+    """`streamkeep serve`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="streamkeep serve",
+        description="Run the proxy.",
+        epilog=_SERVE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", help="address to listen on (STREAMKEEP_HOST, 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (STREAMKEEP_PORT, 4000)")
+    parser.add_argument("--data-dir", type=Path, help="the embedded Postgres' data (STREAMKEEP_DATA_DIR, .streamkeep)")
+    chosen = parser.parse_args(argv)
+    try:
+        settings = Settings.from_env(os.environ)
+    except InvalidSetting as exc:
+        print(f"streamkeep: {exc}", file=sys.stderr)
+        return 2
+    overrides = {name: value for name, value in vars(chosen).items() if value is not None}
+    settings = replace(settings, **overrides)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _serve(settings)
+    except KeyboardInterrupt:
+        return 0
+    except (OSError, EmbeddedPostgresError) as exc:
+        print(f"streamkeep: {exc}", file=sys.stderr)
+        return 1
+
+
+def demo_command(argv: Sequence[str]) -> int:
+    """`streamkeep demo`; returns the exit code."""
+    from streamkeep.proxy.demo import run_demo
+
+    return run_demo(argv)
+
+
+def vendor_command(argv: Sequence[str]) -> int:
+    """`streamkeep vendor`; returns the exit code."""
+    from streamkeep.proxy.vendor import vendor_command as run_vendor
+
+    return run_vendor(list(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m streamkeep.proxy`: the server's subcommands alone."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"serve": serve_command, "demo": demo_command, "vendor": vendor_command}
+    if not arguments or arguments[0] not in commands:
+        print(f"usage: python -m streamkeep.proxy {{{','.join(commands)}}} …", file=sys.stderr)
+        return 2
+    return commands[arguments[0]](arguments[1:])
+
+
+def _serve(settings: Settings) -> int:
+    from streamkeep.proxy.app import create_app
+    from streamkeep.proxy.server import bind, serve
+
+    with ExitStack() as stack:
+        listener = stack.enter_context(bind(settings.host, settings.port))
+        where = "the database at DATABASE_URL"
+        if settings.database_url is None:
+            data_dir = settings.data_dir / "postgres"
+            where = f"an embedded Postgres in {data_dir}"
+            postgres = stack.enter_context(EmbeddedPostgres.start(data_dir, bin_dir=settings.postgres_bin))
+            settings = replace(settings, database_url=postgres.dsn)
+        host, port = listener.getsockname()[:2]
+        base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        return serve(create_app(settings=settings), listener, announce=lambda: _announce(base, where, settings))
+
+
+def _announce(base: str, where: str, settings: Settings) -> None:
+    lines = [
+        f"streamkeep is ready at {base}, on {where}.",
+        f"May call: {settings.allow.describe()}  (STREAMKEEP_ALLOW)",
+        "",
+        "Try it, with the demo vendor in another terminal (streamkeep vendor):",
+        f"  curl -X POST {base}/api/my-chat/1 -H 'X-Proxy-Url: http://127.0.0.1:4001/v1/chat/completions' \\",
+        "    -H 'Content-Type: application/json' \\",
+        '    -d \'{"model":"demo","stream":true,"messages":[{"role":"user","content":"Hello"}]}\'',
+        f"  curl -N '{base}/stream/data?sessionId=my-chat&requestId=1&offset=-1&live=sse'",
+        "",
+        f"API: {base}/docs   Stop: Ctrl-C",
+    ]
+    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        lines.insert(1, f"WARNING: listening on {settings.host}: everybody who can reach it may use it.")
+    print("\n".join(lines), flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Until the server handles signals itself, SIGTERM unwinds like Ctrl-C, so that Postgres is stopped."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""The application: builds the parts, owns them for its lifetime, and puts every route in its place."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, RedirectResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from streamkeep.proxy import openapi
+from streamkeep.proxy.asgi import Guarded
+from streamkeep.proxy.cors import Cors
+from streamkeep.proxy.errors import ApiError, Problem, problem_of
+from streamkeep.proxy.routes import operations, transport
+from streamkeep.proxy.routes.streams import StreamByIds, StreamByPath, Which
+from streamkeep.proxy.rules.wire import BadRequest
+from streamkeep.proxy.service import Service
+from streamkeep.proxy.settings import Settings
+from streamkeep.storage import Retention, Store, StoreError
+
+_CODES = {404: "not_found", 405: "method_not_allowed"}
+_FORESEEN: tuple[type[Exception], ...] = (ApiError, BadRequest, StoreError)
+
+
+def create_app(*, store: Store | None = None, settings: Settings | None = None) -> FastAPI:
+    """The proxy as an ASGI application, over any store; Postgres at `settings.database_url` when none is given.
+
+    The store is opened and closed with the application. `app.state.service` gives access to its parts.
+
+    Raises:
+        ValueError: neither a store nor a database URL.
+    """
+    settings = settings or Settings()
+    service = Service(store or _postgres(settings), settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.open():
+            yield
+
+    app = FastAPI(title="streamkeep", version=version("streamkeep"), lifespan=lifespan, redirect_slashes=False)
+    app.state.service = service
+    app.router.routes.extend(_raw_routes(service))
+    app.include_router(transport.router(service))
+    app.include_router(operations.router(service))
+    app.add_api_route("/", _welcome, include_in_schema=False)
+    app.add_middleware(Cors, origins=settings.origins)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    for foreseen in _FORESEEN:
+        app.add_exception_handler(foreseen, _problem_error)
+    app.openapi = lambda: _schema(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return app
+
+
+def _postgres(settings: Settings) -> Store:
+    from streamkeep.storage.postgres import PostgresStore
+
+    if settings.database_url is None:
+        raise ValueError("create_app needs a store, or settings with a database_url")
+    return PostgresStore(
+        settings.database_url,
+        direct_dsn=settings.direct_database_url,
+        retention=Retention(data_seconds=settings.retention_seconds),
+        pool_size=settings.database_pool_size,
+    )
+
+
+def _raw_routes(service: Service) -> list[Route]:
+    """Creation and reads pass FastAPI by: no request object, no validation, no response object per call."""
+    generation = "/v1/stream/generations/{session_id}/{request_id}"
+    every = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"]
+    return [
+        Route("/api/{session_id}/{request_id}", Guarded(transport.CreateGeneration(service)), methods=["POST"]),
+        *(Route(f"/stream/{which}", Guarded(StreamByIds(service, which)), methods=["GET", "HEAD"]) for which in Which),
+        *(Route(f"{generation}/{which}", Guarded(StreamByPath(service, which)), methods=every) for which in Which),
+    ]
+
+
+async def _welcome() -> RedirectResponse:
+    return RedirectResponse("/docs")
+
+
+def _schema(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        app.openapi_schema = openapi.complete(made)
+    return app.openapi_schema
+
+
+async def _http_error(request: Request, exc: Exception) -> JSONResponse:
+    """Starlette's own errors (no such route, wrong method) in our form."""
+    assert isinstance(exc, HTTPException)
+    headers = tuple((exc.headers or {}).items())
+    return _json(Problem(exc.status_code, _CODES.get(exc.status_code, "http_error"), str(exc.detail), headers))
+
+
+async def _validation_error(request: Request, exc: Exception) -> JSONResponse:
+    return _json(Problem(400, "invalid_parameter", "the request's parameters are not acceptable"))
+
+
+async def _problem_error(request: Request, exc: Exception) -> JSONResponse:
+    return _json(problem_of(exc) or Problem(500, "internal_error", "something failed here that should not have"))
+
+
+def _json(problem: Problem) -> JSONResponse:
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **dict(problem.headers)}
+    return JSONResponse(problem.body(), status_code=problem.status, headers=headers)

@@ -1,0 +1,92 @@
+"""The little that raw ASGI routes need: one-shot answers, error answers, and the guard around each route."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from streamkeep.proxy.errors import Problem, problem_of
+
+logger = logging.getLogger(__name__)
+
+Headers = Iterable[tuple[str, str]]
+
+_SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cross-origin-resource-policy", b"cross-origin"),
+)
+NO_STORE = ("Cache-Control", "no-store")
+# What streams hold came from elsewhere and is served from our origin: nothing in it may run.
+SANDBOX = ("Content-Security-Policy", "sandbox; default-src 'none'")
+
+
+def raw_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Headers as ASGI wants them, with those that stand on every answer."""
+    return [*((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers), *_SECURITY_HEADERS]
+
+
+async def answer(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """Send a whole answer; 204 and 304 carry no length."""
+    fields = list(headers)
+    if status not in (204, 304):
+        fields.append(("Content-Length", str(len(body))))
+    await send({"type": "http.response.start", "status": status, "headers": raw_headers(fields)})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer_json(send: Send, status: int, value: object, headers: Headers = ()) -> None:
+    body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    await answer(send, status, body, [("Content-Type", "application/json"), NO_STORE, *headers])
+
+
+async def answer_problem(send: Send, problem: Problem) -> None:
+    await answer_json(send, problem.status, problem.body(), problem.headers)
+
+
+class Guarded:
+    """An ASGI application whose exceptions become error answers; the unknown is 500, logged once, without detail."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def watched_send(message: dict[str, object]) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)  # type: ignore[arg-type]  # a MutableMapping of any message
+
+        try:
+            await self._app(scope, receive, watched_send)  # type: ignore[arg-type]  # as above
+        except Exception as exc:
+            problem = problem_of(exc)
+            if problem is None:
+                logger.exception("unexpected failure in %s", scope["path"])
+                problem = Problem(500, "internal_error", "something failed here that should not have")
+            if has_started:
+                raise
+            await answer_problem(send, problem)
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first value of a request header."""
+    for raw_name, raw_value in scope["headers"]:
+        if raw_name == name:
+            value: bytes = raw_value
+            return value.decode("latin-1")
+    return None
+
+
+def base_url(scope: Scope, public_url: str | None) -> str:
+    """The absolute base of the URLs that we hand out: as configured, else as the request came in."""
+    if public_url is not None:
+        return public_url
+    host = header(scope, b"host") or ""
+    if not host or not all(c.isalnum() or c in ".:-[]_" for c in host):
+        address, port = scope.get("server") or ("127.0.0.1", 80)
+        host = f"{address}:{port}"
+    return f"{scope['scheme']}://{host}{scope.get('root_path', '')}"

@@ -1,0 +1,115 @@
+"""CORS for every route, streams included: pure ASGI, nothing buffered (design, Interfaces)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from streamkeep.proxy.rules import wire
+
+_METHODS = "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"
+_REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "If-None-Match",
+    "Idempotency-Key",
+    "Streamkeep-Key",
+    "Streamkeep-On-Disconnect",
+    "Streamkeep-View",
+    wire.PROXY_URL,
+    wire.PROXY_METHOD,
+    wire.SESSION_ID,
+    wire.REQUEST_ID,
+    wire.RESUME_ACTIVE_GENERATION,
+    wire.REPLAY_FROM_START,
+    wire.ACTIVE_GENERATION_TTL,
+    wire.LAST_EVENT_ID,
+)
+# Browsers read `*` as a wildcard for requests without credentials; the list serves all others. It cannot name every
+# upstream's headers, so those that this answer carries are added to it.
+_EXPOSED = (
+    "Content-Type",
+    "ETag",
+    "Location",
+    "Retry-After",
+    wire.SESSION_ID,
+    wire.REQUEST_ID,
+    wire.NEXT_OFFSET,
+    wire.UP_TO_DATE,
+    wire.CLOSED,
+    wire.CURSOR,
+    wire.SSE_DATA_ENCODING,
+    wire.UPSTREAM_STATUS,
+    wire.UPSTREAM_CONTENT_ENCODING,
+    wire.REPLAYED,
+)
+_NEVER_EXPOSED = frozenset({b"vary", b"date", b"server", b"content-length", b"cache-control", b"set-cookie"})
+_MAX_AGE_SECONDS = 600
+
+
+class Cors:
+    """Answer preflights and add the headers; `origins` are exact origins, or `*` for any. No credentials."""
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._any_origin = "*" in origins
+        self._origins = frozenset(origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = dict(scope["headers"])
+        allowed = self._allowed(request.get(b"origin"))
+        if scope["method"] == "OPTIONS":
+            await self._preflight(request, allowed, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *self._headers(message["headers"], allowed)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
+
+    def _allowed(self, origin: bytes | None) -> bytes | None:
+        if self._any_origin:
+            return b"*"
+        if origin is not None and origin.decode("latin-1") in self._origins:
+            return origin
+        return None
+
+    def _headers(self, answered: list[tuple[bytes, bytes]], allowed: bytes | None) -> list[tuple[bytes, bytes]]:
+        vary = [] if self._any_origin else [(b"vary", b"Origin")]
+        if allowed is None:
+            return vary
+        known = {name.lower().encode() for name in _EXPOSED}
+        more = {name for name, _ in answered} - known - _NEVER_EXPOSED
+        exposed = b", ".join([b"*", *(name.encode() for name in _EXPOSED), *sorted(more)])
+        return [(b"access-control-allow-origin", allowed), (b"access-control-expose-headers", exposed), *vary]
+
+    async def _preflight(self, request: dict[bytes, bytes], allowed: bytes | None, send: Send) -> None:
+        headers = [(b"allow", _METHODS.encode()), (b"x-content-type-options", b"nosniff")]
+        if allowed is not None:
+            headers += [
+                (b"access-control-allow-origin", allowed),
+                (b"access-control-allow-methods", _METHODS.encode()),
+                (b"access-control-allow-headers", self._allow_headers(request)),
+                (b"access-control-max-age", str(_MAX_AGE_SECONDS).encode()),
+                (b"vary", b"Origin, Access-Control-Request-Headers"),
+            ]
+        await send({"type": "http.response.start", "status": 204, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    def _allow_headers(self, request: dict[bytes, bytes]) -> bytes:
+        """Our own, and those that the page asks for: an SDK's headers travel on to upstream."""
+        asked = request.get(b"access-control-request-headers", b"")[:4096]
+        names = [name.strip() for name in asked.split(b",")]
+        ours = {name.lower().encode() for name in _REQUEST_HEADERS}
+        more = [name for name in names if name and name.lower() not in ours and _is_token(name)]
+        return b", ".join([*(name.encode() for name in _REQUEST_HEADERS), *more])
+
+
+def _is_token(name: bytes) -> bool:
+    return all(c in b"!#$%&'*+-.^_`|~" or 48 <= c <= 57 or 65 <= c <= 90 or 97 <= c <= 122 for c in name)

@@ -1,0 +1,688 @@
+"""Generations: claim, call upstream, relay, end; join, cancel, recover, drain.
+
+A `Call` is a generation that this process records. Its task goes from the claim to the terminal event and belongs to
+nobody's connection: callers and joiners wait for `outcome`, the row as it stands once upstream's verdict is known.
+
+Whoever wants a call to end (a cancel, a clock, a drain, a database outage) names the reason with `stop`, which cancels the
+task; the task then closes the upstream socket first and queues the terminal event after it. Once `is_settled` is true the
+reason is fixed and a later stop does nothing. A call whose owner was fenced is abandoned: it closes upstream and writes
+nothing, since its end stands in the database already.
+
+A request is sent again only while it is certain that upstream has not got it (no connection could be made), or when
+upstream itself refused it with 429 or 503. Everything else leaves the outcome unknown, and the generation ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TypeVar, cast
+
+import httpx
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from streamkeep.proxy.errors import ApiError, gone, not_found, problem
+from streamkeep.proxy.readers import Readers
+from streamkeep.proxy.relay import End, Lost, Relay
+from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.rules.endings import EndingObserver
+from streamkeep.proxy.rules.headers import kept_headers
+from streamkeep.proxy.settings import Settings
+from streamkeep.proxy.upstream import AddressRefused, UpstreamTransport
+from streamkeep.storage import (
+    Claim,
+    Code,
+    FingerprintMismatch,
+    Generation,
+    GenerationEnded,
+    GenerationKey,
+    Owner,
+    OwnerFenced,
+    Refusal,
+    State,
+    Store,
+    StoreError,
+    StoreUnavailable,
+    UpstreamHead,
+)
+from streamkeep.storage.rules.leases import LeaseWatch
+from streamkeep.storage.writer import Recorder, Writer
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+HEARTBEAT_SECONDS = 3.0
+LEASE_SECONDS = 9.0
+RECOVERY_SCAN_SECONDS = 2.0
+CANCEL_WAIT_SECONDS = 2.0
+ACTIVE_AFTER_END = timedelta(hours=1)
+
+_MAX_SCAN_GAP_SECONDS = 6.0
+_CLOCK_SECONDS = 0.25
+_CANCEL_POLL_SECONDS = 1.0
+_VERDICT_POLL_SECONDS = 0.1
+_MERGE_SECONDS = 5.0
+_LAST_WRITES_SECONDS = 5.0
+_MAX_ERROR_BODY_BYTES = 64 * 1024
+_ERROR_BODY_SECONDS = 10.0
+_RETRYABLE_STATUSES = frozenset({429, 503})
+_BACK_OFF = wait_random_exponential(multiplier=0.2, max=5.0)
+# The status of a refusal that is ours to tell, not upstream's.
+NOT_UPSTREAMS = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """What to send upstream: end-to-end headers only, and whether a rule admits private addresses for this URL."""
+
+    method: str
+    url: str
+    headers: list[tuple[bytes, bytes]]
+    body: RequestBody
+    may_be_private: bool
+
+    def fingerprint(self) -> bytes:
+        """What makes two requests the same: method, URL and the body's digest (complete bodies only)."""
+        text = f"{self.method}\n{self.url}\n".encode()
+        return hashlib.sha256(text + self.body.digest).digest()
+
+
+class _Refused(Exception):
+    """Upstream said no, or was certainly never reached; the ids may be used again."""
+
+    def __init__(self, refusal: Refusal, *, retry_after: float | None = None) -> None:
+        super().__init__(refusal.head.status)
+        self.refusal = refusal
+        self.retry_after = retry_after
+
+
+class _Retryable(_Refused):
+    """A refusal after which the same request may be sent again."""
+
+
+class _Unknown(Exception):
+    """The request was sent and not answered."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end.code)
+        self.end = end
+
+
+class Call:
+    """One generation recorded here, from its claim to its end."""
+
+    def __init__(self, generation: Generation, recorder: Recorder) -> None:
+        self.generation = generation
+        self.recorder = recorder
+        self.relay: Relay | None = None
+        self.started_at = time.monotonic()
+        self.head_deadline: float | None = None
+        self.outcome: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
+        self.stop_code: Code | None = None
+        self.is_settled = False
+        self.is_abandoned = False
+        self.task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"Call({self.generation.key}, {self.recorder!r}, stop={self.stop_code})"
+
+    def stop(self, code: Code) -> None:
+        """End the generation for this reason, unless its end is settled already."""
+        if not self.is_settled and self.stop_code is None and self.task is not None:
+            self.stop_code = code
+            self.task.cancel()
+
+    def abandon(self) -> None:
+        """Close upstream and write nothing more: the generation has ended elsewhere."""
+        if not self.is_abandoned and self.task is not None:
+            self.is_abandoned = True
+            if not self.is_settled and self.stop_code is None:
+                self.task.cancel()
+
+    def overdue(self, now: float, *, idle_seconds: float, total_seconds: float) -> Code | None:
+        """Which clock has run out, if any. Only waiting for upstream counts against it."""
+        relay = self.relay
+        paused_seconds = 0.0 if relay is None else relay.paused_seconds
+        if now - self.started_at - paused_seconds > total_seconds:
+            return Code.TIMED_OUT
+        if self.head_deadline is not None and now > self.head_deadline:
+            return Code.TIMED_OUT
+        if relay is not None and relay.waiting_since is not None and now - relay.waiting_since > idle_seconds:
+            return Code.STALLED
+        return None
+
+    @property
+    def duration_ms(self) -> int:
+        return int((time.monotonic() - self.started_at) * 1000)
+
+
+class Generations:
+    """All generations as seen from this process. `open` before use; `run` does the background work."""
+
+    def __init__(self, store: Store, writer: Writer, readers: Readers, settings: Settings) -> None:
+        self.is_draining = False
+        self._store = store
+        self._writer = writer
+        self._readers = readers
+        self._settings = settings
+        self._calls: dict[int, Call] = {}
+        self._owner: Owner | None = None
+        self._client = httpx.AsyncClient(
+            transport=UpstreamTransport(),
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    def __repr__(self) -> str:
+        return f"Generations(calls={len(self._calls)}, owner={self._owner})"
+
+    async def open(self) -> None:
+        """Begin this process's lease."""
+        self._owner = await self._store.register_owner()
+
+    async def close(self) -> None:
+        """End what still runs, give the lease back, close upstream connections."""
+        await self._stop_all(Code.SHUTDOWN)
+        await self._client.aclose()
+        if self._owner is not None:
+            with suppress(StoreError):
+                await self._store.release(self._owner)
+
+    async def run(self) -> None:
+        """Hold the lease, watch the clocks and other owners, hear cancels, keep the store tidy."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_every(HEARTBEAT_SECONDS, self._renew))
+            tasks.create_task(self._recover_for_ever())
+            tasks.create_task(_every(_CLOCK_SECONDS, self._check_clocks))
+            tasks.create_task(_every(_CANCEL_POLL_SECONDS, self._poll_cancels))
+            tasks.create_task(_every(_MERGE_SECONDS, self._tidy))
+
+    @property
+    def running(self) -> int:
+        """How many generations this process records now."""
+        return len(self._calls)
+
+    # What routes ask for
+
+    async def create(self, key: GenerationKey, request: UpstreamRequest) -> tuple[Generation, bool]:
+        """Call upstream, or join whoever did: the row once upstream's verdict is known, and whether it was a replay.
+
+        Raises:
+            FingerprintMismatch: the ids belong to another request.
+            ApiError: draining, gone, or a body that is too large.
+            CallerLeft: the request's body was cut short.
+            StoreUnavailable: nothing was sent.
+        """
+        if self.is_draining:
+            raise problem(503, "draining", "this process is stopping; try again", retry_after=1)
+        claim = await self._claim(key, request)
+        if not claim.is_new:
+            return await self._join(claim.generation, request), True
+        call = self._begin(claim.generation, request)
+        if request.body.content is not None:
+            return await asyncio.shield(call.outcome), False
+        # A body that passes through comes from this caller's connection: without it there is nothing to go on with.
+        try:
+            return await asyncio.shield(call.outcome), False
+        except asyncio.CancelledError:
+            call.stop(Code.UPSTREAM_FAILED)
+            raise
+
+    async def find(self, key: GenerationKey) -> Generation:
+        """A generation that can be read, or could.
+
+        Raises:
+            ApiError: 404 when there is none or upstream refused it, 410 when its data are gone.
+        """
+        row = await self._store.generation(key)
+        if row is None or (row.state is State.REFUSED and not row.is_swept):
+            raise not_found()
+        if row.is_swept:
+            raise gone()
+        return row
+
+    async def verdict(self, row: Generation, *, within_seconds: float) -> Generation:
+        """The row once upstream's verdict is known, or as it is when the time is over."""
+        deadline = time.monotonic() + within_seconds
+        call = self._calls.get(row.id)
+        if call is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within_seconds):
+                    return await asyncio.shield(call.outcome)
+            return row
+        epoch = row.epoch
+        while row.state is State.CREATING and row.epoch == epoch and time.monotonic() < deadline:
+            await asyncio.sleep(_VERDICT_POLL_SECONDS)
+            row = await self._store.generation(row.key) or row
+        return row
+
+    async def active(self, tenant: str, session_id: str) -> list[Generation]:
+        """A session's generations, newest first: those that run and those that ended within the hour."""
+        rows = await self._store.session_generations(
+            tenant, session_id, ended_after=datetime.now(UTC) - ACTIVE_AFTER_END
+        )
+        return [row for row in rows if not row.is_swept]
+
+    async def resumable(self, key: GenerationKey) -> Generation | None:
+        """The generation under these ids if it runs, else the session's newest that does."""
+        rows = [row for row in await self.active(key.tenant, key.session_id) if row.state.is_live]
+        return next((row for row in rows if row.key == key), rows[0] if rows else None)
+
+    async def cancel(self, key: GenerationKey) -> str:
+        """Stop a generation, wherever it is recorded; wait a little for its socket to be closed.
+
+        Returns its state: `cancelled`, `done`, `error`, or `cancelling` when the end is not written yet.
+
+        Raises:
+            ApiError: 404, 410.
+        """
+        call = next((call for call in self._calls.values() if call.generation.key == key), None)
+        if call is not None:
+            call.stop(Code.CANCELLED)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CANCEL_WAIT_SECONDS):
+                    await asyncio.shield(call.recorder.ended)
+                    return (await self.find(key)).state
+            return "cancelling"
+        row = await self.find(key)
+        if row.state.is_live:
+            row = await self._store.request_cancel(key) or row
+        deadline = time.monotonic() + CANCEL_WAIT_SECONDS
+        while row.state.is_live and time.monotonic() < deadline:
+            await asyncio.sleep(_VERDICT_POLL_SECONDS)
+            row = await self.find(key)
+        return "cancelling" if row.state.is_live else row.state
+
+    # Listener of the store (streams go to the readers)
+
+    def cancel_requested(self, generation_ids: Collection[int]) -> None:
+        for generation_id in generation_ids:
+            call = self._calls.get(generation_id)
+            if call is not None:
+                call.stop(Code.CANCELLED)
+
+    # Draining
+
+    async def drain(self) -> None:
+        """Take nothing new, let what runs finish until the deadline, then end the rest with `shutdown`."""
+        self.is_draining = True
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while self._calls and (left := deadline - time.monotonic()) > 0:
+            tasks = [call.task for call in self._calls.values() if call.task is not None]
+            await asyncio.wait(tasks, timeout=left)
+        await self._stop_all(Code.SHUTDOWN)
+
+    async def _stop_all(self, code: Code) -> None:
+        self.is_draining = True
+        for call in list(self._calls.values()):
+            call.stop(code)
+        tasks = [call.task for call in self._calls.values() if call.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_WRITES_SECONDS)
+        for task in tasks:
+            task.cancel()
+
+    # Claiming and joining
+
+    async def _claim(self, key: GenerationKey, request: UpstreamRequest) -> Claim:
+        """Claim the ids. A body that passes through is read to its end first when the ids turn out to be taken."""
+        body = request.body
+        if not body.is_complete:
+            found = await self._store.generation(key)
+            if found is not None and found.state is not State.REFUSED:
+                await body.drain()
+        fingerprint = request.fingerprint() if body.is_complete else None
+        owner = await self._current_owner()
+        try:
+            claim = await self._store.claim(owner, key, fingerprint)
+        except OwnerFenced:
+            await self._fenced(owner)
+            claim = await self._store.claim(await self._current_owner(), key, fingerprint)
+        if claim.generation.is_swept:
+            raise gone()
+        if not claim.is_new and not body.is_complete:
+            await body.drain()
+        return claim
+
+    async def _join(self, row: Generation, request: UpstreamRequest) -> Generation:
+        """Wait for the verdict of a call that somebody else makes, here or in another process."""
+        deadline = time.monotonic() + self._settings.first_byte_seconds + self._settings.retry_seconds
+        while row.state is State.CREATING:
+            if time.monotonic() > deadline:
+                raise problem(504, "timed_out", "the call under these ids is still waiting for upstream", retry_after=5)
+            row = await self.verdict(row, within_seconds=self._settings.long_poll_seconds)
+        if row.fingerprint is not None and row.fingerprint != request.fingerprint():
+            raise FingerprintMismatch(str(row.key))
+        return row
+
+    def _begin(self, generation: Generation, request: UpstreamRequest) -> Call:
+        call = Call(generation, self._writer.recorder(generation))
+        self._calls[generation.id] = call
+        self._readers.recorded_here((generation.data_stream, generation.control_stream))
+        call.task = asyncio.create_task(self._record(call, request), name=f"generation {generation.id}")
+        return call
+
+    # Recording
+
+    async def _record(self, call: Call, request: UpstreamRequest) -> None:
+        """The life of a call: upstream, relay, end. Leaves nothing open and nobody waiting."""
+        try:
+            end = await self._upstream(call, request)
+            if end is not None:
+                await self._end(call, end)
+        except (Lost, OwnerFenced, GenerationEnded):
+            logger.warning("generation %s was ended by another process", call.generation.id)
+        except _Refused as refused:
+            await self._refuse(call, request, refused.refusal)
+        finally:
+            await self._forget(call)
+
+    async def _upstream(self, call: Call, request: UpstreamRequest) -> End | None:
+        """Everything between the claim and the end: how it ended, or None when the call was abandoned."""
+        try:
+            response = await self._open(call, request)
+            try:
+                call.relay = await self._accept(call, request, response)
+                return await call.relay.run(_body_of(response))
+            finally:
+                await response.aclose()
+        except _Unknown as unknown:
+            return unknown.end
+        except StoreUnavailable:
+            return End(Code.STORAGE_UNAVAILABLE)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or (call.stop_code is None and not call.is_abandoned):
+                raise
+            task.uncancel()
+            return None if call.stop_code is None else End(call.stop_code)
+        finally:
+            call.is_settled = True
+
+    async def _end(self, call: Call, end: End) -> None:
+        """Write the terminal event, behind all data; kept and tried until it is stored or this owner is fenced."""
+        relay = call.relay or Relay(call.recorder, None, max_bytes=0)
+        terminal = relay.terminal(end, duration_ms=call.duration_ms)
+        ended = call.recorder.end(terminal)
+        row = replace(
+            call.generation, state=end.code.state, code=end.code, message=end.detail, ended_at=datetime.now(UTC)
+        )
+        if end.code is Code.STORAGE_UNAVAILABLE:
+            _answer(call, row)
+        if await ended:
+            _answer(call, row)
+            logger.info("generation %s: %s, %d bytes", row.id, end.code, relay.size_bytes)
+
+    async def _refuse(self, call: Call, request: UpstreamRequest, refusal: Refusal) -> None:
+        generation = call.generation
+        row = replace(generation, state=State.REFUSED, refusal=refusal, fingerprint=request.fingerprint())
+        try:
+            await self._store.refuse(generation, refusal, request.fingerprint())
+        except StoreUnavailable:
+            _answer(call, row)
+            await self._persist(
+                lambda: self._store.refuse(generation, refusal, request.fingerprint()), State.REFUSED, generation
+            )
+        except (OwnerFenced, GenerationEnded):
+            return
+        _answer(call, row)
+        self._readers.drop((generation.data_stream, generation.control_stream))
+
+    async def _forget(self, call: Call) -> None:
+        """Whatever happened, nobody may go on waiting for this call."""
+        generation = call.generation
+        if self._calls.get(generation.id) is call:
+            del self._calls[generation.id]
+        if not call.recorder.has_ended:
+            call.recorder.abandon()
+            self._readers.recorded_elsewhere((generation.data_stream, generation.control_stream))
+        if call.outcome.done():
+            return
+        try:
+            row = await self._store.generation(generation.key)
+            _answer(call, row or generation)
+        except StoreError:
+            call.outcome.set_exception(StoreUnavailable("the generation's end is not known"))
+            call.outcome.exception()
+
+    # Upstream
+
+    async def _open(self, call: Call, request: UpstreamRequest) -> httpx.Response:
+        """Upstream's acceptance. Raises: _Refused, _Unknown."""
+        attempts = 1 + (self._settings.upstream_retries if request.body.content is not None else 0)
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(_Retryable),
+            stop=stop_after_attempt(attempts) | stop_before_delay(self._settings.retry_seconds),
+            wait=_retry_pause,
+            reraise=True,
+        ):
+            with attempt:
+                return await self._send(call, request)
+        raise AssertionError("unreachable: the policy raises the last refusal")
+
+    async def _send(self, call: Call, request: UpstreamRequest) -> httpx.Response:
+        first_byte_seconds = self._settings.first_byte_seconds
+        call.head_deadline = time.monotonic() + self._settings.connect_seconds + first_byte_seconds
+
+        async def upload() -> AsyncIterator[bytes]:
+            async for data in request.body.stream():
+                call.head_deadline = time.monotonic() + first_byte_seconds
+                yield data
+
+        content = request.body.content if request.body.content is not None else upload()
+        timeout = httpx.Timeout(None, connect=self._settings.connect_seconds)
+        sent = httpx.Request(
+            request.method,
+            request.url,
+            headers=request.headers,
+            content=content,
+            extensions={"timeout": timeout.as_dict(), "streamkeep.private": request.may_be_private},
+        )
+        try:
+            response = await self._client.send(sent, stream=True)
+            if 200 <= response.status_code < 300:
+                return response
+            try:
+                raise await self._refusal_of(response)
+            finally:
+                await response.aclose()
+        except AddressRefused as exc:
+            raise _Refused(our_refusal(403, "upstream_not_allowed", str(exc))) from exc
+        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+            raise _Retryable(our_refusal(502, "upstream_unreachable", f"no connection to upstream: {exc}")) from exc
+        except httpx.TimeoutException as exc:
+            raise _Unknown(End(Code.TIMED_OUT)) from exc
+        except httpx.TransportError as exc:
+            raise _Unknown(End(Code.UPSTREAM_FAILED, f"upstream did not answer: {exc}")) from exc
+        except CallerLeft as exc:
+            raise _Unknown(End(Code.UPSTREAM_FAILED, "the caller's request body was cut short")) from exc
+        except ApiError as exc:
+            raise _Unknown(End(Code.UPSTREAM_FAILED, exc.problem.message)) from exc
+        finally:
+            call.head_deadline = None
+
+    async def _refusal_of(self, response: httpx.Response) -> _Refused:
+        """Upstream's error, its body cut at 64 KiB and at ten seconds."""
+        status = response.status_code
+        if 300 <= status < 400:
+            return _Refused(our_refusal(502, "redirect_refused", f"upstream answered {status}; redirects are refused"))
+        body = bytearray()
+        with suppress(TimeoutError, httpx.TransportError):
+            async with asyncio.timeout(_ERROR_BODY_SECONDS), aclosing(_body_of(response)) as chunks:
+                async for data in chunks:
+                    body += data
+                    if len(body) >= _MAX_ERROR_BODY_BYTES:
+                        break
+        refusal = Refusal(_head_of(response), bytes(body[:_MAX_ERROR_BODY_BYTES]))
+        if status in _RETRYABLE_STATUSES:
+            return _Retryable(refusal, retry_after=retry_after_seconds(response.headers.get("retry-after")))
+        return _Refused(refusal)
+
+    async def _accept(self, call: Call, request: UpstreamRequest, response: httpx.Response) -> Relay:
+        """Record upstream's acceptance before anybody hears of it."""
+        head = _head_of(response)
+        generation = call.generation
+        fingerprint = request.fingerprint()
+        row = await self._persist(lambda: self._store.start(generation, head, fingerprint), State.RUNNING, generation)
+        call.generation = replace(generation, state=State.RUNNING, head=head, fingerprint=fingerprint)
+        observer = None
+        if self._settings.observe_endings:
+            observer = EndingObserver(head.content_type, head.content_encoding)
+        _answer(call, row or call.generation)
+        return Relay(call.recorder, observer, max_bytes=self._settings.max_response_bytes)
+
+    async def _persist(self, write: Callable[[], Awaitable[_T]], target: State, generation: Generation) -> _T | None:
+        """Write a verdict while the database comes and goes. A write that broke off may have been done: then the row
+        is in its target state already.
+
+        Raises:
+            StoreUnavailable: it stayed away for longer than it may.
+            OwnerFenced, GenerationEnded: the generation is not ours any more.
+        """
+        is_unknown = False
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            stop=stop_after_delay(self._settings.storage_outage_seconds),
+            reraise=True,
+        ):
+            with attempt:
+                try:
+                    return await write()
+                except StoreUnavailable:
+                    is_unknown = True
+                    raise
+                except GenerationEnded:
+                    if not is_unknown:
+                        raise
+                    row = await self._store.generation(generation.key)
+                    if row is None or row.epoch != generation.epoch or row.state is not target:
+                        raise
+                    return None
+        raise AssertionError("unreachable: the policy raises the last failure")
+
+    # Background work
+
+    async def _current_owner(self) -> Owner:
+        if self._owner is None:
+            self._owner = await self._store.register_owner()
+        return self._owner
+
+    async def _renew(self) -> None:
+        owner = await self._current_owner()
+        try:
+            await self._store.renew(owner)
+        except OwnerFenced:
+            await self._fenced(owner)
+
+    async def _fenced(self, owner: Owner) -> None:
+        """Another process took us for dead and ended our generations: stop them here, and begin a new lease."""
+        if self._owner == owner:
+            logger.warning("this process was taken for dead; its generations were ended elsewhere")
+            self._owner = None
+        for call in list(self._calls.values()):
+            if call.generation.owner == owner:
+                call.abandon()
+
+    async def _recover_for_ever(self) -> None:
+        watch = LeaseWatch(lease_seconds=LEASE_SECONDS, max_gap_seconds=_MAX_SCAN_GAP_SECONDS)
+        while True:
+            try:
+                leases = [lease for lease in await self._store.leases() if lease.owner != self._owner]
+                for lease in watch.scan(leases, now=time.monotonic()):
+                    ended = await self._store.recover(lease)
+                    logger.warning("recovered %d generations of a dead process", ended)
+            except StoreError:
+                watch.lost_contact()
+            await asyncio.sleep(RECOVERY_SCAN_SECONDS)
+
+    async def _check_clocks(self) -> None:
+        now = time.monotonic()
+        away_since = self._writer.unavailable_since
+        is_away = away_since is not None and now - away_since > self._settings.storage_outage_seconds
+        for call in list(self._calls.values()):
+            code = call.overdue(
+                now, idle_seconds=self._settings.idle_seconds, total_seconds=self._settings.total_seconds
+            )
+            if is_away and call.relay is not None:
+                code = Code.STORAGE_UNAVAILABLE
+            if code is not None:
+                call.stop(code)
+
+    async def _poll_cancels(self) -> None:
+        if self._calls and self._owner is not None:
+            self.cancel_requested(await self._store.cancel_requests(self._owner))
+
+    async def _tidy(self) -> None:
+        while await self._store.merge():
+            pass
+        while await self._store.sweep():
+            pass
+
+
+def our_refusal(status: int, code: str, message: str) -> Refusal:
+    """A refusal that is ours to tell: upstream has no part in the answer, and the ids may be used again."""
+    body = json.dumps({"status": status, "error": code, "message": message}).encode()
+    return Refusal(UpstreamHead(NOT_UPSTREAMS, "application/json"), body)
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """`Retry-After` in seconds; dates and nonsense count as absent."""
+    if value is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", value.strip()):
+        return None
+    return float(value)
+
+
+def _retry_pause(state: RetryCallState) -> float:
+    exc = state.outcome.exception() if state.outcome is not None else None
+    retry_after = exc.retry_after if isinstance(exc, _Refused) else None
+    return max(retry_after or 0.0, float(_BACK_OFF(state)))
+
+
+def _head_of(response: httpx.Response) -> UpstreamHead:
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    return UpstreamHead(
+        status=response.status_code,
+        content_type=response.headers.get("content-type"),
+        content_encoding=encoding if encoding not in ("", "identity") else None,
+        headers=kept_headers(response.headers.raw),
+    )
+
+
+def _body_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    # It is declared as an iterator, and is a generator that somebody has to close.
+    return cast("AsyncGenerator[bytes, None]", response.aiter_raw())
+
+
+def _answer(call: Call, row: Generation) -> None:
+    if not call.outcome.done():
+        call.outcome.set_result(row)
+
+
+async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
+    """Do something at a pace; a database that is away is no reason to stop."""
+    while True:
+        try:
+            await action()
+        except StoreError as exc:
+            logger.warning("%s failed: %s", getattr(action, "__name__", action), type(exc).__name__)
+        await asyncio.sleep(seconds)

@@ -1,0 +1,305 @@
+"""Readers: committed bytes, encoded once for each encoding, handed to everybody who waits for them.
+
+A `Feed` exists for each stream that somebody here reads live. It keeps the newest pieces for a while, keyed by where
+they start. A reader takes a piece from memory only if the piece starts exactly where the reader stands; in every other
+case it reads the log. So a lost, late or doubled wake-up costs a query and never a byte, and a slow reader holds no
+memory: it falls behind the feed and catches up from the log.
+
+Streams recorded by this process are fed by its writer. For all others one refresh, woken by the store's listener and by
+a slow poll, reads the log once for the whole process.
+
+A reader subscribes first, then reads, then waits. There is no await between looking at the feed and starting to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+
+from streamkeep.proxy.rules import sse
+from streamkeep.proxy.rules.sse import Encoding
+from streamkeep.storage import Store, StoreError, Tail
+from streamkeep.storage.rules.offsets import format_offset
+
+logger = logging.getLogger(__name__)
+
+_RETAINED_BYTES = 16 * 1024
+_READ_BYTES = 256 * 1024
+_POLL_SECONDS = 1.0
+_TICK_SECONDS = 1.0
+
+
+class Piece:
+    """Committed bytes from `start` to `end`, with the frames that readers of each encoding share."""
+
+    __slots__ = ("_frames", "data", "end", "start")
+
+    def __init__(self, start: int, data: bytes) -> None:
+        self.start = start
+        self.end = start + len(data)
+        self.data = data
+        self._frames: dict[tuple[Encoding, bytes], tuple[bytes, bytes]] = {}
+
+    def frame(self, encoding: Encoding, held: bytes) -> tuple[bytes, bytes]:
+        """The `data` event for readers that hold back `held` before this piece, and what they hold back after it.
+
+        An empty frame: everything is held back.
+        """
+        key = (encoding, held)
+        found = self._frames.get(key)
+        if found is None:
+            found = self._frames[key] = self._encode(encoding, held)
+        return found
+
+    def _encode(self, encoding: Encoding, held: bytes) -> tuple[bytes, bytes]:
+        if encoding is Encoding.BASE64:
+            return sse.data_frame(sse.base64_payload(self.data), format_offset(self.end)), b""
+        if encoding is Encoding.JSON:
+            return sse.data_frame(sse.json_payload(self.data), format_offset(self.end)), b""
+        text, rest = sse.split_text(held + self.data)
+        return (sse.data_frame(text, format_offset(self.end - len(rest))) if text else b""), rest
+
+
+class Feed:
+    """What this process knows of one stream that is read live here. `tail` is None until somebody looked; `is_gone` when
+    the store no longer has it."""
+
+    def __init__(self, stream_id: int) -> None:
+        self.stream_id = stream_id
+        self.tail: Tail | None = None
+        self.is_gone = False
+        self.readers: set[Reader] = set()
+        self._pieces: dict[int, Piece] = {}
+        self._order: deque[Piece] = deque()
+        self._size_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"Feed({self.stream_id}, {self.tail}, readers={len(self.readers)})"
+
+    def piece_at(self, position: int) -> Piece | None:
+        return self._pieces.get(position)
+
+    def add(self, piece: Piece) -> None:
+        self._pieces[piece.start] = piece
+        self._order.append(piece)
+        self._size_bytes += len(piece.data)
+        while self._size_bytes > _RETAINED_BYTES and len(self._order) > 1:
+            oldest = self._order.popleft()
+            self._size_bytes -= len(oldest.data)
+            if self._pieces.get(oldest.start) is oldest:
+                del self._pieces[oldest.start]
+        self.see(Tail(piece.end, False))
+
+    def see(self, tail: Tail) -> None:
+        """Learn of a tail; it never goes back. Wakes the readers if it is news."""
+        known = self.tail
+        if known is not None:
+            tail = Tail(max(known.position, tail.position), known.is_closed or tail.is_closed)
+            if tail == known:
+                return
+        self.tail = tail
+        self.wake()
+
+    def wake(self) -> None:
+        for reader in self.readers:
+            reader.wake()
+
+
+class Reader:
+    """One connected reader: where it stands, and how it waits. `sending_since` is set while the peer takes no bytes."""
+
+    __slots__ = ("_waiter", "feed", "is_gone", "position", "sending_since", "stop", "wake_at")
+
+    def __init__(self, feed: Feed, position: int, stop: Callable[[], None]) -> None:
+        self.feed = feed
+        self.position = position
+        self.is_gone = False
+        self.sending_since: float | None = None
+        self.wake_at = float("inf")
+        self.stop = stop
+        self._waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def leave(self) -> None:
+        """The peer is gone: end the wait."""
+        self.is_gone = True
+        self.wake()
+
+    async def wait(self, until: float) -> None:
+        """Wait for news of the stream, for `leave`, or for a monotonic instant (checked once a second)."""
+        self.wake_at = until
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self.wake_at = float("inf")
+
+
+class Readers:
+    """Every live reader of this process, and the feeds that they share. An audience of the writer and a listener of
+    the store; `run` does the shared waiting.
+
+    `stall_seconds`: a peer that takes no byte for so long is cut off, without an end mark.
+    """
+
+    def __init__(self, store: Store, *, stall_seconds: float = 30.0) -> None:
+        self._store = store
+        self._stall_seconds = stall_seconds
+        self._feeds: dict[int, Feed] = {}
+        self._recorded_here: set[int] = set()
+        self._stale: set[int] = set()
+        self._refresh = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Readers({self.count} of {len(self._feeds)} streams)"
+
+    @property
+    def count(self) -> int:
+        return sum(len(feed.readers) for feed in self._feeds.values())
+
+    @contextmanager
+    def reader(self, stream_id: int, position: int, stop: Callable[[], None]) -> Iterator[Reader]:
+        """Subscribe at a position. `stop` cuts the connection of a peer that takes no bytes."""
+        feed = self._feeds.get(stream_id)
+        if feed is None:
+            feed = self._feeds[stream_id] = Feed(stream_id)
+        reader = Reader(feed, position, stop)
+        feed.readers.add(reader)
+        try:
+            yield reader
+        finally:
+            feed.readers.discard(reader)
+            if not feed.readers and self._feeds.get(stream_id) is feed:
+                del self._feeds[stream_id]
+
+    async def pieces(self, reader: Reader) -> list[Piece]:
+        """Everything at hand from the reader's position on, from memory or else one read of the log; [] at the tail.
+
+        Raises:
+            StreamNotFound, StoreUnavailable: from the store.
+        """
+        feed = reader.feed
+        found: list[Piece] = []
+        position, size = reader.position, 0
+        while (piece := feed.piece_at(position)) is not None and size < _READ_BYTES:
+            found.append(piece)
+            position = piece.end
+            size += len(piece.data)
+        if not found and (feed.tail is None or feed.tail.position > position):
+            read = await self._store.read(feed.stream_id, position, _READ_BYTES)
+            feed.see(read.tail)
+            if read.data:
+                found.append(Piece(position, read.data))
+                position = read.end
+        reader.position = position
+        return found
+
+    def recorded_here(self, stream_ids: Collection[int]) -> None:
+        """The writer of this process feeds these streams from now on; the slow poll may leave them out."""
+        self._recorded_here.update(stream_ids)
+
+    def recorded_elsewhere(self, stream_ids: Collection[int]) -> None:
+        self._recorded_here.difference_update(stream_ids)
+        self.streams_changed(stream_ids)
+
+    def drop(self, stream_ids: Collection[int]) -> None:
+        """There is nothing to read in these streams: end those who wait for it."""
+        for stream_id in stream_ids:
+            feed = self._feeds.get(stream_id)
+            if feed is not None:
+                feed.is_gone = True
+                feed.wake()
+
+    def rotate(self) -> None:
+        """Tell live readers to reconnect: those that are here now, and not those that come later."""
+        for feed in self._feeds.values():
+            for reader in feed.readers:
+                reader.leave()
+
+    # Audience of the writer
+
+    def appended(self, stream_id: int, position: int, data: bytes) -> None:
+        feed = self._feeds.get(stream_id)
+        if feed is not None:
+            feed.add(Piece(position, data))
+
+    def closed(self, stream_id: int, final_position: int) -> None:
+        self._recorded_here.discard(stream_id)
+        feed = self._feeds.get(stream_id)
+        if feed is not None:
+            feed.see(Tail(final_position, True))
+
+    # Listener of the store
+
+    def streams_changed(self, stream_ids: Collection[int] | None) -> None:
+        changed = self._feeds.keys() if stream_ids is None else self._feeds.keys() & set(stream_ids)
+        if changed:
+            self._stale.update(changed)
+            self._refresh.set()
+
+    # Background work
+
+    async def run(self) -> None:
+        """Refresh what other processes feed, wake readers whose time has come, cut those that stall."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._refresh_for_ever())
+            tasks.create_task(self._tick_for_ever())
+
+    async def _refresh_for_ever(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._refresh.wait()
+            except TimeoutError:
+                self._stale.update(self._feeds.keys() - self._recorded_here)
+            self._refresh.clear()
+            stale, self._stale = self._stale & self._feeds.keys(), set()
+            if not stale:
+                continue
+            try:
+                await self._refresh_feeds(stale)
+            except StoreError as exc:
+                logger.warning("live streams could not be refreshed: %s", type(exc).__name__)
+
+    async def _refresh_feeds(self, stream_ids: Collection[int]) -> None:
+        tails = await self._store.tails(stream_ids)
+        for stream_id in stream_ids:
+            feed = self._feeds.get(stream_id)
+            if feed is None:
+                continue
+            tail = tails.get(stream_id)
+            if tail is None:
+                feed.is_gone = True
+                feed.wake()
+                continue
+            if feed.tail is not None and stream_id not in self._recorded_here:
+                await self._read_on(feed, feed.tail.position, tail)
+            feed.see(tail)
+
+    async def _read_on(self, feed: Feed, position: int, tail: Tail) -> None:
+        """One read for all readers at the tail. More than one read's worth they take from the log themselves."""
+        if tail.position <= position:
+            return
+        read = await self._store.read(feed.stream_id, position, _READ_BYTES)
+        if read.data and feed.tail is not None and feed.tail.position == position:
+            feed.add(Piece(position, read.data))
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_SECONDS)
+            now = time.monotonic()
+            for feed in list(self._feeds.values()):
+                for reader in list(feed.readers):
+                    if reader.wake_at <= now:
+                        reader.wake()
+                    elif reader.sending_since is not None and now - reader.sending_since > self._stall_seconds:
+                        reader.stop()

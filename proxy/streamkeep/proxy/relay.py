@@ -1,0 +1,125 @@
+"""The relay: one accepted response's body, from the upstream socket into its data stream.
+
+It looks at nothing and changes nothing. An `EndingObserver` watches from the side and only labels the end. When the
+recorder is full the relay stops reading, and upstream's clocks stop with it: a pause of ours is never upstream's fault.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import httpx
+
+from streamkeep.proxy.rules.endings import EndingObserver, Observation
+from streamkeep.storage import Code, Terminal, Usage
+from streamkeep.storage.rules.offsets import format_offset
+from streamkeep.storage.writer import Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a call ended, and what is worth saying about it."""
+
+    code: Code
+    detail: str | None = None
+
+
+class Lost(Exception):
+    """The generation is not ours any more: another process has ended it."""
+
+
+class Relay:
+    """Moves one body. `waiting_since` is the monotonic instant since which upstream owes us bytes, None while we are
+    the ones who do not read; `paused_seconds` is how long that was in all."""
+
+    def __init__(self, recorder: Recorder, observer: EndingObserver | None, *, max_bytes: int) -> None:
+        self.recorder = recorder
+        self.size_bytes = 0
+        self.waiting_since: float | None = None
+        self.paused_seconds = 0.0
+        self._observer = observer
+        self._seen: Observation | None = None
+        self._max_bytes = max_bytes
+        self._digest = hashlib.sha256()
+
+    async def run(self, body: AsyncGenerator[bytes, None]) -> End:
+        """Relay until the body ends, one way or another.
+
+        Raises:
+            Lost: somebody else ended the generation.
+        """
+        try:
+            async with aclosing(body):
+                is_whole = await self._pump(body)
+        except httpx.TransportError as exc:
+            return self._broken(exc)
+        finally:
+            self.waiting_since = None
+        return self._whole() if is_whole else End(Code.TOO_LARGE)
+
+    def terminal(self, end: End, *, duration_ms: int) -> Terminal:
+        """The one event that tells this end, with the digest and usage of what was relayed."""
+        return Terminal(
+            code=end.code,
+            offset=format_offset(self.size_bytes),
+            size_bytes=self.size_bytes,
+            sha256=self._digest.hexdigest(),
+            duration_ms=duration_ms,
+            usage=self._usage(),
+            detail=end.detail,
+        )
+
+    async def _pump(self, body: AsyncGenerator[bytes, None]) -> bool:
+        """Whether the body came to its end within the limit."""
+        recorder, digest, observer = self.recorder, self._digest, self._observer
+        self.waiting_since = time.monotonic()
+        async for data in body:
+            if not data:
+                continue
+            if self.size_bytes + len(data) > self._max_bytes:
+                return False
+            self.size_bytes += len(data)
+            digest.update(data)
+            recorder.append(data)
+            if observer is not None:
+                observer.feed(data)
+            if recorder.is_full:
+                await self._pause()
+            if recorder.ended.done():
+                raise Lost
+            self.waiting_since = time.monotonic()
+        return True
+
+    async def _pause(self) -> None:
+        self.waiting_since, paused_at = None, time.monotonic()
+        await self.recorder.room()
+        self.paused_seconds += time.monotonic() - paused_at
+
+    def _observation(self) -> Observation | None:
+        if self._seen is None and self._observer is not None:
+            self._seen = self._observer.finish()
+        return self._seen
+
+    def _usage(self) -> Usage | None:
+        observation = self._observation()
+        return observation.usage if observation else None
+
+    def _whole(self) -> End:
+        observation = self._observation()
+        if observation is None:
+            return End(Code.COMPLETE)
+        if observation.failed is not None:
+            return End(Code.UPSTREAM_FAILED, observation.failed)
+        return End(Code.TRUNCATED if observation.ended is False else Code.COMPLETE)
+
+    def _broken(self, exc: httpx.TransportError) -> End:
+        observation = self._observation()
+        if observation is not None and observation.failed is not None:
+            return End(Code.UPSTREAM_FAILED, observation.failed)
+        if observation is not None and observation.ended:
+            return End(Code.COMPLETE)
+        return End(Code.UPSTREAM_FAILED, f"upstream broke off: {exc}" if str(exc) else None)

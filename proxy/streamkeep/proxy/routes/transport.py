@@ -1,0 +1,181 @@
+"""The transport API: create a generation, find it, cancel it (design, Interfaces)."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from fastapi.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from streamkeep.proxy import asgi
+from streamkeep.proxy.errors import ApiError, problem
+from streamkeep.proxy.generations import NOT_UPSTREAMS, UpstreamRequest
+from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.rules import wire
+from streamkeep.proxy.rules.allowlist import Refused
+from streamkeep.proxy.rules.headers import forwarded_headers
+from streamkeep.proxy.service import Service
+from streamkeep.storage import DEFAULT_TENANT, Code, Generation, GenerationKey, Refusal, State
+
+# What the creation of a generation that never got upstream's verdict is answered with, by how it ended.
+_STATUS_WITHOUT_VERDICT = {
+    Code.CANCELLED: 409,
+    Code.TIMED_OUT: 504,
+    Code.STALLED: 504,
+    Code.STORAGE_UNAVAILABLE: 503,
+    Code.SHUTDOWN: 503,
+}
+
+SessionId = Annotated[str, Path(description="The chat: `[A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}`")]
+RequestId = Annotated[str, Path(description="One call in it; same form, and not `active`")]
+
+
+class CreateGeneration:
+    """`POST /api/{session_id}/{request_id}`: forward the request, and answer as soon as upstream has accepted it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._settings = service.settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ids = scope["path_params"]
+        key = _key(ids["session_id"], ids["request_id"])
+        headers = wire.single_headers(
+            scope["headers"], (wire.PROXY_URL, wire.PROXY_METHOD, wire.RESUME_ACTIVE_GENERATION, "Content-Length")
+        )
+        if wire.is_resume(headers[wire.RESUME_ACTIVE_GENERATION]):
+            await self._resume(key, scope, send)
+            return
+        method = wire.upstream_method(headers[wire.PROXY_METHOD])
+        url, may_be_private = self._upstream_url(headers[wire.PROXY_URL])
+        forwarded = forwarded_headers(scope["headers"])
+        content_length = headers["Content-Length"]
+        if content_length is not None and int(content_length) > self._settings.max_request_bytes:
+            raise problem(
+                413, "body_too_large", f"request bodies may have up to {self._settings.max_request_bytes} bytes"
+            )
+        try:
+            body = await RequestBody.read(
+                receive,
+                max_buffered_bytes=self._settings.max_buffered_request_bytes,
+                max_bytes=self._settings.max_request_bytes,
+            )
+            if body.content is None and content_length is not None:
+                forwarded.append((b"Content-Length", content_length.encode()))
+            request = UpstreamRequest(method, url, forwarded, body, may_be_private)
+            row, is_replay = await self._service.generations.create(key, request)
+        except CallerLeft:
+            return
+        await self._answer(row, scope, send, is_replay=is_replay)
+
+    async def _resume(self, key: GenerationKey, scope: Scope, send: Send) -> None:
+        row = await self._service.generations.resumable(key)
+        if row is None:
+            await asgi.answer(send, 204, b"", [asgi.NO_STORE])
+        else:
+            await self._answer_found(row, scope, send, is_replay=True)
+
+    def _upstream_url(self, value: str | None) -> tuple[str, bool]:
+        if value is None or not value.strip():
+            raise problem(400, "missing_upstream_url", f"the header {wire.PROXY_URL} names the URL to call")
+        decision = self._settings.allow.decide(value.strip())
+        if isinstance(decision, Refused):
+            if decision.is_malformed:
+                raise problem(400, "invalid_upstream_url", decision.message)
+            raise problem(403, "upstream_not_allowed", decision.message)
+        return value.strip(), decision.private
+
+    async def _answer(self, row: Generation, scope: Scope, send: Send, *, is_replay: bool) -> None:
+        if row.state is State.REFUSED and row.refusal is not None:
+            await _answer_refusal(row.refusal, send)
+        elif row.head is None:
+            raise self._without_verdict(row, scope)
+        else:
+            await self._answer_found(row, scope, send, is_replay=is_replay)
+
+    async def _answer_found(self, row: Generation, scope: Scope, send: Send, *, is_replay: bool) -> None:
+        headers = [(wire.SESSION_ID, row.key.session_id), (wire.REQUEST_ID, row.key.request_id)]
+        if is_replay:
+            headers.append((wire.REPLAYED, "true"))
+        await asgi.answer_json(send, 200, describe(row, self._service, scope), headers)
+
+    def _without_verdict(self, row: Generation, scope: Scope) -> ApiError:
+        """The call ended before upstream answered, or the answer never came: it is not repeated."""
+        code = Code(row.code) if row.code else Code.OWNER_LOST
+        found = describe(row, self._service, scope)
+        extra = {name: found[name] for name in ("sessionId", "requestId", "streamUrl", "controlUrl", "state")}
+        message = row.message or "the call ended before upstream answered; use new ids to call again"
+        return problem(_STATUS_WITHOUT_VERDICT.get(code, 502), code.value, message, extra=extra)
+
+
+def describe(row: Generation, service: Service, scope: Scope) -> dict[str, Any]:
+    """A generation as the API shows it, with URLs that are signed anew."""
+    base = asgi.base_url(scope, service.settings.public_url)
+    query = service.signer.query(row.key, expires=int(time.time() + service.settings.url_seconds))
+    found: dict[str, Any] = {
+        "sessionId": row.key.session_id,
+        "requestId": row.key.request_id,
+        "streamUrl": f"{base}/stream/data?{query}",
+        "controlUrl": f"{base}/stream/control?{query}",
+        "state": row.state.value,
+        "createdAt": row.created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+    }
+    head = row.head
+    found["contentType"] = head and head.content_type
+    found["upstreamStatus"] = head and head.status
+    found["upstreamHeaders"] = {}
+    if head is not None:
+        for name, value in head.headers:
+            known = found["upstreamHeaders"].get(name)
+            found["upstreamHeaders"][name] = value if known is None else f"{known}, {value}"
+        if head.content_encoding is not None:
+            found["upstreamHeaders"]["content-encoding"] = head.content_encoding
+    if row.code is not None:
+        found["code"] = row.code
+    return found
+
+
+async def _answer_refusal(refusal: Refusal, send: Send) -> None:
+    head = refusal.head
+    if head.status == NOT_UPSTREAMS:
+        ours = json.loads(refusal.body)
+        raise problem(ours["status"], ours["error"], ours["message"])
+    headers = [*head.headers, asgi.NO_STORE, asgi.SANDBOX, (wire.UPSTREAM_STATUS, str(head.status))]
+    if head.content_type is not None:
+        headers.append(("Content-Type", head.content_type))
+    if head.content_encoding is not None:
+        headers.append(("Content-Encoding", head.content_encoding))
+    await asgi.answer(send, head.status, refusal.body, headers)
+
+
+def _key(session_id: str, request_id: str) -> GenerationKey:
+    return GenerationKey(DEFAULT_TENANT, wire.check_session_id(session_id), wire.check_request_id(request_id))
+
+
+def router(service: Service) -> APIRouter:
+    """The management routes of the transport."""
+    routes = APIRouter(prefix="/api", tags=["transport"])
+
+    @routes.get("/{session_id}/active", summary="A session's running generations, and those that ended within the hour")
+    async def active(session_id: SessionId, request: Request) -> JSONResponse:
+        rows = await service.generations.active(DEFAULT_TENANT, wire.check_session_id(session_id))
+        return _json([describe(row, service, request.scope) for row in rows])
+
+    @routes.get("/{session_id}/{request_id}", summary="A generation, with fresh URLs")
+    async def generation(session_id: SessionId, request_id: RequestId, request: Request) -> JSONResponse:
+        row = await service.generations.find(_key(session_id, request_id))
+        return _json(describe(row, service, request.scope))
+
+    @routes.post("/{session_id}/{request_id}/cancel", summary="Stop the upstream call; every reader sees it")
+    async def cancel(session_id: SessionId, request_id: RequestId) -> JSONResponse:
+        return _json({"state": await service.generations.cancel(_key(session_id, request_id))})
+
+    return routes
+
+
+def _json(value: object) -> JSONResponse:
+    return JSONResponse(value, headers={"Cache-Control": "no-store"})

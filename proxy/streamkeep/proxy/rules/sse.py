@@ -1,0 +1,82 @@
+"""Server-sent event frames (protocol 5.8): what a reader of a stream gets on the wire.
+
+Text frames carry the payload with every line end as a new `data:` line, so content cannot forge events. They cannot
+carry CR, invalid UTF-8 or half a character; `split_text` holds an incomplete character back. Base64 frames carry bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from enum import StrEnum
+
+from streamkeep.storage.rules.json_messages import to_array
+
+HEARTBEAT = b":\n\n"
+
+_LINE_END = re.compile("\r\n|\r|\n")
+
+
+class Encoding(StrEnum):
+    """How a stream's bytes travel in `data` events."""
+
+    TEXT = "text"
+    JSON = "json"
+    BASE64 = "base64"
+
+
+def encoding_for(content_type: str | None, *, is_message_stream: bool = False) -> Encoding:
+    """Text for `text/*` and JSON types, base64 for all others and while the type is unknown."""
+    if is_message_stream:
+        return Encoding.JSON
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type.startswith("text/") or media_type == "application/json":
+        return Encoding.TEXT
+    return Encoding.BASE64
+
+
+def split_text(data: bytes) -> tuple[str, bytes]:
+    """Decode all complete characters; return the text and the up to three bytes of a character still incomplete."""
+    held = _incomplete_suffix(data)
+    whole, rest = (data[:-held], data[-held:]) if held else (data, b"")
+    return whole.decode("utf-8", "replace"), rest
+
+
+def data_frame(payload: str, event_id: str) -> bytes:
+    """A `data` event; `event_id` is the offset after it, which an EventSource gives back as `Last-Event-ID`."""
+    lines = "".join(f"data:{line}\n" for line in _LINE_END.split(payload))
+    return f"event: data\nid: {event_id}\n{lines}\n".encode()
+
+
+def base64_payload(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def json_payload(data: bytes) -> str:
+    return to_array(data).decode("utf-8", "replace")
+
+
+def control_frame(next_offset: str, cursor: str, *, is_up_to_date: bool) -> bytes:
+    """The `control` event after data: where to go on, and whether that is the tail. Both tokens are digits and `_`."""
+    up_to_date = ',"upToDate":true' if is_up_to_date else ""
+    return (
+        f'event: control\ndata:{{"streamNextOffset":"{next_offset}","streamCursor":"{cursor}"{up_to_date}}}\n\n'
+    ).encode("ascii")
+
+
+def closing_frame(final_offset: str) -> bytes:
+    """The last `control` event of a closed stream."""
+    return (
+        f'event: control\ndata:{{"streamNextOffset":"{final_offset}","upToDate":true,"streamClosed":true}}\n\n'
+    ).encode("ascii")
+
+
+def _incomplete_suffix(data: bytes) -> int:
+    """How many bytes at the end begin a UTF-8 character that is not complete yet."""
+    for back in range(1, min(3, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0b1100_0000 == 0b1000_0000:
+            continue
+        needs = 2 if 0xC2 <= byte <= 0xDF else 3 if 0xE0 <= byte <= 0xEF else 4 if 0xF0 <= byte <= 0xF4 else 1
+        return back if needs > back else 0
+    return 0

@@ -1,0 +1,134 @@
+"""Names on the wire, and what a request may say (design, Interfaces and Decided)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import parse_qsl
+
+# Request headers
+PROXY_URL = "X-Proxy-Url"
+PROXY_METHOD = "X-Proxy-Method"
+SESSION_ID = "X-Session-ID"
+REQUEST_ID = "X-Request-ID"
+RESUME_ACTIVE_GENERATION = "X-Resume-Active-Generation"
+REPLAY_FROM_START = "X-Replay-From-Start"
+ACTIVE_GENERATION_TTL = "X-Active-Generation-TTL"
+LAST_EVENT_ID = "Last-Event-ID"
+
+# Response headers
+NEXT_OFFSET = "Stream-Next-Offset"
+UP_TO_DATE = "Stream-Up-To-Date"
+CLOSED = "Stream-Closed"
+CURSOR = "Stream-Cursor"
+SSE_DATA_ENCODING = "Stream-SSE-Data-Encoding"
+UPSTREAM_STATUS = "Upstream-Status"
+UPSTREAM_CONTENT_ENCODING = "Upstream-Content-Encoding"
+REPLAYED = "Streamkeep-Replayed"
+
+UPSTREAM_METHODS = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST"})
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}")
+_RESERVED_REQUEST_IDS = frozenset({"active"})
+
+
+class BadRequest(ValueError):
+    """What a request says is not acceptable; `code` is for machines, the message for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def check_session_id(value: str) -> str:
+    """Raises: BadRequest."""
+    if not _ID.fullmatch(value):
+        raise BadRequest("invalid_id", "the session id must match [A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}")
+    return value
+
+
+def check_request_id(value: str) -> str:
+    """Raises: BadRequest."""
+    if not _ID.fullmatch(value):
+        raise BadRequest("invalid_id", "the request id must match [A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}")
+    if value in _RESERVED_REQUEST_IDS:
+        raise BadRequest("invalid_id", f"{value!r} cannot be a request id")
+    return value
+
+
+def upstream_method(value: str | None) -> str:
+    """The method to use upstream; POST when none is given. Raises: BadRequest."""
+    method = "POST" if value is None else value.upper()
+    if method not in UPSTREAM_METHODS:
+        raise BadRequest(
+            "invalid_upstream_method", f"{PROXY_METHOD} must be one of {', '.join(sorted(UPSTREAM_METHODS))}"
+        )
+    return method
+
+
+def is_resume(value: str | None) -> bool:
+    """Whether `X-Resume-Active-Generation` asks to resume: any value but `false`."""
+    return value is not None and value.strip().lower() != "false"
+
+
+def single_headers(headers: Iterable[tuple[bytes, bytes]], names: Iterable[str]) -> dict[str, str | None]:
+    """The values of headers that may stand once. Raises: BadRequest when one is repeated."""
+    wanted = {name.lower().encode(): name for name in names}
+    found: dict[str, str | None] = dict.fromkeys(wanted.values())
+    for raw_name, raw_value in headers:
+        name = wanted.get(raw_name.lower())
+        if name is None:
+            continue
+        if found[name] is not None:
+            raise BadRequest("repeated_header", f"{name} may be given once")
+        found[name] = raw_value.decode("latin-1")
+    return found
+
+
+class Live(StrEnum):
+    """How a live read waits (protocol 5.7, 5.8)."""
+
+    LONG_POLL = "long-poll"
+    SSE = "sse"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadQuery:
+    """The parameters of a read. `offset` is still a token; None where none was given."""
+
+    offset: str | None = None
+    live: Live | None = None
+    cursor: str | None = None
+    is_base64: bool = False
+
+
+def single_parameters(query_string: bytes) -> dict[str, str]:
+    """Query parameters by name. Raises: BadRequest when one is repeated or the text is not UTF-8."""
+    try:
+        pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=50)
+    except ValueError as exc:
+        raise BadRequest("invalid_parameter", "the query string cannot be read") from exc
+    parameters: dict[str, str] = {}
+    for name, value in pairs:
+        if name in parameters:
+            raise BadRequest("invalid_parameter", f"the parameter {name[:64]!r} is repeated")
+        parameters[name] = value
+    return parameters
+
+
+def read_query(parameters: Mapping[str, str], *, last_event_id: str | None) -> ReadQuery:
+    """What a read asks for. `Last-Event-ID` wins over `offset`. Raises: BadRequest."""
+    live_text = parameters.get("live")
+    try:
+        live = None if live_text is None else Live(live_text)
+    except ValueError:
+        raise BadRequest("invalid_parameter", "live must be long-poll or sse") from None
+    encoding = parameters.get("encoding")
+    if encoding not in (None, "base64"):
+        raise BadRequest("invalid_parameter", "encoding must be base64")
+    if encoding is not None and live is not Live.SSE:
+        raise BadRequest("invalid_parameter", "encoding=base64 goes with live=sse")
+    offset = last_event_id or parameters.get("offset")
+    return ReadQuery(offset, live, parameters.get("cursor"), encoding is not None)

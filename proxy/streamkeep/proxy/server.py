@@ -1,0 +1,165 @@
+"""Serving: uvicorn with signals of our own (design, traps in the core, 14).
+
+uvicorn closes its listener first and then waits for every reader. We want the reverse: on the first SIGTERM or SIGINT
+readiness goes off and nothing new starts, live readers are told to reconnect, reads go on while relays finish, and only
+then does the server exit. A second signal skips the waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from streamkeep.proxy.service import Service
+from streamkeep.proxy.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_SECONDS = 3
+_MAX_HEAD_BYTES = 64 * 1024
+_PEER_TIMEOUT_MS = 30_000
+_KEEP_ALIVE_SECONDS = 75
+_HEAD_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"content-length: 70\r\n\r\n"
+    b'{"error":"head_too_large","message":"the request\'s head is too large"}\n'
+)
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection, with a bounded request head, and an abort for routes whose peer takes no bytes: a closed
+    transport waits to flush, an aborted one does not."""
+
+    _head_bytes: int | None = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        _notice_dead_peers(transport.get_extra_info("socket"))
+        app = self.app
+
+        async def app_with_abort(scope: Any, receive: Any, send: Any) -> None:
+            scope["streamkeep.abort"] = transport.abort
+            await app(scope, receive, send)
+
+        self.app = app_with_abort
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_bytes is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        super().on_headers_complete()
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to us and drains before it stops."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, announce: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service = service
+        self._announce = announce
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def stop(self) -> None:
+        """Drain, then exit; when called again, exit."""
+        if self._draining is None:
+            self._draining = asyncio.ensure_future(self._drain())
+        else:
+            self._draining.cancel()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._service.failure is not None:
+            return True
+        return await super().on_tick(counter)
+
+    async def _drain(self) -> None:
+        try:
+            if self._service.generations.running:
+                logger.info("waiting for %d generations; stop again to skip this", self._service.generations.running)
+            await self._service.drain()
+        finally:
+            self._service.readers.rotate()
+            self.should_exit = True
+
+
+def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None] = lambda: None) -> int:
+    """Serve on a bound socket until a signal. Returns the process's exit code: 0, or 1 when the service failed.
+
+    `announce` is called once requests are served.
+    """
+    service: Service = app.state.service
+    logging.getLogger("uvicorn.access").addFilter(_drop_query)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        server_header=False,
+        log_config=None,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_CLOSE_SECONDS,
+    )
+    server = Server(config, service, announce)
+    server.run(sockets=[listener])
+    return 0 if server.started and service.failure is None else 1
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening address. Raises: OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    listener.set_inheritable(True)
+    return listener
+
+
+def _notice_dead_peers(peer: socket.socket | None) -> None:
+    """A peer that vanished without a word is noticed once a heartbeat stays unacknowledged."""
+    if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _PEER_TIMEOUT_MS)
+
+
+def _drop_query(record: logging.LogRecord) -> bool:
+    """Signed URLs are credentials: the access log shows paths only."""
+    if isinstance(record.args, tuple) and len(record.args) == 5:
+        client, method, path, version, status = record.args
+        record.args = (client, method, str(path).partition("?")[0], version, status)
+    return True

@@ -1,0 +1,91 @@
+"""The parts of one running proxy, wired together; `app.py` makes it and every route is given it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from streamkeep.proxy.generations import Generations
+from streamkeep.proxy.readers import Readers
+from streamkeep.proxy.rules.signing import Signer
+from streamkeep.proxy.settings import Settings
+from streamkeep.storage import Store
+from streamkeep.storage.writer import Writer
+
+logger = logging.getLogger(__name__)
+
+
+class Service:
+    """Store, writer, readers and generations, in the order in which they start and in reverse stop."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self.readers = Readers(store, stall_seconds=settings.reader_stall_seconds)
+        self.writer = Writer(
+            store,
+            self.readers,
+            stream_budget_bytes=settings.stream_budget_bytes,
+            process_budget_bytes=settings.process_budget_bytes,
+        )
+        self.generations = Generations(store, self.writer, self.readers, settings)
+        self.is_ready = False
+        self.failure: BaseException | None = None
+        self._signer: Signer | None = None
+
+    @property
+    def signer(self) -> Signer:
+        assert self._signer is not None, "the service is not open"
+        return self._signer
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Everything runs inside; on leaving, what still runs is ended with `shutdown`."""
+        async with AsyncExitStack() as stack:
+            await self.store.open()
+            stack.push_async_callback(self.store.close)
+            self._signer = Signer(await self.store.signing_key())
+            self.store.listen(self)
+            await stack.enter_async_context(self._running("writer", self.writer.run()))
+            await stack.enter_async_context(self._running("readers", self.readers.run()))
+            await self.generations.open()
+            stack.push_async_callback(self.generations.close)
+            await stack.enter_async_context(self._running("generations", self.generations.run()))
+            self.is_ready = True
+            try:
+                yield
+            finally:
+                self.is_ready = False
+
+    async def drain(self) -> None:
+        """A deploy: readers go elsewhere now, generations finish or are ended when the time is over."""
+        self.readers.rotate()
+        await self.generations.drain()
+
+    # Listener of the store
+
+    def streams_changed(self, stream_ids: Collection[int] | None) -> None:
+        self.readers.streams_changed(stream_ids)
+
+    def cancel_requested(self, generation_ids: Collection[int]) -> None:
+        self.generations.cancel_requested(generation_ids)
+
+    @asynccontextmanager
+    async def _running(self, name: str, work: asyncio._CoroutineLike[None]) -> AsyncIterator[None]:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(lambda done: self._note_end(name, done))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    def _note_end(self, name: str, task: asyncio.Future[None]) -> None:
+        """Background work ends only when it is told to; anything else makes this process useless, and it says so."""
+        if task.cancelled():
+            return
+        self.failure = task.exception() or RuntimeError(f"{name} ended")
+        self.is_ready = False
+        logger.critical("%s failed; this process cannot go on", name, exc_info=self.failure)

@@ -1,0 +1,150 @@
+"""Settings: one frozen value, read once from the environment. The README has a line for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
+
+
+class InvalidSetting(ValueError):
+    """A variable has a value that cannot be used; the message names it and says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator may choose. Durations are seconds, sizes bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 4000
+    database_url: str | None = None
+    direct_database_url: str | None = None
+    database_pool_size: int = 10
+    data_dir: Path = Path(".streamkeep")
+    postgres_bin: Path | None = None
+    public_url: str | None = None
+    allow: Allowlist = field(default_factory=Allowlist.default)
+    origins: tuple[str, ...] = ("*",)
+    log_level: str = "info"
+
+    long_poll_seconds: float = 20.0
+    sse_seconds: float = 60.0
+    heartbeat_seconds: float = 15.0
+    reader_stall_seconds: float = 30.0
+
+    connect_seconds: float = 10.0
+    first_byte_seconds: float = 600.0
+    idle_seconds: float = 300.0
+    total_seconds: float = 3600.0
+    upstream_retries: int = 2
+    retry_seconds: float = 20.0
+
+    max_buffered_request_bytes: int = 1024 * 1024
+    max_request_bytes: int = 100 * 1024 * 1024
+    max_response_bytes: int = 1024 * 1024 * 1024
+    stream_budget_bytes: int = 256 * 1024
+    process_budget_bytes: int = 64 * 1024 * 1024
+
+    storage_outage_seconds: float = 60.0
+    retention_seconds: float = 24 * 3600.0
+    url_seconds: float = 24 * 3600.0
+    drain_seconds: float = 30.0
+    observe_endings: bool = True
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read `STREAMKEEP_*` and `DATABASE_URL`.
+
+        Raises:
+            InvalidSetting: a value cannot be used.
+        """
+        chosen: dict[str, Any] = {}
+        for setting in fields(cls):
+            variable = _VARIABLES.get(setting.name, f"STREAMKEEP_{setting.name.upper()}")
+            text = environ.get(variable)
+            if text is None or (text == "" and setting.name != "allow"):
+                continue
+            try:
+                chosen[setting.name] = _READERS[setting.name](text)
+            except (ValueError, AllowlistError) as exc:
+                raise InvalidSetting(f"{variable}: {exc}") from exc
+        return cls(**chosen)
+
+
+_VARIABLES = {"database_url": "DATABASE_URL"}
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError("must be a positive number of seconds")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError("must not be negative")
+    return value
+
+
+def _size(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise ValueError("must be a positive number of bytes")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise ValueError("must be a port number")
+    return value
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _url(text: str) -> str:
+    if not text.startswith(("http://", "https://")):
+        raise ValueError("must be an absolute http or https URL")
+    return text.rstrip("/")
+
+
+def _flag(text: str) -> bool:
+    try:
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+    except KeyError:
+        raise ValueError("must be true or false") from None
+
+
+def _level(text: str) -> str:
+    if text.lower() not in {"debug", "info", "warning", "error"}:
+        raise ValueError("must be debug, info, warning or error")
+    return text.lower()
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "host": str,
+    "port": _port,
+    "database_url": str,
+    "direct_database_url": str,
+    "database_pool_size": _size,
+    "data_dir": Path,
+    "postgres_bin": Path,
+    "public_url": _url,
+    "allow": lambda text: Allowlist.parse(_list(text)),
+    "origins": _list,
+    "log_level": _level,
+    "upstream_retries": _count,
+    "observe_endings": _flag,
+} | {
+    name: _seconds if name.endswith("_seconds") else _size
+    for name in Settings.__dataclass_fields__
+    if name.endswith(("_seconds", "_bytes"))
+}
