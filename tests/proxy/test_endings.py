@@ -1,0 +1,403 @@
+"""The recognisers of end marks: by table, on recorded streams cut after every event, and split at every byte."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections.abc import Iterable, Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.replay import Trace
+
+from streamkeep.proxy.rules.endings import FINAL, PARTIAL, Dialect, EndingObserver, Observation
+from streamkeep.proxy.vendor_formats import (
+    AnthropicMessages,
+    Marks,
+    OpenAIChat,
+    OpenAICompletion,
+    OpenAIResponses,
+    make_reply,
+)
+from streamkeep.proxy.vendor_formats import (
+    Dialect as VendorDialect,
+)
+from streamkeep.storage import Usage
+
+SSE = "text/event-stream; charset=utf-8"
+
+CHAT = '{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]}'
+CHAT_STOP = '{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}'
+TEXT = '{"object":"text_completion","choices":[{"index":0,"text":"x","finish_reason":null}]}'
+RESPONSE = '{"type":"response.output_text.delta","delta":"x"}'
+MESSAGE_START = '{"type":"message_start","message":{"usage":{"input_tokens":0,"output_tokens":1}}}'
+BLOCK = '{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"x"}}'
+PART = '{"type":"text-delta","id":"1","delta":"x"}'
+CANDIDATE = '{"candidates":[{"content":{"parts":[{"text":"x"}]}}],"usageMetadata":{"promptTokenCount":4}}'
+
+
+def observe(chunks: Iterable[bytes], content_type: str | None = SSE, *, batch_bytes: int = 8192) -> Observation:
+    observer = EndingObserver(content_type, batch_bytes=batch_bytes)
+    for chunk in chunks:
+        observer.feed(chunk)
+    return observer.finish()
+
+
+def stream(*data: str) -> bytes:
+    return "".join(f"data: {item}\n\n" for item in data).encode()
+
+
+def events(body: bytes) -> list[bytes]:
+    return [event + b"\n\n" for event in body.split(b"\n\n")[:-1]]
+
+
+WHOLE = {
+    "chat-short": Observation(Dialect.OPENAI_CHAT, True, None, Usage(18, 48, FINAL)),
+    "chat-long": Observation(Dialect.OPENAI_CHAT, True),
+    "chat-client-abort": Observation(Dialect.OPENAI_CHAT, False),
+    "chat-upstream-killed": Observation(Dialect.OPENAI_CHAT, False),
+    "anthropic-messages": Observation(Dialect.ANTHROPIC_MESSAGES, True, None, Usage(5, 48, FINAL)),
+    "openai-responses": Observation(Dialect.OPENAI_RESPONSES, True, None, Usage(18, 48, FINAL)),
+}
+END_MARKS = {"chat-short": b'"finish_reason":"', "anthropic-messages": b"message_stop"}
+END_MARKS |= {"chat-long": END_MARKS["chat-short"], "openai-responses": b"response.completed"}
+
+
+@pytest.mark.parametrize("name", Trace.names())
+def test_recorded_stream_is_recognised(name: str) -> None:
+    assert observe(events(Trace.load(name).body)) == WHOLE[name]
+
+
+@pytest.mark.parametrize("name", END_MARKS)
+def test_recorded_stream_cut_after_any_event_has_ended_only_after_its_mark(name: str) -> None:
+    pieces = events(Trace.load(name).body)
+    mark = next(index for index, piece in enumerate(pieces) if END_MARKS[name] in piece)
+    for count in range(len(pieces)):
+        seen = observe(pieces[:count])
+        assert seen.ended is (None if count == 0 else count > mark), count
+        assert seen.failed is None
+
+
+def test_cut_anthropic_stream_has_partial_usage() -> None:
+    pieces = events(Trace.load("anthropic-messages").body)
+    assert observe(pieces[:10]).usage == Usage(5, 0, PARTIAL)
+
+
+def shortened(name: str) -> bytes:
+    pieces = events(Trace.load(name).body)
+    return b"".join(pieces[:3] + pieces[-5:])
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=["lf", "crlf", "cr"])
+@pytest.mark.parametrize("name", ["chat-short", "anthropic-messages", "openai-responses"])
+def test_split_at_any_byte_changes_nothing(name: str, line_end: bytes) -> None:
+    body = b": a comment\nretry: 10\n\n" + shortened(name)
+    body = body.replace(b"\n", line_end)
+    for batch_bytes in (300, 8192):
+        for index in range(len(body) + 1):
+            assert observe([body[:index], body[index:]], batch_bytes=batch_bytes) == WHOLE[name], index
+    assert observe((body[i : i + 1] for i in range(len(body))), batch_bytes=300) == WHOLE[name]
+
+
+@pytest.mark.parametrize("name", ["chat-short", "anthropic-messages", "openai-responses"])
+def test_cut_at_any_byte_never_ends_early(name: str) -> None:
+    body = shortened(name)
+    mark = body.index(END_MARKS[name])
+    for index in range(mark):
+        assert observe([body[:index]], batch_bytes=200).ended in (False, None), index
+
+
+TABLE = [
+    # OpenAI chat: any finish reason or [DONE], in any order, with usage before, between or after
+    ("chat, both marks", [CHAT, CHAT_STOP, "[DONE]"], Dialect.OPENAI_CHAT, True, None),
+    ("chat, no [DONE]", [CHAT, CHAT_STOP], Dialect.OPENAI_CHAT, True, None),
+    ("chat, only [DONE]", [CHAT, "[DONE]"], Dialect.OPENAI_CHAT, True, None),
+    ("chat, no mark", [CHAT, CHAT], Dialect.OPENAI_CHAT, False, None),
+    ("chat, empty reason", [CHAT, CHAT_STOP.replace("stop", "")], Dialect.OPENAI_CHAT, False, None),
+    ("chat, spaced", [CHAT, CHAT_STOP.replace(":", ": ")], Dialect.OPENAI_CHAT, True, None),
+    ("chat, no object", [CHAT.replace("object", "o"), CHAT_STOP], Dialect.OPENAI_CHAT, True, None),
+    ("chat, usage first", ['{"choices":[]}', CHAT, CHAT_STOP], Dialect.OPENAI_CHAT, True, None),
+    ("chat, said in text", [CHAT.replace('"x"', r'"\"finish_reason\":\"stop\""')], Dialect.OPENAI_CHAT, False, None),
+    ("chat, error", [CHAT, '{"error":{"message":"busy"}}', "[DONE]"], Dialect.OPENAI_CHAT, True, "busy"),
+    ("chat, error as text", [CHAT, '{"error":"busy"}'], Dialect.OPENAI_CHAT, False, "busy"),
+    ("chat, null error", [CHAT, '{"error":null,"choices":[]}', "[DONE]"], Dialect.OPENAI_CHAT, True, None),
+    ("error first", ['{"error":{"message":"busy","code":503}}'], None, None, "busy"),
+    ("completion", [TEXT, TEXT.replace("null", '"length"')], Dialect.OPENAI_COMPLETION, True, None),
+    ("completion, cut", [TEXT], Dialect.OPENAI_COMPLETION, False, None),
+    # Responses
+    ("responses, cut", [RESPONSE], Dialect.OPENAI_RESPONSES, False, None),
+    ("responses, whole", [RESPONSE, '{"type":"response.completed"}'], Dialect.OPENAI_RESPONSES, True, None),
+    ("responses, short", [RESPONSE, '{"type":"response.incomplete"}'], Dialect.OPENAI_RESPONSES, True, None),
+    (
+        "responses, failed",
+        [RESPONSE, '{"type":"response.failed","response":{"error":{"code":"x","message":"broke"}}}'],
+        Dialect.OPENAI_RESPONSES,
+        False,
+        "broke",
+    ),
+    ("responses, error", [RESPONSE, '{"type":"error","message":"broke"}'], Dialect.OPENAI_RESPONSES, False, "broke"),
+    # Anthropic
+    ("messages, cut", [MESSAGE_START, BLOCK], Dialect.ANTHROPIC_MESSAGES, False, None),
+    ("messages, whole", [MESSAGE_START, BLOCK, '{"type":"message_stop"}'], Dialect.ANTHROPIC_MESSAGES, True, None),
+    (
+        "messages, error",
+        [MESSAGE_START, '{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'],
+        Dialect.ANTHROPIC_MESSAGES,
+        False,
+        "Overloaded",
+    ),
+    ("messages, error first", ['{"type":"error","error":{"type":"x","message":"Busy"}}'], None, None, "Busy"),
+    ("messages, ping alone", ['{"type":"ping"}'], None, None, None),
+    # AI SDK
+    ("parts, whole", [PART, '{"type":"finish"}', "[DONE]"], Dialect.AI_SDK, True, None),
+    ("parts, no [DONE]", [PART, '{"type":"finish"}'], Dialect.AI_SDK, True, None),
+    ("parts, cut", ['{"type":"start","messageId":"m"}', PART], Dialect.AI_SDK, False, None),
+    ("parts, error", [PART, '{"type":"error","errorText":"broke"}', "[DONE]"], Dialect.AI_SDK, True, "broke"),
+    ("parts, abort", [PART, '{"type":"abort"}'], Dialect.AI_SDK, False, "abort"),
+    # Gemini
+    ("candidates, cut", [CANDIDATE], Dialect.GEMINI, False, None),
+    ("candidates, whole", [CANDIDATE, '{"candidates":[{"finishReason":"STOP"}]}'], Dialect.GEMINI, True, None),
+    ("candidates, blocked", ['{"promptFeedback":{"blockReason":"S"},"usageMetadata":{}}'], Dialect.GEMINI, True, None),
+    ("candidates, error", [CANDIDATE, '{"error":{"code":503,"message":"busy"}}'], Dialect.GEMINI, False, "busy"),
+    # What nobody knows
+    ("text", ["hello", "world"], None, None, None),
+    ("numbers", ["1", "[2]", "null", '"three"'], None, None, None),
+    ("other JSON", ['{"type":"finish","choices":"x"}', '{"candidates":1}'], None, None, None),
+    ("an error, then more", ['{"error":{"message":"one lost"}}', '{"progress":1}'], None, None, None),
+    ("unknown [DONE]", ['{"progress":1}', "[DONE]"], None, True, None),
+    ("nothing", [], None, None, None),
+    # Broken and hostile
+    ("half of JSON", [CHAT, '{"choices":[{"finish_reason":"stop"'], Dialect.OPENAI_CHAT, False, None),
+    ("bottomless", [CHAT, '{"a":' + "[" * 100_000], Dialect.OPENAI_CHAT, False, None),
+    ("endless number", [CHAT, '{"a":' + "9" * 5000 + "}"], Dialect.OPENAI_CHAT, False, None),
+    ("wrong types", [CHAT, '{"choices":{"finish_reason":"stop"},"usage":[1]}'], Dialect.OPENAI_CHAT, False, None),
+    ("wrong choices", [CHAT, '{"choices":["stop",null,7]}'], Dialect.OPENAI_CHAT, False, None),
+    ("half a surrogate", [CHAT, r'{"error":{"message":"\ud83d!"}}'], Dialect.OPENAI_CHAT, False, "?!"),
+]
+
+
+@pytest.mark.parametrize(
+    ("data", "dialect", "ended", "failed"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
+)
+def test_stream_is_recognised(data: list[str], dialect: Dialect | None, ended: bool | None, failed: str | None) -> None:
+    for batch_bytes in (1, 8192):
+        seen = observe([stream(item) for item in data], batch_bytes=batch_bytes)
+        assert (seen.dialect, seen.ended, seen.failed) == (dialect, ended, failed)
+
+
+FRAMING = [
+    ("no space", f"data:{CHAT}\n\ndata:[DONE]\n\n"),
+    ("comments", f": ping\n\ndata: {CHAT}\n\n: ping\n\ndata: [DONE]\n\n"),
+    ("ids and retries", f"id: 1\nretry: 3\ndata: {CHAT}\n\nid: 2\ndata: [DONE]\n\n"),
+    ("several data lines", f"data: {CHAT[:33]}\ndata:{CHAT[33:]}\n\ndata: [DONE]\n\n"),
+    ("mixed line ends", f"data: {CHAT}\r\n\ndata: {CHAT}\n\r\ndata: [DONE]\r\r\n"),
+    ("byte order mark", f"\ufeffdata: {CHAT}\n\ndata: [DONE]\n\n"),
+    ("no empty line at the end", f"data: {CHAT}\n\ndata: [DONE]"),
+    ("many empty lines", f"\n\n\n\ndata: {CHAT}\n\n\n\n\ndata: [DONE]\n\n\n"),
+]
+
+
+@pytest.mark.parametrize("text", [row[1] for row in FRAMING], ids=[row[0] for row in FRAMING])
+def test_framing_of_events_does_not_matter(text: str) -> None:
+    body = text.encode()
+    for index in range(len(body)):
+        for batch_bytes in (1, 8192):
+            seen = observe([body[:index], body[index:]], batch_bytes=batch_bytes)
+            assert (seen.dialect, seen.ended) == (Dialect.OPENAI_CHAT, True), index
+
+
+def test_invalid_utf8_in_the_text_hides_nothing() -> None:
+    broken = CHAT_STOP.encode().replace(b'"delta":{}', b'"delta":{"content":"\xff\xfe\xc3"}')
+    assert observe([stream(CHAT), b"data: " + broken + b"\n\n"]).ended is True
+
+
+def chat_usage(usage: object, *, finish: str | None = None, has_choices: bool = True) -> str:
+    choices = [{"index": 0, "delta": {}, "finish_reason": finish}] if has_choices else []
+    return json.dumps({"object": "chat.completion.chunk", "choices": choices, "usage": usage})
+
+
+NAMED = {"prompt_tokens": 3, "completion_tokens": 5}
+MESSAGE_END = '{"type":"message_delta","delta":{},"usage":{"output_tokens":0}}'
+USAGE = [
+    ("after the finish reason", [CHAT_STOP, chat_usage(NAMED, has_choices=False)], Usage(3, 5, FINAL)),
+    ("with the finish reason", [CHAT, chat_usage(NAMED, finish="stop")], Usage(3, 5, FINAL)),
+    ("in every chunk, cut", [chat_usage(NAMED), chat_usage(NAMED | {"completion_tokens": 6})], Usage(3, 6, PARTIAL)),
+    ("null in every chunk", [chat_usage(None), chat_usage(None, finish="stop")], None),
+    ("zeros", [CHAT_STOP, chat_usage({"prompt_tokens": 0, "completion_tokens": 0})], Usage(0, 0, FINAL)),
+    ("one unknown", [CHAT_STOP, chat_usage({"completion_tokens": 5})], Usage(None, 5, FINAL)),
+    ("empty", [CHAT_STOP, chat_usage({})], None),
+    ("nonsense", [CHAT_STOP, chat_usage({"prompt_tokens": "3", "completion_tokens": -1})], None),
+    ("booleans", [CHAT_STOP, chat_usage({"prompt_tokens": True, "completion_tokens": 1.5})], None),
+    ("messages, cut", [MESSAGE_START, BLOCK], Usage(0, 1, PARTIAL)),
+    ("messages, zero output", [MESSAGE_START, BLOCK, MESSAGE_END], Usage(0, 0, FINAL)),
+    ("messages, new input", [MESSAGE_START, MESSAGE_END.replace('{"o', '{"input_tokens":7,"o')], Usage(7, 0, FINAL)),
+    (
+        "responses, short",
+        [RESPONSE, '{"type":"response.incomplete","response":{"usage":{"input_tokens":1,"output_tokens":2}}}'],
+        Usage(1, 2, FINAL),
+    ),
+    (
+        "candidates, with thoughts",
+        [
+            CANDIDATE,
+            '{"candidates":[{"finishReason":"STOP"}],"usageMetadata":{"candidatesTokenCount":2,"thoughtsTokenCount":3}}',
+        ],
+        Usage(4, 5, FINAL),
+    ),
+]
+
+
+@pytest.mark.parametrize(("data", "usage"), [row[1:] for row in USAGE], ids=[row[0] for row in USAGE])
+def test_usage_is_what_the_vendor_said(data: list[str], usage: Usage | None) -> None:
+    assert observe([stream(*data)]).usage == usage
+
+
+BODIES: list[tuple[object, Dialect | None, Usage | None]] = [
+    ({"object": "chat.completion", "usage": NAMED}, Dialect.OPENAI_CHAT, Usage(3, 5, FINAL)),
+    ({"object": "response", "usage": {"input_tokens": 0}}, Dialect.OPENAI_RESPONSES, Usage(0, None, FINAL)),
+    ({"type": "message", "usage": {"output_tokens": 0}}, Dialect.ANTHROPIC_MESSAGES, Usage(None, 0, FINAL)),
+    ({"usageMetadata": {"promptTokenCount": 2}}, Dialect.GEMINI, Usage(2, None, FINAL)),
+    ({"object": "list", "data": [], "usage": {"prompt_tokens": 8}}, None, Usage(8, None, FINAL)),
+    ({"choices": [{"message": {"usage": NAMED}}]}, None, None),
+    ([{"usage": NAMED}], None, None),
+    ("usage", None, None),
+]
+
+
+@pytest.mark.parametrize(("body", "dialect", "usage"), BODIES)
+def test_json_body_has_usage_and_no_end_mark(body: object, dialect: Dialect | None, usage: Usage | None) -> None:
+    data = json.dumps(body).encode()
+    for index in range(len(data)):
+        seen = observe([data[:index], data[index:]], "application/json")
+        assert seen == Observation(dialect, None, None, usage)
+
+
+@pytest.mark.parametrize("content_type", [None, "", "text/plain", "application/octet-stream", "text/event-streams"])
+def test_other_content_is_unknown(content_type: str | None) -> None:
+    assert observe([stream(CHAT, CHAT_STOP)], content_type) == Observation()
+
+
+@pytest.mark.parametrize(("encoding", "ended"), [("gzip", None), ("br", None), ("Identity", True), ("", True)])
+def test_encoded_content_is_unknown(encoding: str, ended: bool | None) -> None:
+    observer = EndingObserver("Text/Event-Stream", encoding)
+    observer.feed(stream(CHAT, CHAT_STOP))
+    assert observer.finish().ended is ended
+
+
+def test_end_mark_far_before_the_end_is_seen() -> None:
+    pings = [b": ping\n\n"] * 5000
+    body = [stream(CHAT)] * 100 + [stream(CHAT_STOP)] + pings
+    assert observe(body).ended is True
+    assert observe([stream(CHAT)] * 101 + pings).ended is False
+
+
+def test_has_ended_is_known_before_the_end() -> None:
+    observer = EndingObserver(SSE)
+    observer.feed(stream(CHAT))
+    assert not observer.has_ended
+    observer.feed(stream(CHAT_STOP))
+    assert observer.has_ended
+    observer.feed(stream(chat_usage(NAMED, has_choices=False)))
+    assert observer.finish() == Observation(Dialect.OPENAI_CHAT, True, None, Usage(3, 5, FINAL))
+    assert observer.finish() is observer.finish()
+
+
+def huge(head: str, tail: str = '"}}\n\n') -> Iterator[bytes]:
+    yield head.encode()
+    piece = b"x" * 65536
+    for _ in range(320):
+        yield piece
+    yield tail.encode()
+
+
+HUGE = [
+    ("named", "event: response.completed\n", '{"response":{"output":"', True, None),
+    ("typed", "", '{"type":"response.completed","response":{"output":"', True, None),
+    ("failed", "event: response.failed\n", '{"response":{"output":"', False, "response.failed"),
+    ("a delta", "event: response.output_text.delta\n", '{"delta":{"text":"', False, None),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "ended", "failed"), [row[1:] for row in HUGE], ids=[row[0] for row in HUGE])
+def test_huge_event_counts_by_its_name_and_is_not_kept(name: str, data: str, ended: bool, failed: str | None) -> None:
+    chunks = huge(f"event: response.created\ndata: {RESPONSE}\n\n{name}data: {data}")
+    tracemalloc.start()
+    seen = observe(chunks)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (seen.dialect, seen.ended, seen.failed) == (Dialect.OPENAI_RESPONSES, ended, failed)
+    assert peak < 4 * 1024 * 1024
+
+
+def test_events_after_a_huge_one_are_read() -> None:
+    chunks = huge(stream(CHAT).decode() + 'data: {"choices":[],"x":{"y":"', '"}}\n\n' + stream(CHAT_STOP).decode())
+    assert observe(chunks).ended is True
+
+
+def test_huge_event_that_is_cut_does_not_count() -> None:
+    chunks = huge(f"data: {RESPONSE}\n\nevent: response.completed\ndata: {{", "")
+    assert observe(chunks).ended is False
+
+
+def test_huge_json_body_is_not_kept() -> None:
+    tracemalloc.start()
+    seen = observe(huge('{"object":"chat.completion","x":"', '","usage":{"prompt_tokens":1}}'), "application/json")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == Observation()
+    assert peak < 4 * 1024 * 1024
+
+
+VENDORS = [
+    (OpenAIChat, Dialect.OPENAI_CHAT, {Marks.ALL, Marks.NO_DONE, Marks.NO_FINISH_REASON}),
+    (OpenAICompletion, Dialect.OPENAI_COMPLETION, {Marks.ALL, Marks.NO_DONE, Marks.NO_FINISH_REASON}),
+    (OpenAIResponses, Dialect.OPENAI_RESPONSES, {Marks.ALL, Marks.NO_DONE}),
+    (AnthropicMessages, Dialect.ANTHROPIC_MESSAGES, {Marks.ALL}),
+]
+
+
+@pytest.mark.parametrize("marks", Marks)
+@pytest.mark.parametrize(("vendor", "dialect", "genuine"), VENDORS)
+def test_fake_vendor_is_recognised(
+    vendor: type[OpenAIChat | OpenAICompletion | OpenAIResponses | AnthropicMessages],
+    dialect: Dialect,
+    genuine: set[Marks],
+    marks: Marks,
+) -> None:
+    reply = make_reply(model="m", prompt="hello", question="hello", seed="1", tokens=7)
+    said: VendorDialect = vendor(reply)
+    tokens = [said.token(index) for index in range(7)]
+    parts = [*said.opening(), *tokens, *said.ending(marks)]
+    body = "".join(f"event: {part.name}\ndata: {part.data}\n\n" for part in parts).encode()
+    assert observe([body]).dialect is dialect
+    assert observe([body]).ended is (marks in genuine)
+    broken = "".join(f"data: {part.data}\n\n" for part in (*tokens, *said.failure("it broke", after=7))).encode()
+    assert observe([broken]).failed == "it broke"
+
+
+ALPHABET = [*(event.encode() for event in (CHAT, CHAT_STOP, RESPONSE, MESSAGE_START, BLOCK, PART, CANDIDATE))]
+ALPHABET += [
+    b"data: ",
+    b"data:",
+    b"event: ",
+    b"\n",
+    b"\r",
+    b"\n\n",
+    b"\r\n",
+    b"[DONE]",
+    b"{",
+    b"}",
+    b'"',
+    b"\xff",
+    b"\x00",
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.one_of(st.sampled_from(ALPHABET), st.binary(max_size=8)), max_size=60), st.integers(1, 64))
+def test_no_bytes_raise_or_depend_on_batches(chunks: list[bytes], batch_bytes: int) -> None:
+    body = b"".join(chunks)
+    one, many = observe([body]), observe(chunks, batch_bytes=batch_bytes)
+    assert (one.dialect, one.ended) == (many.dialect, many.ended)
+    observe([body], "application/json")
