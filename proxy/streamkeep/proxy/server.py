@@ -20,7 +20,6 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from streamkeep.proxy.service import Service
-from streamkeep.proxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +99,12 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._announce()
 
+    @property
+    def has_failed(self) -> bool:
+        return self._service.failure is not None
+
     async def on_tick(self, counter: int) -> bool:
-        if self._service.failure is not None:
+        if self.has_failed:
             return True
         return await super().on_tick(counter)
 
@@ -115,13 +118,8 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None] = lambda: None) -> int:
-    """Serve on a bound socket until a signal. Returns the process's exit code: 0, or 1 when the service failed.
-
-    `announce` is called once requests are served.
-    """
-    service: Service = app.state.service
-    logging.getLogger("uvicorn.access").addFilter(_drop_query)
+def make_server(app: FastAPI, announce: Callable[[], None] = lambda: None) -> Server:
+    """A server for the application; `announce` is called once requests are served."""
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -132,9 +130,15 @@ def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None]
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
-    server = Server(config, service, announce)
+    return Server(config, app.state.service, announce)
+
+
+def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None]) -> int:
+    """Serve on a bound socket until a signal. Returns the process's exit code: 0, or 1 when the service failed."""
+    logging.getLogger("uvicorn.access").addFilter(_drop_query)
+    server = make_server(app, announce)
     server.run(sockets=[listener])
-    return 0 if server.started and service.failure is None else 1
+    return 0 if server.started and not server.has_failed else 1
 
 
 def bind(host: str, port: int) -> socket.socket:
