@@ -159,6 +159,11 @@ class EmbeddedPostgres:
         pid = self._directory.postmaster_pid()
         return pid if pid in server_processes(self._directory.cluster) else None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server takes connections now; it may be starting again."""
+        return self._directory.is_ready()
+
     def stop(self) -> None:
         """Let go of the server, and shut it down where we supervise it. Does nothing the second time.
 

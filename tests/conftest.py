@@ -1,0 +1,48 @@
+"""Fixtures that every folder of tests may use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import database
+
+
+def pytest_report_header() -> str:
+    return f"database: {database.source()}"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the session's Postgres. The header of the run says which one it is."""
+    with database.running_server(tmp_path_factory.mktemp("database")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def _databases(database_server: str) -> Iterator[database.Databases]:
+    databases = database.Databases(database_server)
+    with databases.template():
+        yield databases
+
+
+@pytest.fixture
+def database_url(_databases: database.Databases) -> Iterator[str]:
+    """The URL of a migrated database that only this test uses; it is dropped afterwards, with its connections."""
+    with _databases.fresh() as url:
+        yield url
+
+
+@pytest.fixture
+def private_server(tmp_path: Path) -> Iterator[database.PrivateServer]:
+    """A running Postgres of this test's own, to be killed, frozen, stopped and started: see `PrivateServer`."""
+    server = database.PrivateServer(tmp_path / "private-server")
+    yield server
+    server.stop()
