@@ -37,6 +37,7 @@ import secrets
 import signal
 import socket
 import struct
+import sys
 import zlib
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -50,7 +51,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -253,15 +254,25 @@ class Connection:
         """Send what is written, then break the connection with a TCP reset; returns never, the call is cancelled."""
         if self._transport is None:
             raise RuntimeError("only uvicorn gives the connection to reset")
-        # A transport does not tell when it has written everything.
-        while self._transport.get_write_buffer_size() and not self._transport.is_closing():  # noqa: ASYNC110
+        sock = self._transport.get_extra_info("socket")
+        # Neither the transport nor the kernel tells when everything has arrived, and a reset drops what has not.
+        while (self._transport.get_write_buffer_size() or _unsent_bytes(sock)) and not self._transport.is_closing():  # noqa: ASYNC110
             await anyio.sleep(0.001)
         # Lingering for zero seconds makes the close a reset.
-        self._transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
-        )
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
         await anyio.sleep_forever()
+
+
+def _unsent_bytes(sock: socket.socket) -> int:
+    """What the kernel holds that the peer has not acknowledged; only Linux says."""
+    if sys.platform != "linux":
+        return 0
+    import fcntl
+    import termios
+
+    count: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,7 +551,7 @@ class _StreamOptions(BaseModel):
 
 
 class ChatBody(_Body):
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]] = Field(min_length=1)
     stream_options: _StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -559,7 +570,7 @@ class ResponsesBody(_Body):
 
 
 class MessagesBody(_Body):
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]] = Field(min_length=1)
     max_tokens: int
     system: str | list[dict[str, Any]] | None = None
 
@@ -666,9 +677,9 @@ def _reply(request: Request, body: _Body, prompt: object, max_tokens: int | None
 
 def _question(prompt: object) -> str:
     """The last thing said, if a user said it; the result of a tool is not a question."""
-    last = prompt[-1] if isinstance(prompt, list) and prompt else prompt
-    if isinstance(last, list):
-        return _question(last)
+    last = prompt
+    while isinstance(last, list):
+        last = last[-1] if last else ""
     if not isinstance(last, dict):
         return str(last)
     text = json.dumps(last.get("content"), ensure_ascii=False)
@@ -741,19 +752,27 @@ def vendor_command(argv: list[str]) -> int:
     """Serve the fake vendor until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="streamkeep vendor", description="Serve a fake OpenAI and Anthropic API.")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 for a free one")
     parser.add_argument("--rate", type=float, default=50.0, help="tokens a second; 0 is at once")
     parser.add_argument("--tokens", type=int, default=200, help="length of an answer")
     options = parser.parse_args(argv)
     app = create_vendor_app(Plan(tokens=options.tokens, rate=options.rate))
-    config = uvicorn.Config(
-        app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=2, access_log=False
-    )
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listener = socket.create_server((options.host, options.port), family=family)
+    except OSError as exc:
+        sys.stderr.write(f"streamkeep vendor: {options.host}:{options.port}: {exc}\n")
+        return 1
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     # uvicorn raises the signal again after its shutdown; with these in place the command then returns.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _already_handled)
-    server = uvicorn.Server(config)
-    server.run()
+    with listener:
+        host, port = listener.getsockname()[:2]
+        sys.stdout.write(f"The fake vendor answers at http://{host}:{port}   Stop: Ctrl-C\n")
+        sys.stdout.flush()
+        server = uvicorn.Server(config)
+        server.run(sockets=[listener])
     return 0 if server.started else 1
 
 

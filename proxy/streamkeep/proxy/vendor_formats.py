@@ -373,7 +373,7 @@ class AnthropicMessages:
         return self._event({"type": "content_block_delta", "index": 0, "delta": delta})
 
     def ending(self, marks: Marks) -> Sequence[Event]:
-        delta = {"stop_reason": self._FINISH[self._reply.finish], "stop_sequence": None}
+        delta = {"stop_reason": self._FINISH[self._reply.finish], "stop_sequence": None, "stop_details": None}
         usage = self._usage(output_tokens=len(self._reply.tokens))
         usage.pop("service_tier")
         events = [
@@ -402,6 +402,7 @@ class AnthropicMessages:
             "content": content,
             "stop_reason": stop_reason,
             "stop_sequence": None,
+            "stop_details": None,
         }
 
     def _block(self, text: str, arguments: object) -> dict[str, object]:
