@@ -12,8 +12,8 @@ import pytest
 from tests.replay import ReplayServer, Trace
 
 
-async def exchange(url: str, until: int) -> tuple[bytes, bool]:
-    """Send a request; the first `until` bytes of the answer, and whether the server had closed by then."""
+async def exchange(url: str, until: int, *, patience_seconds: float) -> tuple[bytes, bool]:
+    """Send a request; the first `until` bytes of the answer, and whether the server closes after them."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(f"POST {address.path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{{}}".encode())
@@ -21,7 +21,7 @@ async def exchange(url: str, until: int) -> tuple[bytes, bool]:
     while len(received) < until:
         received += await reader.read(until - len(received))
     try:
-        async with asyncio.timeout(0.2):
+        async with asyncio.timeout(patience_seconds):
             return received, await reader.read(1) == b""
     except TimeoutError:
         return received, False
@@ -35,7 +35,9 @@ async def test_wire_bytes_and_ending_are_the_recorded_ones(name: str) -> None:
     trace = Trace.load(name)
     assert sum(size for _, size in trace.reads) == len(trace.wire)
     async with ReplayServer(speed=math.inf) as server:
-        received, is_closed = await exchange(f"{server.url(name)}/v1/any", len(trace.wire))
+        patience_seconds = 0.1 if trace.was_aborted else 10
+        url = f"{server.url(name)}/v1/any"
+        received, is_closed = await exchange(url, len(trace.wire), patience_seconds=patience_seconds)
         async with asyncio.timeout(10):
             while trace.was_aborted and not server.played[0].was_aborted:
                 await asyncio.sleep(0.005)
