@@ -29,9 +29,8 @@ from streamkeep.storage._types import (
     Tail,
     UpstreamHead,
 )
-from streamkeep.storage.rules.generations import Code, State, Terminal
+from streamkeep.storage.rules.generations import State, orphaned
 from streamkeep.storage.rules.json_messages import encode_message
-from streamkeep.storage.rules.offsets import format_offset
 
 
 @dataclass(slots=True)
@@ -51,7 +50,6 @@ class MemoryStore:
         self._retention = retention
         self._streams: dict[int, _Stream] = {}
         self._generations: dict[GenerationKey, Generation] = {}
-        self._keys: dict[int, GenerationKey] = {}
         self._beats: dict[Owner, int] = {}
         self._listeners: list[Listener] = []
         self._signing_key = secrets.token_bytes(32)
@@ -84,20 +82,14 @@ class MemoryStore:
         self._beats[owner] += 1
 
     async def release(self, owner: Owner) -> None:
-        self._beats.pop(owner, None)
+        if owner in self._beats:
+            self._finish(owner)
 
     async def leases(self) -> list[Lease]:
         return [Lease(owner, beat) for owner, beat in self._beats.items()]
 
     async def recover(self, lease: Lease) -> int:
-        if self._beats.get(lease.owner) != lease.beat:
-            return 0
-        orphans = [g for g in self._generations.values() if g.owner == lease.owner and g.state.is_live]
-        for orphan in orphans:
-            self._end(Ending(orphan, self._lost(orphan), len(self._streams[orphan.data_stream].data)))
-        del self._beats[lease.owner]
-        self._announce([s for g in orphans for s in (g.data_stream, g.control_stream)])
-        return len(orphans)
+        return self._finish(lease.owner) if self._beats.get(lease.owner) == lease.beat else 0
 
     # Generations
 
@@ -161,13 +153,21 @@ class MemoryStore:
 
     async def commit(self, owner: Owner, appends: Sequence[Append], endings: Sequence[Ending]) -> frozenset[int]:
         self._check(owner)
+        tails: dict[int, int] = {}
         for append in appends:
-            stream = self._stream(append.stream_id)
-            if stream.is_closed or append.position != len(stream.data):
-                raise ItemRefused(f"stream {append.stream_id} is at {stream.tail}, not at {append.position}")
+            if append.stream_id in tails:
+                raise ItemRefused(f"two appends to stream {append.stream_id} in one commit")
+            self._expect(append.stream_id, append.position, tails)
+            tails[append.stream_id] = append.position + len(append.data)
+        effective = [ending for ending in endings if self._is_live(ending.generation, owner)]
+        for ending in effective:
+            self._expect(ending.generation.data_stream, ending.data_position, tails)
+        # Nothing is refused from here on.
         for append in appends:
             self._streams[append.stream_id].data += append.data
-        return frozenset(ending.generation.id for ending in endings if self._end(ending))
+        for ending in effective:
+            self._end(ending)
+        return frozenset(ending.generation.id for ending in effective)
 
     async def settle(self, owner: Owner, stream_ids: Collection[int]) -> dict[int, Tail]:
         self._check(owner)
@@ -186,18 +186,20 @@ class MemoryStore:
         now = _now()
         data_before = now - timedelta(seconds=self._retention.data_seconds)
         row_before = now - timedelta(seconds=self._retention.row_seconds)
-        due = [g for g in self._generations.values() if g.ended_at is not None and g.ended_at <= data_before]
-        touched = 0
-        for row in due[:limit]:
-            if not row.is_swept:
-                self._streams.pop(row.data_stream, None)
-                self._streams.pop(row.control_stream, None)
-                self._put(replace(row, is_swept=True, refusal=None))
-                touched += 1
-            if row.ended_at is not None and row.ended_at <= row_before:
-                del self._generations[row.key], self._keys[row.id]
-                touched += 1
-        return touched
+        rows = [g for g in self._generations.values() if g.ended_at is not None]
+        due = [g for g in rows if not g.is_swept and g.ended_at is not None and g.ended_at <= data_before][:limit]
+        for row in due:
+            self._streams.pop(row.data_stream, None)
+            self._streams.pop(row.control_stream, None)
+            # A refused generation guards nothing: its key may be claimed anew, so its row goes with its error body.
+            if row.state is State.REFUSED:
+                self._delete(row)
+            else:
+                self._put(replace(row, is_swept=True))
+        expired = [g for g in rows if g.is_swept and g.ended_at is not None and g.ended_at <= row_before][:limit]
+        for row in expired:
+            self._delete(row)
+        return len(due) + len(expired)
 
     async def merge(self, limit: int = 20) -> int:
         return 0
@@ -220,36 +222,59 @@ class MemoryStore:
         data, control = self._next_id(), self._next_id()
         self._streams[data], self._streams[control] = _Stream(), _Stream()
         row = Generation(self._next_id(), key, 1, State.CREATING, owner, data, control, fingerprint, _now())
-        self._keys[row.id] = key
         return self._put(row)
 
     def _put(self, row: Generation) -> Generation:
         self._generations[row.key] = row
         return row
 
+    def _delete(self, row: Generation) -> None:
+        del self._generations[row.key]
+
     def _creating(self, generation: Generation) -> Generation:
         self._check(generation.owner)
         row = self._generations.get(generation.key)
-        if row is None or row.epoch != generation.epoch or row.state is not State.CREATING:
-            raise GenerationEnded(f"{generation.key} is {row and row.state}")
+        if (
+            row is None
+            or (row.id, row.epoch, row.owner) != (generation.id, generation.epoch, generation.owner)
+            or row.state is not State.CREATING
+        ):
+            raise GenerationEnded(f"{generation.key} is not being created in epoch {generation.epoch}")
         return row
 
-    def _end(self, ending: Ending) -> bool:
-        row = self._generations.get(ending.generation.key)
-        if row is None or row.epoch != ending.generation.epoch or not row.state.is_live:
-            return False
+    def _expect(self, stream_id: int, position: int, tails: dict[int, int]) -> None:
+        """`tails` are where streams will stand after what this commit has appended so far."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.is_closed or position != tails.get(stream_id, len(stream.data)):
+            raise ItemRefused(f"stream {stream_id} is not open at {position}")
+
+    def _is_live(self, generation: Generation, owner: Owner) -> bool:
+        row = self._generations.get(generation.key)
+        return (
+            row is not None
+            and (row.id, row.epoch, row.owner) == (generation.id, generation.epoch, owner)
+            and row.state.is_live
+        )
+
+    def _end(self, ending: Ending) -> None:
+        row = self._generations[ending.generation.key]
         terminal = ending.terminal
         control = self._streams[row.control_stream]
         control.data += encode_message(terminal.to_json())
         control.is_closed = self._streams[row.data_stream].is_closed = True
         code = terminal.code
         self._put(replace(row, state=code.state, code=code.value, message=terminal.detail, ended_at=_now()))
-        return True
 
-    def _lost(self, orphan: Generation) -> Terminal:
-        size = len(self._streams[orphan.data_stream].data)
-        duration_ms = int((_now() - orphan.created_at).total_seconds() * 1000)
-        return Terminal(Code.OWNER_LOST, format_offset(size), size, None, duration_ms)
+    def _finish(self, owner: Owner) -> int:
+        """End an owner and what it still records."""
+        orphans = [g for g in self._generations.values() if g.owner == owner and g.state.is_live]
+        for orphan in orphans:
+            size = len(self._streams[orphan.data_stream].data)
+            age_seconds = (_now() - orphan.created_at).total_seconds()
+            self._end(Ending(orphan, orphaned(size, age_seconds, orphan.is_cancel_requested), size))
+        del self._beats[owner]
+        self._announce([s for g in orphans for s in (g.data_stream, g.control_stream)])
+        return len(orphans)
 
     def _announce(self, stream_ids: Collection[int]) -> None:
         for listener in self._listeners:

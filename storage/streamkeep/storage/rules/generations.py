@@ -16,6 +16,8 @@ import json
 from dataclasses import dataclass
 from enum import StrEnum
 
+from streamkeep.storage.rules.offsets import format_offset
+
 
 class State(StrEnum):
     CREATING = "creating"
@@ -126,7 +128,14 @@ class Terminal:
         }
         if self.sha256 is not None:
             event["sha256"] = self.sha256
-        return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()
+        # A lone surrogate in somebody's error text becomes a JSON escape: it must not keep a generation from ending.
+        return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
+
+
+def orphaned(size_bytes: int, age_seconds: float, is_cancel_requested: bool) -> Terminal:
+    """The end that a dead owner's recoverer writes; a cancellation that the owner did not live to see is kept."""
+    code = Code.CANCELLED if is_cancel_requested else Code.OWNER_LOST
+    return Terminal(code, format_offset(size_bytes), size_bytes, None, int(age_seconds * 1000))
 
 
 def _usage_json(usage: Usage | None) -> dict[str, object] | None:

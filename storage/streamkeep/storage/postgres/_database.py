@@ -1,0 +1,182 @@
+"""Connections to one Postgres: a pool in which every call has a deadline and no driver error gets out.
+
+Works through a transaction-mode pooler: nothing here or above it relies on what a session remembers between two
+transactions, and nothing is asked of the server at start-up. What a transaction needs it sets itself, with
+`set_config(…, true)` or by naming its isolation level.
+
+Two lanes share the pool. Commits, heartbeats and recovery are urgent; all else leaves them a few connections, so that a
+crowd of catching-up readers cannot starve a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import asyncpg
+
+from streamkeep.storage._errors import ItemRefused, StoreError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from asyncpg.pool import PoolConnectionProxy
+
+T = TypeVar("T")
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
+"""Everything that asyncpg raises; time-outs are OSErrors."""
+
+_MAX_ATTEMPTS = 4
+_RESERVED_CONNECTIONS = 2
+_RELEASE_SECONDS = 2.0
+_IDLE_SECONDS = 60.0
+
+# The transaction was rolled back through no fault of its own, so running it again is safe.
+_ROLLED_BACK = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
+
+# Data exceptions, violated constraints, and limits that the values exceed: sending them again cannot help.
+_REFUSED_CLASSES = ("22", "23", "54")
+
+
+def translated(error: BaseException) -> StoreError:
+    """What a driver error means to the store's callers."""
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, asyncpg.DataError):
+        return ItemRefused(text)
+    if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] in _REFUSED_CLASSES:
+        return ItemRefused(text)
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return StoreError(text)
+    return StoreUnavailable(text)
+
+
+async def connect(
+    dsn: str, *, deadline_seconds: float, statement_seconds: float | None = None
+) -> asyncpg.Connection[asyncpg.Record]:
+    """One connection outside the pool, without named statements. Raises what the driver raises."""
+    return await asyncpg.connect(
+        dsn,
+        timeout=deadline_seconds,
+        command_timeout=statement_seconds or deadline_seconds,
+        statement_cache_size=0,
+    )
+
+
+async def disconnect(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Close politely if the other side answers at once; never raises."""
+    with suppress(*DRIVER_ERRORS):
+        await connection.close(timeout=_RELEASE_SECONDS)
+
+
+class Database:
+    """Run statements and transactions; every failure is a `StoreError`.
+
+    `deadline_seconds` bounds each call as a whole: waiting for a connection, connecting and all statements in it.
+    `is_pooled` says that a transaction-mode pooler stands between, which forbids named prepared statements.
+    """
+
+    def __init__(self, dsn: str, *, pool_size: int, deadline_seconds: float, is_pooled: bool) -> None:
+        self._dsn = dsn
+        self._pool_size = pool_size
+        self._deadline_seconds = deadline_seconds
+        self._is_pooled = is_pooled
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._urgent = nullcontext()
+        self._ordinary = asyncio.Semaphore(max(1, pool_size - _RESERVED_CONNECTIONS))
+
+    async def open(self) -> None:
+        """Prepare the pool; connections are made when they are needed."""
+        try:
+            self._pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=0,
+                max_size=self._pool_size,
+                max_inactive_connection_lifetime=_IDLE_SECONDS,
+                statement_cache_size=0 if self._is_pooled else 100,
+                reset=_keep_as_it_is,
+                timeout=self._deadline_seconds,
+                # Ours come first; this one bounds the driver's own request to cancel a statement.
+                command_timeout=self._deadline_seconds + _RELEASE_SECONDS,
+            )
+        except DRIVER_ERRORS as exc:
+            raise translated(exc) from exc
+
+    async def close(self) -> None:
+        """Let calls under way finish, for a moment, and disconnect."""
+        if self._pool is None:
+            return
+        pool, self._pool = self._pool, None
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await pool.close()
+        except DRIVER_ERRORS:
+            pool.terminate()
+
+    async def fetch(self, statement: str, *args: object, is_urgent: bool = False) -> list[asyncpg.Record]:
+        return await self._run(lambda connection: connection.fetch(statement, *args), is_urgent=is_urgent)
+
+    async def fetch_row(self, statement: str, *args: object, is_urgent: bool = False) -> asyncpg.Record | None:
+        return await self._run(lambda connection: connection.fetchrow(statement, *args), is_urgent=is_urgent)
+
+    async def execute(self, statement: str, *args: object, is_urgent: bool = False) -> int:
+        """Run a statement that writes; return how many rows it wrote."""
+        status = await self._run(lambda connection: connection.execute(statement, *args), is_urgent=is_urgent)
+        return int(status.rpartition(" ")[2])
+
+    async def transact(
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        *,
+        is_urgent: bool = False,
+        deadline_seconds: float | None = None,
+    ) -> T:
+        """Run `work` in one durable READ COMMITTED transaction; it may run again when the database rolled it back."""
+
+        async def transaction(connection: Connection) -> T:
+            # Said here and not left to the role's defaults: statements after a lock must see what it waited for.
+            async with connection.transaction(isolation="read_committed"):
+                await connection.execute("set local synchronous_commit = on")
+                return await work(connection)
+
+        return await self._run(transaction, is_urgent=is_urgent, deadline_seconds=deadline_seconds)
+
+    async def _run(
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        *,
+        is_urgent: bool,
+        deadline_seconds: float | None = None,
+    ) -> T:
+        if self._pool is None:
+            raise StoreUnavailable("the store is not open")
+        pool = self._pool
+        try:
+            async with asyncio.timeout(deadline_seconds or self._deadline_seconds):
+                async with self._urgent if is_urgent else self._ordinary:
+                    for _ in range(_MAX_ATTEMPTS - 1):
+                        try:
+                            return await self._once(pool, work)
+                        except _ROLLED_BACK:
+                            continue
+                    return await self._once(pool, work)
+        except DRIVER_ERRORS as exc:
+            if isinstance(exc, TimeoutError) and not pool.is_closing():
+                # The network may have swallowed the idle connections as well, and only new ones can tell.
+                await pool.expire_connections()
+            raise translated(exc) from exc
+
+    async def _once(self, pool: asyncpg.Pool[asyncpg.Record], work: Callable[[Connection], Awaitable[T]]) -> T:
+        connection = await pool.acquire()
+        try:
+            return await work(connection)
+        finally:
+            # It may wait for a cancelled statement's last word. A failure ends the connection and concerns nobody else.
+            with suppress(*DRIVER_ERRORS):
+                await pool.release(connection, timeout=_RELEASE_SECONDS)
+
+
+async def _keep_as_it_is(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Instead of the driver's clean-up query, a round trip for each release: there is no session state to clean up."""

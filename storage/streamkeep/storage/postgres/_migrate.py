@@ -1,0 +1,103 @@
+"""The schema, brought up to date: numbered SQL files, each applied once, in order, and never edited afterwards.
+
+All of it is one transaction under an advisory lock, so several processes may start at once and a failure leaves nothing
+half done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib import resources
+
+import asyncpg
+
+from streamkeep.storage._errors import StoreError
+from streamkeep.storage.postgres._database import DRIVER_ERRORS, connect, disconnect, translated
+
+_LOCK = 0x73747265616D  # "stream": one lock for all processes that migrate one database
+_MIN_SERVER_VERSION = 150000
+_FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def checksum(self) -> str:
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def migrations() -> list[Migration]:
+    """All that this version of the code knows, in order."""
+    found = []
+    for file in (resources.files(__package__) / "migrations").iterdir():
+        match = _FILE_NAME.fullmatch(file.name)
+        if match:
+            found.append(Migration(int(match[1]), file.name, file.read_text("utf-8")))
+    return sorted(found, key=lambda migration: migration.version)
+
+
+async def migrate(
+    dsn: str, *, up_to: int | None = None, connect_seconds: float = 10.0, statement_seconds: float = 120.0
+) -> list[int]:
+    """Apply what is missing, up to a version if one is given; return the versions that were applied.
+
+    Safe to call from several processes at once. The right to create a schema is needed the first time only.
+
+    Raises:
+        StoreError: the server is older than 15, the database is newer than this code, or a migration that was
+            applied has been edited since.
+        StoreUnavailable: the database does not answer.
+    """
+    try:
+        connection = await connect(dsn, deadline_seconds=connect_seconds, statement_seconds=statement_seconds)
+        try:
+            async with connection.transaction(isolation="read_committed"):
+                await connection.execute(f"select pg_advisory_xact_lock({_LOCK})")
+                return await _apply(connection, up_to)
+        finally:
+            await disconnect(connection)
+    except DRIVER_ERRORS as exc:
+        raise translated(exc) from exc
+
+
+_HAS_TABLE = "select to_regclass('streamkeep.migrations') is not null"
+
+_CREATE_TABLE = """
+create schema if not exists streamkeep;
+create table streamkeep.migrations (
+    version    integer primary key,
+    name       text not null,
+    checksum   text not null,
+    applied_at timestamptz not null default clock_timestamp()
+)
+"""
+
+_APPLIED = "select version, checksum from streamkeep.migrations order by version"
+
+_RECORD = "insert into streamkeep.migrations (version, name, checksum) values ($1, $2, $3)"
+
+
+async def _apply(connection: asyncpg.Connection[asyncpg.Record], up_to: int | None) -> list[int]:
+    server_version: int = await connection.fetchval("select current_setting('server_version_num')::int")
+    if server_version < _MIN_SERVER_VERSION:
+        raise StoreError(f"PostgreSQL 15 or newer is needed; this server is {server_version // 10000}")
+    if not await connection.fetchval(_HAS_TABLE):
+        await connection.execute(_CREATE_TABLE)
+    known = {migration.version: migration for migration in migrations()}
+    applied = {row["version"]: row["checksum"] for row in await connection.fetch(_APPLIED)}
+    for version, checksum in applied.items():
+        if version not in known:
+            raise StoreError(f"the database is at migration {version}, which this version does not know: upgrade it")
+        if known[version].checksum != checksum:
+            raise StoreError(f"{known[version].name} was edited after it had been applied to this database")
+    missing = [m for m in known.values() if m.version not in applied and (up_to is None or m.version <= up_to)]
+    for migration in missing:
+        await connection.execute(migration.sql)
+        await connection.execute(_RECORD, migration.version, migration.name, migration.checksum)
+    return [migration.version for migration in missing]
