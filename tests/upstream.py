@@ -89,15 +89,19 @@ class Upstream:
         return self.calls[times - 1]
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            exchange = await self._read(reader, writer)
-            self.calls.append(exchange)
-            watch = asyncio.create_task(self._watch(reader, exchange))
-            try:
-                await self.script(exchange)
-            finally:
-                watch.cancel()
-        writer.close()
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                exchange = await self._read(reader, writer)
+                self.calls.append(exchange)
+                watch = asyncio.create_task(self._watch(reader, exchange))
+                try:
+                    await self.script(exchange)
+                finally:
+                    watch.cancel()
+                writer.close()
+                await writer.wait_closed()
+        finally:
+            writer.transport.abort()
 
     @staticmethod
     async def _watch(reader: asyncio.StreamReader, exchange: Exchange) -> None:

@@ -100,7 +100,7 @@ def _serve(settings: Settings) -> int:
 def _announce(base: str, where: str, settings: Settings) -> None:
     lines = [
         f"streamkeep is ready at {base}, on {where}.",
-        f"May call: {settings.allow.describe()}  (STREAMKEEP_ALLOW)",
+        f"May call: {', '.join(settings.allow.globs) or 'nothing'}  (STREAMKEEP_ALLOW)",
         "",
         "Try it, with the demo vendor in another terminal (streamkeep vendor):",
         f"  curl -X POST {base}/api/my-chat/1 -H 'X-Proxy-Url: http://127.0.0.1:4001/v1/chat/completions' \\",

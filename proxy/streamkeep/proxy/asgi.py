@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamkeep.proxy.errors import Problem, problem_of
 
@@ -55,13 +55,13 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         has_started = False
 
-        async def watched_send(message: dict[str, object]) -> None:
+        async def watched_send(message: Message) -> None:
             nonlocal has_started
             has_started = True
-            await send(message)  # type: ignore[arg-type]  # a MutableMapping of any message
+            await send(message)
 
         try:
-            await self._app(scope, receive, watched_send)  # type: ignore[arg-type]  # as above
+            await self._app(scope, receive, watched_send)
         except Exception as exc:
             problem = problem_of(exc)
             if problem is None:

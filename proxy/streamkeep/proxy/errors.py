@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from streamkeep.proxy.rules.headers import BadHeader
+from streamkeep.proxy.rules.headers import InvalidHeader
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.storage import (
     FingerprintMismatch,
@@ -61,7 +61,7 @@ def problem_of(exc: BaseException) -> Problem | None:
             return exc.problem
         case BadRequest():
             return Problem(400, exc.code, str(exc))
-        case BadHeader():
+        case InvalidHeader():
             return Problem(400, "invalid_header", str(exc))
         case InvalidOffset():
             return Problem(400, "invalid_offset", str(exc))

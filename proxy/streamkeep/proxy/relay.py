@@ -80,13 +80,16 @@ class Relay:
         async for data in body:
             if not data:
                 continue
-            if self.size_bytes + len(data) > self._max_bytes:
-                return False
+            is_too_large = self.size_bytes + len(data) > self._max_bytes
+            if is_too_large:
+                data = data[: self._max_bytes - self.size_bytes]
             self.size_bytes += len(data)
             digest.update(data)
             recorder.append(data)
             if observer is not None:
                 observer.feed(data)
+            if is_too_large:
+                return False
             if recorder.is_full:
                 await self._pause()
             if recorder.ended.done():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from streamkeep.proxy.generations import Generations
@@ -73,8 +73,8 @@ class Service:
         self.generations.cancel_requested(generation_ids)
 
     @asynccontextmanager
-    async def _running(self, name: str, work: asyncio._CoroutineLike[None]) -> AsyncIterator[None]:
-        task = asyncio.ensure_future(work)
+    async def _running(self, name: str, work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+        task = asyncio.create_task(work, name=name)
         task.add_done_callback(lambda done: self._note_end(name, done))
         try:
             yield

@@ -129,7 +129,12 @@ def _level(text: str) -> str:
     return text.lower()
 
 
-_READERS: dict[str, Callable[[str], Any]] = {
+_BY_UNIT: dict[str, Callable[[str], Any]] = {
+    name: _seconds if name.endswith("_seconds") else _size
+    for name in Settings.__dataclass_fields__
+    if name.endswith(("_seconds", "_bytes"))
+}
+_READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "host": str,
     "port": _port,
     "database_url": str,
@@ -143,8 +148,4 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "log_level": _level,
     "upstream_retries": _count,
     "observe_endings": _flag,
-} | {
-    name: _seconds if name.endswith("_seconds") else _size
-    for name in Settings.__dataclass_fields__
-    if name.endswith(("_seconds", "_bytes"))
 }

@@ -64,7 +64,8 @@ class Target:
     def encoding(self, *, is_base64: bool) -> Encoding:
         if is_base64:
             return Encoding.BASE64
-        return sse.encoding_for(self.row.head and self.row.head.content_type, is_message_stream=self.is_control)
+        head = self.row.head
+        return sse.encoding_for(None if head is None else head.content_type, is_message_stream=self.is_control)
 
     def headers(self) -> list[tuple[str, str]]:
         """What upstream said, for the reader of its bytes."""
