@@ -23,7 +23,7 @@ WORKDIR /var/lib/streamkeep
 # Inside a container the loopback interface is nobody else's: what the host publishes decides who gets in.
 ENV STREAMKEEP_HOST=0.0.0.0 \
     STREAMKEEP_PORT=4000 \
-    STREAMKEEP_DATA_DIR=/var/lib/streamkeep/postgres
+    STREAMKEEP_DATA_DIR=/var/lib/streamkeep
 EXPOSE 4000
 
 HEALTHCHECK --interval=2s --timeout=3s --start-period=60s \

@@ -1,0 +1,165 @@
+"""What a user gets from `pip install`: the wheel's contents, and its commands in environments that hold nothing else."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.installed import free_port, running
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("adapters", "client", "proxy", "storage")
+CHUNKS = [b"data: one\n\n", b"data: \xc3\xa4", b"\xff\n\n"]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-deps", "--wheel-dir", folder, ROOT)
+    (built,) = folder.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def client_only(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment(tmp_path_factory.mktemp("client-only"), f"{wheel}")
+
+
+@pytest.fixture(scope="module")
+def with_proxy(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return environment(tmp_path_factory.mktemp("with-proxy"), f"{wheel}[proxy]")
+
+
+@pytest.fixture
+def upstream() -> Iterator[str]:
+    """A tiny vendor that streams `CHUNKS`; its URL."""
+
+    class Answer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Type", "text/event-stream")
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            for chunk in [*CHUNKS, b""]:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def pip(*arguments: str | Path) -> None:
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
+
+
+def environment(folder: Path, requirement: str) -> Path:
+    """A new virtual environment that holds one requirement and what it asks for; gives the folder of its commands."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    pip("--python", folder / "bin" / "python", "install", requirement)
+    return folder / "bin"
+
+
+def run(command: list[str | Path], cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=bare_environ(**extra), cwd=cwd, check=False, capture_output=True, text=True, timeout=60
+    )
+
+
+def bare_environ(**extra: str) -> dict[str, str]:
+    """Nothing of this process's environment that could lead a command back to the source tree or to a database."""
+    kept = ("PATH", "HOME", "TMPDIR", "LANG")
+    return {name: os.environ[name] for name in kept if name in os.environ} | extra
+
+
+def test_wheel_holds_every_source_file_and_nothing_besides(wheel: Path) -> None:
+    source = {
+        str(path.relative_to(ROOT / package))
+        for package in PACKAGES
+        for path in (ROOT / package / "streamkeep").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packed == source
+    assert "streamkeep/__init__.py" not in packed
+    assert {f"streamkeep/{package}/py.typed" for package in PACKAGES} <= packed
+    assert "streamkeep/storage/postgres/migrations/0001_streams.sql" in packed
+
+
+def test_wheel_carries_the_licence(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (licence,) = (name for name in archive.namelist() if name.endswith("/licenses/LICENSE"))
+    assert archive.read(licence) == (ROOT / "LICENSE").read_bytes()
+
+
+def test_changelog_has_a_section_for_this_version() -> None:
+    assert f"\n## {importlib.metadata.version('streamkeep')}\n" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fetch", "--help"]])
+def test_client_install_has_the_clients_commands(client_only: Path, tmp_path: Path, arguments: list[str]) -> None:
+    ended = run([client_only / "streamkeep", *arguments], tmp_path)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "fetch" in ended.stdout
+
+
+def test_client_install_says_what_serving_needs(client_only: Path, tmp_path: Path) -> None:
+    ended = run([client_only / "streamkeep", "serve"], tmp_path)
+    assert ended.returncode == 2
+    assert "pip install 'streamkeep[proxy]'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_client_install_imports_its_public_names_without_the_service(client_only: Path, tmp_path: Path) -> None:
+    code = "from streamkeep.client import *; import sys; print(sorted(m for m in sys.modules if 'asyncpg' in m))"
+    ended = run([client_only / "python", "-c", code], tmp_path)
+    assert (ended.returncode, ended.stdout) == (0, "[]\n"), ended.stderr
+
+
+def test_proxy_install_serves_a_generation_from_its_own_postgres(
+    with_proxy: Path, upstream: str, tmp_path: Path
+) -> None:
+    environ = bare_environ(
+        STREAMKEEP_PORT=str(free_port()), STREAMKEEP_DATA_DIR=str(tmp_path / "data"), STREAMKEEP_ALLOW=f"{upstream}/**"
+    )
+    with running([with_proxy / "streamkeep", "serve"], environ=environ, cwd=tmp_path, logs=tmp_path) as proxy:
+        made = httpx.post(f"{proxy.url}/api/chat/1", headers={"X-Proxy-Url": f"{upstream}/v1/chat"}, content=b"{}")
+        assert made.status_code == 200, made.text
+        assert read_to_the_end(made.json()["streamUrl"]) == b"".join(CHUNKS)
+        loaded = {Path(library.path).parts for library in psutil.Process(proxy.process.pid).memory_maps()}
+        for name in ("uvloop", "httptools", "asyncpg"):
+            assert any(name in parts for parts in loaded), f"{name} is not in use"
+        assert proxy.stop() == 0, proxy.output
+    assert f"ready at {proxy.url}" in proxy.output
+
+
+def read_to_the_end(url: str) -> bytes:
+    """A stream's bytes, by long-polls."""
+    body, offset = b"", "-1"
+    while True:
+        answer = httpx.get(url, params=httpx.URL(url).params.merge({"offset": offset, "live": "long-poll"}), timeout=30)
+        assert answer.status_code in {200, 204}, answer.text
+        body, offset = body + answer.content, answer.headers["Stream-Next-Offset"]
+        if answer.headers.get("Stream-Closed") == "true":
+            return body
