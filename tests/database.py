@@ -153,8 +153,10 @@ class PrivateServer:
         _poll_until(lambda: self._server.is_ready)
 
     def freeze(self) -> None:
-        # First the one that would start others.
-        for pid in sorted(self._processes()):
+        postmaster = self._server.postmaster_pid
+        assert postmaster is not None, f"{self} is not running"
+        send(postmaster, signal.SIGSTOP)  # First, for it would start others.
+        for pid in self._processes():
             send(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:

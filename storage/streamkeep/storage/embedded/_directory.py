@@ -30,6 +30,7 @@ _SOCKET_NAME = f".s.PGSQL.{PORT}"
 _MAX_SOCKET_PATH_BYTES = 103  # The smallest limit there is, without the final NUL.
 _MAX_LOG_BYTES = 4 * 1024 * 1024
 _STATUS_LINE = 7
+_LAST_WORDS_SECONDS = 2.0
 
 
 class SupervisorLock:
@@ -151,14 +152,12 @@ class DataDirectory:
         if postmaster is not None and postmaster in server_processes(self.cluster):
             # The postmaster alone: to its checkpointer SIGINT means something else.
             send(postmaster, signal.SIGINT)
-            wait_for_end(self.cluster, patience_seconds=patience_seconds)
-        for harder in (signal.SIGQUIT, signal.SIGKILL):
-            for pid in server_processes(self.cluster):
-                send(pid, harder)
-            if not wait_for_end(self.cluster, patience_seconds=5.0):
-                break
-        else:
-            pid = min(server_processes(self.cluster))
+            if wait_for_end(self.cluster, patience_seconds=patience_seconds):
+                send(postmaster, signal.SIGQUIT)
+        # Without a postmaster the others end by themselves, unless they are busy with what can no longer be committed.
+        for pid in wait_for_end(self.cluster, patience_seconds=_LAST_WORDS_SECONDS):
+            send(pid, signal.SIGKILL)
+        for pid in wait_for_end(self.cluster, patience_seconds=_LAST_WORDS_SECONDS):
             raise DataDirectoryInUse(f"a Postgres server (pid {pid}) works on {self.cluster} and cannot be ended", pid)
         (self.cluster / "postmaster.pid").unlink(missing_ok=True)
         for leftover in (_SOCKET_NAME, f"{_SOCKET_NAME}.lock"):

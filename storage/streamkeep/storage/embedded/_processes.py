@@ -33,7 +33,7 @@ def _is_server_process(pid: str, cluster: Path) -> bool:
 
 def _postmasters_by_command_line(cluster: Path) -> set[int]:
     """Where there is no /proc: postmasters only, since their children do not name the directory."""
-    listed = subprocess.run(["ps", "-axo", "pid=,command="], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(["ps", "-axwwo", "pid=,command="], capture_output=True, text=True, check=False).stdout
     rows = [line.strip().split(maxsplit=1) for line in listed.splitlines()]
     mark = f"postgres -D {cluster} "
     return {int(row[0]) for row in rows if len(row) == 2 and mark in f"{row[1]} "}
