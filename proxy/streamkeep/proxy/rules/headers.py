@@ -1,0 +1,139 @@
+"""Which headers travel on: a caller's to upstream, and upstream's to readers.
+
+Towards upstream everything passes but what is listed here, since vendors keep inventing headers. Towards readers only
+what is listed passes, since whatever passes is stored, and served again from our own origin.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+MAX_KEPT_HEADERS = 64
+MAX_KEPT_BYTES = 16 * 1024
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BREAKS = re.compile(rb"[\r\n\0]")
+_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+# They speak of one connection, not of the message (RFC 9110, 7.6.1).
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+_NOT_FORWARDED = _HOP_BY_HOP | {
+    b"host",  # upstream's own is sent
+    b"content-length",  # framing is decided anew
+    b"accept-encoding",  # identity is asked for: bytes are stored as they come
+    b"expect",  # the body is on its way already
+    b"cookie",  # belongs to the proxy's origin, not to the vendor's
+    b"x-session-id",  # the wire between our client and us
+    b"x-request-id",
+    b"x-resume-active-generation",
+    b"x-replay-from-start",
+    b"x-active-generation-ttl",
+    b"last-event-id",  # a position in our streams
+    b"forwarded",  # who the caller is, is nothing to the vendor
+    b"x-real-ip",
+    b"via",
+    b"origin",  # the page's: a vendor that checks it would refuse, one that logs it would learn
+    b"referer",
+    b"priority",  # a browser's order among its own requests
+}
+_NOT_FORWARDED_PREFIXES = (
+    b"x-proxy-",  # the wire between our client and us
+    b"streamkeep-",
+    b"upstream-",
+    b"proxy-",
+    b"x-forwarded-",
+    b"sec-",  # what a browser says about the page
+)
+
+_KEPT = frozenset(
+    {
+        b"apim-request-id",  # request ids, by vendor
+        b"request-id",
+        b"x-amzn-requestid",
+        b"x-request-id",
+        b"cf-ray",
+        b"retry-after",  # when to come back
+        b"retry-after-ms",
+        b"x-should-retry",
+        b"content-disposition",  # about the body
+        b"content-language",
+        b"link",
+        b"location",  # where a created resource is; redirects are refused elsewhere
+        b"server-timing",
+        b"www-authenticate",  # which credentials upstream wanted
+    }
+)
+_KEPT_PREFIXES = (
+    b"ratelimit-",
+    b"x-ratelimit-",
+    b"anthropic-",
+    b"openai-",
+    b"x-ai-",  # marks by which AI SDKs recognise a stream's format
+    b"x-vercel-",
+)
+
+
+class InvalidHeader(ValueError):
+    """A header that would not be one header on the wire; `name` is its name as far as it can be shown."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name[:64].decode("ascii", "backslashreplace")
+        super().__init__(f"the header {self.name!r} cannot be forwarded")
+
+
+def forwarded_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """A request's headers as they go upstream, in their order; connection-bound ones, named in `Connection` too, do not.
+
+    Raises:
+        InvalidHeader: a name that is no token, or a value with CR, LF or NUL, also among those that are dropped.
+    """
+    headers = list(raw)
+    for name, value in headers:
+        if not _TOKEN.fullmatch(name) or _BREAKS.search(value):
+            raise InvalidHeader(name)
+    dropped = _NOT_FORWARDED | _nominated(headers)
+    return [
+        (name, value)
+        for name, value in headers
+        if name.lower() not in dropped and not name.lower().startswith(_NOT_FORWARDED_PREFIXES)
+    ]
+
+
+def kept_headers(raw: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
+    """Upstream's headers that readers get, lower-case, in their order, at most 64 and 16 KiB in all.
+
+    Content type and encoding are not among them: they have places of their own. A value with control characters, and
+    what does not fit any more, is left out.
+    """
+    headers = [(name.lower(), value) for name, value in raw]
+    nominated = _nominated(headers)
+    kept: list[tuple[str, str]] = []
+    size_bytes = 0
+    for name, value in headers:
+        is_wanted = name in _KEPT or name.startswith(_KEPT_PREFIXES)
+        if not is_wanted or name in nominated or not _TOKEN.fullmatch(name) or _CONTROLS.search(value):
+            continue
+        if len(kept) == MAX_KEPT_HEADERS or size_bytes + len(name) + len(value) > MAX_KEPT_BYTES:
+            continue
+        size_bytes += len(name) + len(value)
+        kept.append((name.decode("ascii"), value.decode("latin-1").strip()))
+    return tuple(kept)
+
+
+def _nominated(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
+    """The headers that `Connection` declares to be of this connection only."""
+    return frozenset(
+        token.strip().lower() for name, value in headers if name.lower() == b"connection" for token in value.split(b",")
+    )

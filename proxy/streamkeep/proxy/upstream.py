@@ -1,0 +1,332 @@
+"""UpstreamTransport: the way out, below httpx, and the only place of the proxy that opens sockets to upstreams.
+
+It does what a recorder needs and nothing besides: HTTP/1.1, one attempt, no redirects, no cookies, no environment, no
+limit on connections, no decoding. What holds for callers:
+
+- *Sent or not sent.* `httpx.ConnectError` and `httpx.ConnectTimeout` (and `RequestRefused`) say that no byte of the
+  request has left. After any other exception upstream may have acted on it. Nothing is ever sent twice from here.
+- *Addresses are checked where sockets are made.* A host is resolved once, every address found is checked, and the
+  socket goes to a checked address, never to the name again. That covers all spellings of an address, and names whose
+  answers change. Only `request.extensions["streamkeep.private"] = True` lets a request reach addresses that are not public.
+- *Time-outs.* `connect` covers resolving, connecting and TLS; `write` each wait for upstream to take bytes; `read` the
+  wait for the response's head alone. How long a body may take, or be silent, is for its reader to say. Nobody ever waits
+  for a place in the pool.
+- *Bodies* come as described in `connections.py`: as many bytes as have arrived, buffered ones before any failure.
+
+Send with `httpx.Request(...)` and `client.send(request, stream=True)`: `client.build_request` would add headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+
+import httpx
+
+from streamkeep.proxy.connections import Connection, Origin, ResponseBody
+from streamkeep.proxy.http1 import (
+    LAST_CHUNK,
+    Framing,
+    InvalidRequest,
+    ResponseHead,
+    encode_head,
+    framing_of,
+    in_chunks,
+    is_closing,
+)
+from streamkeep.proxy.rules.addresses import is_public_address
+
+PRIVATE = "streamkeep.private"
+"""The request extension that admits addresses that are not public; only `True` counts."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# Upstream counts an idle connection's time from its own side and earlier than we do.
+_KEEP_ALIVE_MARGIN_SECONDS = 1.0
+
+
+class RequestRefused(httpx.LocalProtocolError):
+    """The request cannot be sent as it is. Unless its body differs from its Content-Length, nothing was sent."""
+
+
+class AddressRefused(httpx.ConnectError):
+    """The host leads to an address that is not public, and the request may not go to one. Nothing was sent."""
+
+
+class UpstreamTransport(httpx.AsyncBaseTransport):
+    """Sends requests to upstreams and keeps finished connections for the next one to the same origin.
+
+    Idle connections are kept for `idle_seconds`, or less where upstream says so, and `max_idle` of them at most. A
+    response buffers up to `max_buffered_bytes` of its body. `tls` replaces the system's trust store; its ALPN protocols
+    are set here.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_buffered_bytes: int = 64 * 1024,
+        idle_seconds: float = 3.0,
+        max_idle: int = 100,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._idle_seconds = idle_seconds
+        self._max_idle = max_idle
+        self._scratch = memoryview(bytearray(max_buffered_bytes))
+        self._tls = tls or ssl.create_default_context()
+        self._tls.set_alpn_protocols(["http/1.1"])
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, asyncio.TimerHandle] = {}
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"UpstreamTransport(open={self.open_connections}, idle={self.idle_connections})"
+
+    @property
+    def open_connections(self) -> int:
+        """Sockets that exist, the idle ones among them."""
+        return len(self._open)
+
+    @property
+    def idle_connections(self) -> int:
+        """Connections that wait for another request."""
+        return len(self._idle)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; returns when the head of its answer is there.
+
+        Raises:
+            RequestRefused: it is not a request that can be sent.
+            AddressRefused, httpx.ConnectError, httpx.ConnectTimeout: nothing was sent.
+            httpx.TransportError: any other kind; upstream may have received the request.
+        """
+        if self._is_closed:
+            raise RuntimeError("the transport is closed")
+        message = _Message.of(request)
+        seconds: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        connection = self._take_idle(message.origin) or await self._connect(message.origin, seconds.get("connect"))
+        try:
+            head = await connection.exchange(
+                message.prelude,
+                message.upload(),
+                is_head_request=request.method == "HEAD",
+                read_seconds=seconds.get("read"),
+                write_seconds=seconds.get("write"),
+            )
+        except BaseException:
+            connection.abort()
+            raise
+
+        def release(connection: Connection) -> None:
+            self._release(connection, head if message.may_persist else None)
+
+        return httpx.Response(
+            head.status,
+            headers=list(head.headers),
+            stream=ResponseBody(connection, release),
+            extensions={"http_version": f"HTTP/{head.version}".encode(), "reason_phrase": head.reason},
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection, those in use too; returns when their sockets are closed."""
+        self._is_closed = True
+        connections = list(self._open)
+        for connection in connections:
+            self._retire(connection)
+        await asyncio.gather(*(connection.lost for connection in connections))
+
+    # Idle connections
+
+    def _take_idle(self, origin: Origin) -> Connection | None:
+        """The youngest fit connection: the one that upstream is least likely to be closing."""
+        for connection in reversed([connection for connection in self._idle if connection.origin == origin]):
+            if connection.is_quiet():
+                self._idle.pop(connection).cancel()
+                return connection
+            self._retire(connection)
+        return None
+
+    def _release(self, connection: Connection, head: ResponseHead | None) -> None:
+        """A response is over: keep its connection, or close it at once."""
+        seconds = self._idle_seconds
+        if head is not None and head.keep_alive_seconds is not None:
+            seconds = min(seconds, head.keep_alive_seconds - _KEEP_ALIVE_MARGIN_SECONDS)
+        if head is None or seconds <= 0 or self._is_closed or not self._max_idle or not connection.rest():
+            connection.abort()
+            return
+        if len(self._idle) >= self._max_idle:
+            self._retire(next(iter(self._idle)))
+        self._idle[connection] = asyncio.get_running_loop().call_later(seconds, self._retire, connection)
+
+    def _retire(self, connection: Connection) -> None:
+        timer = self._idle.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+        connection.abort()
+
+    def _lost(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        timer = self._idle.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+
+    # New connections
+
+    async def _connect(self, origin: Origin, seconds: float | None) -> Connection:
+        """Raises: AddressRefused, httpx.ConnectError, httpx.ConnectTimeout."""
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                addresses = await _resolve(origin)
+                return await self._connect_to_any(origin, addresses, deadline.when())
+        except TimeoutError:
+            raise httpx.ConnectTimeout(f"no connection to {origin.host} in time") from None
+
+    async def _connect_to_any(self, origin: Origin, addresses: list[str], deadline: float | None) -> Connection:
+        """Try one address after the other, each with a fair share of the time that is left."""
+        failure: OSError | None = None
+        for untried, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            share = None if deadline is None else (deadline - asyncio.get_running_loop().time()) / untried
+            try:
+                async with asyncio.timeout(share):
+                    return await self._connect_to(origin, address)
+            except OSError as exc:
+                failure = exc
+        if isinstance(failure, TimeoutError):
+            raise httpx.ConnectTimeout(f"no connection to {origin.host} in time") from failure
+        raise httpx.ConnectError(f"no connection to {origin.host}: {failure}") from failure
+
+    async def _connect_to(self, origin: Origin, address: str) -> Connection:
+        is_tls = origin.scheme == "https"
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(origin, self._scratch, self._lost),
+            address,
+            origin.port,
+            ssl=self._tls if is_tls else None,
+            server_hostname=origin.host.removesuffix(".") if is_tls else None,
+        )
+        if not connection.lost.done():
+            self._open.add(connection)
+        peer = connection.peer_address
+        if self._is_closed:
+            connection.abort()
+            raise httpx.ConnectError("the transport was closed meanwhile")
+        if peer is not None and not _may_reach(origin, peer):
+            connection.abort()
+            raise AddressRefused(f"{origin.host} led to {peer}, which is not a public address")
+        return connection
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A request as it goes over the wire: the head and whatever of the body is known, and how the rest is framed."""
+
+    origin: Origin
+    prelude: bytes
+    framing: Framing
+    stream: httpx.AsyncByteStream | None
+    may_persist: bool
+
+    @classmethod
+    def of(cls, request: httpx.Request) -> _Message:
+        """Raises: RequestRefused."""
+        origin = _origin_of(request)
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"expect"]
+        names = {name.lower() for name, _ in headers}
+        if b"host" not in names:
+            headers.insert(0, (b"Host", request.url.netloc))
+        if b"accept-encoding" not in names:
+            headers.append((b"Accept-Encoding", b"identity"))
+        content = _content_of(request)
+        try:
+            framing = framing_of(headers)
+            if framing is None and content is None:
+                framing = Framing(is_chunked=True)
+                headers.append((b"Transfer-Encoding", b"chunked"))
+            elif framing is None:
+                framing = Framing(content_length=len(content or b""))
+                if content:
+                    headers.append((b"Content-Length", b"%d" % len(content)))
+            prelude = encode_head(request.method, request.url.raw_path, headers)
+        except InvalidRequest as exc:
+            raise RequestRefused(str(exc)) from exc
+        may_persist = not is_closing(headers)
+        if content is None:
+            assert isinstance(request.stream, httpx.AsyncByteStream)
+            return cls(origin, prelude, framing, request.stream, may_persist)
+        if framing.is_chunked:
+            prelude += in_chunks(content) + LAST_CHUNK
+        elif framing.content_length != len(content):
+            raise RequestRefused(f"the body has {len(content)} bytes, and its Content-Length says otherwise")
+        else:
+            prelude += content
+        return cls(origin, prelude, framing, None, may_persist)
+
+    def upload(self) -> AsyncGenerator[bytes, None] | None:
+        """The rest of the body, in pieces for the wire; None when the prelude is all there is."""
+        return None if self.stream is None else self._framed(self.stream)
+
+    async def _framed(self, stream: httpx.AsyncByteStream) -> AsyncGenerator[bytes, None]:
+        sent_bytes = 0
+        async for piece in stream:
+            sent_bytes += len(piece)
+            if self.framing.is_chunked:
+                if piece:
+                    yield in_chunks(piece)
+                continue
+            if sent_bytes > (self.framing.content_length or 0):
+                raise RequestRefused("the body is longer than its Content-Length")
+            yield piece
+        if self.framing.is_chunked:
+            yield LAST_CHUNK
+        elif sent_bytes != self.framing.content_length:
+            raise RequestRefused("the body is shorter than its Content-Length")
+
+
+def _origin_of(request: httpx.Request) -> Origin:
+    url = request.url
+    if url.scheme not in _DEFAULT_PORTS:
+        raise httpx.UnsupportedProtocol("only http and https can be called")
+    if url.userinfo:
+        raise RequestRefused("the URL holds user information")
+    if not url.raw_host:
+        raise RequestRefused("the URL names no host")
+    return Origin(
+        scheme=url.scheme,
+        host=url.raw_host.decode("ascii"),
+        port=url.port or _DEFAULT_PORTS[url.scheme],
+        may_be_private=request.extensions.get(PRIVATE) is True,
+    )
+
+
+def _content_of(request: httpx.Request) -> bytes | None:
+    """The whole body, if it is at hand."""
+    try:
+        return request.content
+    except httpx.RequestNotRead:
+        return None
+
+
+async def _resolve(origin: Origin) -> list[str]:
+    """The addresses of a host, in the order to try them.
+
+    Raises:
+        AddressRefused: one of them may not be reached. Not even the others are: who mixes them has a plan.
+        httpx.ConnectError: there are none.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise httpx.ConnectError(f"{origin.host} does not resolve: {exc}") from exc
+    addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+    for address in addresses:
+        if not _may_reach(origin, address):
+            raise AddressRefused(
+                f"{origin.host} leads to {address}, which is not a public address; only a rule that spells a private "
+                "host admits such"
+            )
+    return addresses
+
+
+def _may_reach(origin: Origin, address: str) -> bool:
+    return origin.may_be_private or is_public_address(address)
