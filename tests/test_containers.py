@@ -191,7 +191,7 @@ def test_steps_of_the_image_make_a_proxy_that_answers_and_stops(tmp_path: Path, 
     assert not image.is_healthy()
     with running(image.command, environ=image.environ, cwd=image.working_directory, logs=tmp_path) as proxy:
         assert image.is_healthy()
-        assert proxy.stop() == 0, proxy.output
+        assert proxy.terminate() == 0, proxy.output
     assert not Path(image.environ["STREAMKEEP_DATA_DIR"], "postgres").exists(), "DATABASE_URL names the server"
 
 

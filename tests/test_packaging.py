@@ -6,21 +6,18 @@ import importlib.metadata
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from tests.installed import free_port, running
+from tests.installed import UPSTREAM_BODY, free_port, read_to_the_end, running, tiny_upstream
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("adapters", "client", "proxy", "storage")
-CHUNKS = [b"data: one\n\n", b"data: \xc3\xa4", b"\xff\n\n"]
 
 pytestmark = pytest.mark.slow
 
@@ -45,29 +42,8 @@ def with_proxy(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def upstream() -> Iterator[str]:
-    """A tiny vendor that streams `CHUNKS`; its URL."""
-
-    class Answer(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream")
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            for chunk in [*CHUNKS, b""]:
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with tiny_upstream() as url:
+        yield url
 
 
 def pip(*arguments: str | Path) -> None:
@@ -146,20 +122,9 @@ def test_proxy_install_serves_a_generation_from_its_own_postgres(
     with running([with_proxy / "streamkeep", "serve"], environ=environ, cwd=tmp_path, logs=tmp_path) as proxy:
         made = httpx.post(f"{proxy.url}/api/chat/1", headers={"X-Proxy-Url": f"{upstream}/v1/chat"}, content=b"{}")
         assert made.status_code == 200, made.text
-        assert read_to_the_end(made.json()["streamUrl"]) == b"".join(CHUNKS)
+        assert read_to_the_end(made.json()["streamUrl"]) == UPSTREAM_BODY
         loaded = {Path(library.path).parts for library in psutil.Process(proxy.process.pid).memory_maps()}
         for name in ("uvloop", "httptools", "asyncpg"):
             assert any(name in parts for parts in loaded), f"{name} is not in use"
-        assert proxy.stop() == 0, proxy.output
+        assert proxy.terminate() == 0, proxy.output
     assert f"ready at {proxy.url}" in proxy.output
-
-
-def read_to_the_end(url: str) -> bytes:
-    """A stream's bytes, by long-polls."""
-    body, offset = b"", "-1"
-    while True:
-        answer = httpx.get(url, params=httpx.URL(url).params.merge({"offset": offset, "live": "long-poll"}), timeout=30)
-        assert answer.status_code in {200, 204}, answer.text
-        body, offset = body + answer.content, answer.headers["Stream-Next-Offset"]
-        if answer.headers.get("Stream-Closed") == "true":
-            return body
