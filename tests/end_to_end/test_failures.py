@@ -1,0 +1,413 @@
+"""What kills a plain streamed response: processes, databases, deploys, readers. Every byte is compared afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from tests.database import PrivateServer
+from tests.serving import Proxy, ServedProcess, served_process, serving
+from tests.upstream import Exchange, Script, upstream
+
+from streamkeep.storage.postgres import PostgresStore
+
+
+def ticking(body: bytes, *, pieces: int, seconds: float, then: asyncio.Event | None = None) -> Script:
+    """Send a body in equal pieces over some time, then wait if told to."""
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "application/octet-stream"})
+        step = len(body) // pieces
+        for start in range(0, len(body), step):
+            await exchange.chunk(body[start : start + step])
+            await asyncio.sleep(seconds / pieces)
+        if then is not None:
+            waiting = [asyncio.ensure_future(event.wait()) for event in (then, exchange.is_gone)]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for future in waiting:
+                future.cancel()
+        await exchange.end()
+
+    return play
+
+
+class Side:
+    """A proxy in another process, with the shorthands of `Proxy`."""
+
+    def __init__(self, process: ServedProcess) -> None:
+        self.process = process
+        self.client = process.client
+
+    create = Proxy.create
+    read = Proxy.read
+    read_all = Proxy.read_all
+    ending = Proxy.ending
+
+
+async def available(proxy: Any, size: int) -> bytes:
+    """Wait until so many bytes are readable; those bytes."""
+    async with asyncio.timeout(30):
+        while True:
+            answer = await proxy.read("chat", "1")
+            if answer.status_code == 200 and len(answer.content) >= size:
+                return bytes(answer.content)
+            await asyncio.sleep(0.02)
+
+
+BODY = random.Random(7).randbytes(40_000)
+
+
+async def test_a_killed_proxy_loses_no_acknowledged_byte_and_leaves_no_reader_hanging(database_url: str) -> None:
+    never = asyncio.Event()
+    async with upstream(ticking(BODY, pieces=100, seconds=0.5, then=never)) as server:
+        async with served_process(database_url=database_url) as process:
+            first = Side(process)
+            created = (await first.create("chat", "1", server.url)).json()  # type: ignore[misc]
+            seen = await available(first, 20_000)
+            process.kill()
+            await process.exit_code()
+        async with served_process(database_url=database_url) as process:
+            ready_at = time.monotonic()
+            second = Side(process)
+            path = httpx.URL(created["streamUrl"]).raw_path.decode()
+            again = await process.client.get(path)
+            assert again.status_code == 200, "the signing key outlives the process"
+            assert again.content[: len(seen)] == seen
+            event = await second.ending("chat", "1")  # type: ignore[misc]
+            assert time.monotonic() - ready_at < 15
+            assert (event["event"], event["code"], event["retryable"]) == ("error", "owner_lost", True)
+            assert "sha256" not in event
+            body = await second.read_all("chat", "1")  # type: ignore[misc]
+            assert BODY.startswith(body)
+            assert event["bytes"] == len(body) >= len(seen)
+            repeat = await second.create("chat", "1", server.url)  # type: ignore[misc]
+            assert repeat.headers["Streamkeep-Replayed"] == "true"
+            assert len(server.calls) == 1
+
+
+async def test_a_surviving_process_ends_the_orphans_of_a_killed_one(database_url: str) -> None:
+    never = asyncio.Event()
+    async with (
+        upstream(ticking(BODY, pieces=10, seconds=0.1, then=never)) as server,
+        serving(PostgresStore(database_url), long_poll_seconds=20.0) as survivor,
+    ):
+        async with served_process(database_url=database_url) as process:
+            victim = Side(process)
+            await victim.create("chat", "1", server.url)  # type: ignore[misc]
+            reading = asyncio.create_task(survivor.read_all("chat", "1"))
+            await available(survivor, len(BODY))
+            process.kill()
+            killed_at = time.monotonic()
+            assert await reading == BODY
+            assert time.monotonic() - killed_at < 15
+        event = await survivor.ending("chat", "1")
+        assert (event["code"], event["bytes"]) == ("owner_lost", len(BODY))
+
+
+async def test_a_frozen_owner_is_fenced_and_writes_nothing_when_it_wakes(database_url: str) -> None:
+    done = asyncio.Event()
+    async with (
+        upstream(ticking(BODY, pieces=10, seconds=0.1, then=done)) as server,
+        serving(PostgresStore(database_url)) as survivor,
+        served_process(database_url=database_url, environ={"STREAMKEEP_DRAIN_SECONDS": "0.5"}) as process,
+    ):
+        frozen = Side(process)
+        await frozen.create("chat", "1", server.url)  # type: ignore[misc]
+        await available(survivor, len(BODY))
+        process.process.send_signal(signal.SIGSTOP)
+        try:
+            event = await survivor.ending("chat", "1")
+        finally:
+            process.process.send_signal(signal.SIGCONT)
+        assert event["code"] == "owner_lost"
+        await server.calls[0].is_gone.wait()
+        events = (await survivor.read("chat", "1", "control")).json()
+        assert [e["code"] for e in events] == ["owner_lost"]
+        assert (await frozen.create("chat", "2", server.url)).status_code == 200  # type: ignore[misc]
+
+
+async def test_reading_resuming_and_cancelling_work_on_any_instance(database_url: str) -> None:
+    never = asyncio.Event()
+    async with (
+        upstream(ticking(BODY, pieces=50, seconds=0.5, then=never)) as server,
+        serving(PostgresStore(database_url)) as owner,
+        serving(PostgresStore(database_url)) as other,
+    ):
+        await owner.create("chat", "1", server.url)
+        reading = asyncio.create_task(other.read_all("chat", "1"))
+        joined = await other.create("chat", "1", server.url)
+        assert joined.headers["Streamkeep-Replayed"] == "true"
+        resumed = await other.client.post("/api/chat/x", headers={"X-Resume-Active-Generation": "true"})
+        assert resumed.json()["requestId"] == "1"
+        await available(other, len(BODY))
+        assert (await other.client.post("/api/chat/1/cancel")).json()["state"] == "cancelled"
+        await asyncio.wait_for(server.calls[0].is_gone.wait(), 1)
+        assert await reading == BODY
+        assert (await other.ending("chat", "1"))["code"] == "cancelled"
+        assert len(server.calls) == 1
+
+
+async def test_twenty_posts_over_two_instances_make_one_call(database_url: str) -> None:
+    async with (
+        upstream(ticking(BODY, pieces=5, seconds=0.2)) as server,
+        serving(PostgresStore(database_url)) as one,
+        serving(PostgresStore(database_url)) as two,
+    ):
+        posts = [(one, two)[i % 2].create("chat", "1", server.url) for i in range(20)]
+        answers = await asyncio.gather(*posts)
+        assert {a.status_code for a in answers} == {200}
+        assert sum("Streamkeep-Replayed" not in a.headers for a in answers) == 1
+        assert await one.read_all("chat", "1") == await two.read_all("chat", "1") == BODY
+        assert len(server.calls) == 1
+
+
+async def test_an_upstream_refusal_reaches_joiners_on_another_instance(database_url: str) -> None:
+    gate = asyncio.Event()
+
+    async def play(exchange: Exchange) -> None:
+        await gate.wait()
+        await exchange.answer(400, b'{"error":"no"}', {"Content-Type": "application/json"})
+
+    async with (
+        upstream(play) as server,
+        serving(PostgresStore(database_url)) as one,
+        serving(PostgresStore(database_url)) as two,
+    ):
+        first = asyncio.create_task(one.create("chat", "1", server.url))
+        await server.called()
+        second = asyncio.create_task(two.create("chat", "1", server.url))
+        await asyncio.sleep(0)
+        gate.set()
+        for answer in (await first, await second):
+            assert (answer.status_code, answer.headers["Upstream-Status"], answer.json()) == (
+                400,
+                "400",
+                {"error": "no"},
+            )
+
+
+async def test_a_killed_database_costs_no_byte(private_server: PrivateServer) -> None:
+    async with (
+        serving(PostgresStore(private_server.url)) as proxy,
+        upstream(ticking(BODY, pieces=200, seconds=3)) as server,
+    ):
+        await proxy.create("chat", "1", server.url)
+        reading = asyncio.create_task(_read_through_outages(proxy))
+        await available(proxy, 5_000)
+        await asyncio.to_thread(private_server.kill)
+        assert await reading == BODY
+        event = await proxy.ending("chat", "1")
+        assert (event["code"], event["sha256"]) == ("complete", hashlib.sha256(BODY).hexdigest())
+
+
+@pytest.mark.slow
+async def test_a_database_away_for_twenty_seconds_costs_no_byte_and_bounded_memory(
+    private_server: PrivateServer,
+) -> None:
+    body = random.Random(8).randbytes(8 * 1024 * 1024)
+    budget = 128 * 1024
+    async with (
+        serving(PostgresStore(private_server.url), stream_budget_bytes=budget) as proxy,
+        upstream(ticking(body, pieces=400, seconds=1)) as server,
+    ):
+        await proxy.create("chat", "1", server.url)
+        reading = asyncio.create_task(_read_through_outages(proxy))
+        await available(proxy, 100_000)
+        await asyncio.to_thread(private_server.stop)
+        most = 0
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            most = max(most, proxy.service.writer.pending_bytes)
+            assert (await proxy.client.get("/health")).status_code == 200
+            await asyncio.sleep(0.2)
+        assert (await proxy.client.get("/ready")).status_code == 503
+        refused = await proxy.create("chat", "2", server.url)
+        assert (refused.status_code, refused.json()["error"]) == (503, "storage_unavailable")
+        await asyncio.to_thread(private_server.start)
+        assert await reading == body
+        assert (await proxy.ending("chat", "1"))["code"] == "complete"
+        assert 0 < most <= budget + 256 * 1024
+        assert len(server.calls) == 1
+
+
+async def test_a_frozen_database_is_an_outage_too(private_server: PrivateServer) -> None:
+    async with (
+        serving(PostgresStore(private_server.url)) as proxy,
+        upstream(ticking(BODY, pieces=100, seconds=2)) as server,
+    ):
+        await proxy.create("chat", "1", server.url)
+        await available(proxy, 5_000)
+        await asyncio.to_thread(private_server.freeze)
+        await asyncio.sleep(3)
+        await asyncio.to_thread(private_server.thaw)
+        assert await _read_through_outages(proxy) == BODY
+        assert (await proxy.ending("chat", "1"))["code"] == "complete"
+
+
+async def test_past_the_outage_limit_upstream_is_closed_and_the_end_is_written_when_the_database_is_back(
+    private_server: PrivateServer,
+) -> None:
+    never = asyncio.Event()
+    async with (
+        serving(PostgresStore(private_server.url), storage_outage_seconds=1.0) as proxy,
+        upstream(ticking(BODY, pieces=400, seconds=4, then=never)) as server,
+    ):
+        await proxy.create("chat", "1", server.url)
+        seen = await available(proxy, 2_000)
+        await asyncio.to_thread(private_server.stop)
+        await asyncio.wait_for(server.calls[0].is_gone.wait(), 10)
+        await asyncio.to_thread(private_server.start)
+        body = await _read_through_outages(proxy)
+        event = await proxy.ending("chat", "1")
+    assert (event["code"], event["retryable"], event["bytes"]) == ("storage_unavailable", True, len(body))
+    assert BODY.startswith(body)
+    assert len(body) >= len(seen)
+
+
+async def test_on_sigterm_running_generations_finish_and_nothing_new_starts(database_url: str) -> None:
+    finish = asyncio.Event()
+    async with (
+        upstream(ticking(BODY, pieces=5, seconds=0.1, then=finish)) as server,
+        serving(PostgresStore(database_url)) as elsewhere,
+        served_process(database_url=database_url) as process,
+    ):
+        proxy = Side(process)
+        await proxy.create("chat", "1", server.url)  # type: ignore[misc]
+        reading = asyncio.create_task(proxy.read_all("chat", "1"))  # type: ignore[misc]
+        await available(proxy, len(BODY))
+        process.terminate()
+        await _until(process, "/ready", 503)
+        refused = await proxy.create("chat", "2", server.url)  # type: ignore[misc]
+        assert (refused.status_code, refused.json()["error"]) == (503, "draining")
+        assert (await proxy.read("chat", "1")).content == BODY  # type: ignore[misc]
+        finish.set()
+        assert await reading == BODY
+        assert await process.exit_code() == 0
+        assert (await elsewhere.ending("chat", "1"))["code"] == "complete"
+        assert len(server.calls) == 1
+
+
+async def test_past_the_drain_deadline_generations_end_with_shutdown(database_url: str) -> None:
+    never = asyncio.Event()
+    async with (
+        upstream(ticking(BODY, pieces=5, seconds=0.1, then=never)) as server,
+        serving(PostgresStore(database_url)) as elsewhere,
+        served_process(database_url=database_url, environ={"STREAMKEEP_DRAIN_SECONDS": "0.5"}) as process,
+    ):
+        proxy = Side(process)
+        await proxy.create("chat", "1", server.url)  # type: ignore[misc]
+        await available(proxy, len(BODY))
+        process.terminate()
+        assert await process.exit_code() == 0
+        event = await elsewhere.ending("chat", "1")
+        assert (event["code"], event["retryable"], event["bytes"]) == ("shutdown", True, len(BODY))
+        assert await elsewhere.read_all("chat", "1") == BODY
+
+
+async def test_the_embedded_databases_data_survive_a_restart_and_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
+    async with upstream(ticking(BODY, pieces=5, seconds=0.1)) as server:
+        async with served_process(data_dir=tmp_path / "data") as process:
+            proxy = Side(process)
+            await proxy.create("chat", "1", server.url)  # type: ignore[misc]
+            assert await proxy.read_all("chat", "1") == BODY  # type: ignore[misc]
+            children = psutil.Process(process.process.pid).children(recursive=True)
+            assert children
+            # As a terminal does: to the whole process group.
+            os.killpg(process.process.pid, signal.SIGINT)
+            assert await process.exit_code() == 0
+            _, alive = psutil.wait_procs(children, timeout=10)
+            assert not alive
+        async with served_process(data_dir=tmp_path / "data") as process:
+            assert await Side(process).read_all("chat", "1") == BODY  # type: ignore[misc]
+
+
+async def test_a_reader_that_never_reads_is_cut_loose_and_slows_nobody(database_url: str) -> None:
+    body = random.Random(9).randbytes(30 * 1024 * 1024)
+    stuck = asyncio.Event()
+    async with (
+        serving(PostgresStore(database_url), reader_stall_seconds=1.0) as proxy,
+        upstream(ticking(body, pieces=600, seconds=1, then=stuck)) as server,
+    ):
+        await proxy.create("chat", "1", server.url)
+        host, port = proxy.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        query = "sessionId=chat&requestId=1&live=sse&encoding=base64"
+        writer.write(f"GET /stream/data?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await writer.drain()
+        reading = asyncio.create_task(proxy.read_all("chat", "1"))
+        async with asyncio.timeout(30):
+            while proxy.service.readers.count < 1:
+                await asyncio.sleep(0.01)
+        stuck.set()
+        assert hashlib.sha256(await reading).digest() == hashlib.sha256(body).digest()
+        async with asyncio.timeout(30):
+            while proxy.service.readers.count:
+                await asyncio.sleep(0.05)
+        rest = b""
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):  # noqa: PT012  (read until it breaks)
+            while True:
+                piece = await reader.read(65_536)
+                if not piece:
+                    raise asyncio.IncompleteReadError(b"", None)
+                rest = (rest + piece)[-1000:]
+        assert b"streamClosed" not in rest
+        writer.close()
+
+
+async def test_data_are_swept_after_their_retention_and_the_ids_stay_taken(database_url: str) -> None:
+    from streamkeep.storage import Retention
+
+    store = PostgresStore(database_url, retention=Retention(data_seconds=0.1))
+    async with serving(store) as proxy, upstream(ticking(BODY, pieces=2, seconds=0.01)) as server:
+        await proxy.create("chat", "1", server.url)
+        async with asyncio.timeout(20):
+            while (await proxy.client.get("/api/chat/1")).status_code != 410:
+                await asyncio.sleep(0.05)
+        for answer in (await proxy.read("chat", "1"), await proxy.create("chat", "1", server.url)):
+            assert (answer.status_code, answer.json()["error"]) == (410, "gone")
+        assert len(server.calls) == 1
+
+
+async def test_merged_streams_read_the_same_from_every_offset(database_url: str) -> None:
+    async with (
+        serving(PostgresStore(database_url)) as proxy,
+        upstream(ticking(BODY[:4_000], pieces=100, seconds=0.5)) as server,
+    ):
+        await proxy.create("chat", "1", server.url)
+        await proxy.ending("chat", "1")
+        while await proxy.service.store.merge():
+            pass
+        for start in range(0, 4_001, 97):
+            got = await proxy.read("chat", "1", offset=f"{0:016d}_{start:016d}")
+            assert got.content == BODY[start:4_000]
+
+
+async def _read_through_outages(proxy: Proxy) -> bytes:
+    """All bytes, as a client gets them that comes back after every failure."""
+    body = b""
+    async with asyncio.timeout(90):
+        while True:
+            offset = f"{0:016d}_{len(body):016d}"
+            answer = await proxy.read("chat", "1", offset=offset, live="long-poll")
+            if answer.status_code not in (200, 204):
+                assert answer.status_code == 503, answer.text
+                await asyncio.sleep(0.1)
+                continue
+            body += answer.content
+            if answer.headers.get("Stream-Closed") == "true":
+                return body
+
+
+async def _until(process: ServedProcess, path: str, status: int) -> None:
+    async with asyncio.timeout(10):
+        while (await process.client.get(path)).status_code != status:
+            await asyncio.sleep(0.02)
