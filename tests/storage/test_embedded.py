@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -109,22 +108,23 @@ class User:
 
 
 @pytest.fixture(scope="module")
-def made_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory that was used once and stopped, to be copied: initdb takes half a second."""
-    data_dir = tmp_path_factory.mktemp("made") / "data"
-    with EmbeddedPostgres.start(data_dir) as server:
-        query(server.dsn, "CREATE TABLE kept (n int PRIMARY KEY)")
-    return data_dir / "postgres"
+def spare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a cluster waits between the tests that use it: to make one, or to copy it, takes half a second."""
+    return tmp_path_factory.mktemp("spare") / "postgres"
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path, made_cluster: Path) -> Iterator[Path]:
-    """A data directory with an empty table `kept`; nothing may be left running in it afterwards."""
+def data_dir(tmp_path: Path, spare_cluster: Path) -> Iterator[Path]:
+    """A data directory that was used before; nothing may be left running in it afterwards."""
     path = tmp_path / "data"
     path.mkdir(mode=0o700)
-    shutil.copytree(made_cluster, path / "postgres")
+    if spare_cluster.exists():
+        spare_cluster.rename(path / "postgres")
+    else:
+        EmbeddedPostgres.start(path).stop()
     yield path
     eventually(lambda: not server_processes(path / "postgres"))
+    (path / "postgres").rename(spare_cluster)
 
 
 @pytest.fixture
@@ -151,6 +151,11 @@ def query(dsn: str, statement: str) -> Any:
             await connection.close()
 
     return asyncio.run(execute())
+
+
+def make_table(dsn: str) -> None:
+    query(dsn, "DROP TABLE IF EXISTS kept")
+    query(dsn, "CREATE TABLE kept (n int)")
 
 
 def count_kept(dsn: str) -> Any:
@@ -250,10 +255,8 @@ def test_stop_ends_a_server_with_busy_clients(data_dir: Path) -> None:
     assert client.wait(60) != 0
 
 
-def test_a_path_too_long_for_a_socket_works_and_leaves_nothing_outside(tmp_path: Path, made_cluster: Path) -> None:
+def test_a_path_too_long_for_a_socket_works_and_leaves_nothing_outside(tmp_path: Path) -> None:
     data_dir = tmp_path.joinpath(*["a-rather-long-directory-name"] * 5)
-    data_dir.mkdir(parents=True)
-    shutil.copytree(made_cluster, data_dir / "postgres")
     with EmbeddedPostgres.start(data_dir) as server:
         assert answers(server.dsn)
         sockets = (data_dir / "socket").readlink()
@@ -280,9 +283,7 @@ def test_modes_and_owners_above_the_data_directory_stay(data_dir: Path) -> None:
 
 
 def test_the_server_stops_when_its_parent_is_killed(data_dir: Path, use: Callable[..., User]) -> None:
-    user = use(data_dir)
-    query(user.dsn, "INSERT INTO kept VALUES (1)")
-    user.kill()
+    use(data_dir).kill()
     eventually(lambda: not server_processes(data_dir / "postgres"))
     assert "database system is shut down" in (data_dir / "postgres.log").read_text()
 
@@ -290,6 +291,8 @@ def test_the_server_stops_when_its_parent_is_killed(data_dir: Path, use: Callabl
 def test_a_start_right_after_the_parent_was_killed(data_dir: Path, use: Callable[..., User]) -> None:
     for n in range(3):
         user = use(data_dir)
+        if n == 0:
+            make_table(user.dsn)
         query(user.dsn, f"INSERT INTO kept VALUES ({n})")
         user.kill()
     with EmbeddedPostgres.start(data_dir) as server:
@@ -344,6 +347,7 @@ def test_a_lock_file_with_the_pid_of_another_program_is_stale(data_dir: Path) ->
 
 def test_a_killed_postmaster_comes_back_with_all_that_was_committed(data_dir: Path) -> None:
     with EmbeddedPostgres.start(data_dir) as server:
+        make_table(server.dsn)
         for n in range(2):
             query(server.dsn, f"INSERT INTO kept VALUES ({n})")
             kill_postmaster(server)
@@ -363,6 +367,7 @@ def test_backends_that_outlive_their_postmaster_do_not_stop_a_start(data_dir: Pa
 
 def test_a_crash_of_every_process_loses_nothing(data_dir: Path, use: Callable[..., User]) -> None:
     user = use(data_dir)
+    make_table(user.dsn)
     query(user.dsn, "INSERT INTO kept SELECT generate_series(1, 200000)")
     os.kill(user.pid, signal.SIGSTOP)
     for pid in server_processes(data_dir / "postgres"):
@@ -432,6 +437,7 @@ def test_another_process_takes_over_from_the_supervisor(
 ) -> None:
     supervisor, sharer = use(data_dir), use(data_dir)
     assert (supervisor.is_supervisor, sharer.is_supervisor) == (True, False)
+    make_table(sharer.dsn)
     query(sharer.dsn, "INSERT INTO kept VALUES (1)")
     leave(supervisor)
     eventually(lambda: answers(sharer.dsn))
@@ -447,15 +453,15 @@ def test_a_sharer_that_leaves_does_not_stop_the_server(data_dir: Path, use: Call
     assert answers(supervisor.dsn)
 
 
-def test_a_lock_whose_holder_brings_up_no_server_is_named(data_dir: Path) -> None:
+def test_a_lock_whose_holder_brings_up_no_server_is_named(tmp_path: Path) -> None:
     script = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); input()"
-    command = [sys.executable, "-c", script, str(data_dir / "lock")]
+    command = [sys.executable, "-c", script, str(tmp_path / "lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        (data_dir / "lock").write_text(f"{holder.pid}\n")
+        (tmp_path / "lock").write_text(f"{holder.pid}\n")
         with pytest.raises(DataDirectoryInUse) as refused:
-            EmbeddedPostgres.start(data_dir, patience_seconds=0)
+            EmbeddedPostgres.start(tmp_path, patience_seconds=0)
         assert refused.value.pid == holder.pid
         holder.kill()
 
@@ -505,10 +511,11 @@ def test_missing_programs_say_what_to_install(tmp_path: Path) -> None:
     assert b"pip install 'streamkeep[proxy]'" in ended.stderr
 
 
-def test_data_of_another_major_version_are_refused(data_dir: Path) -> None:
-    (data_dir / "postgres" / "PG_VERSION").write_text("14\n")
+def test_data_of_another_major_version_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "postgres").mkdir()
+    (tmp_path / "postgres" / "PG_VERSION").write_text("14\n")
     with pytest.raises(WrongMajorVersion, match="written by Postgres 14") as refused:
-        EmbeddedPostgres.start(data_dir)
+        EmbeddedPostgres.start(tmp_path)
     assert refused.value.written_by == "14"
 
 
@@ -587,7 +594,7 @@ def test_root_becomes_another_user_where_namespaces_are_forbidden(
         pytest.skip("the programs lie where other users cannot reach them")
     data_dir = reachable_dir / "data"
     with EmbeddedPostgres.start(data_dir) as server:
-        query(server.dsn, "CREATE TABLE kept (n int)")
+        make_table(server.dsn)
     user = use(data_dir, command=[*without_user_namespaces(reachable_dir / "root"), sys.executable, "-c", USER])
     assert os.stat(f"/proc/{user.postmaster}").st_uid != 0
     assert count_kept(user.dsn) == 0
