@@ -75,7 +75,7 @@ class Feed:
         self.readers: set[Reader] = set()
         self._pieces: dict[int, Piece] = {}
         self._order: deque[Piece] = deque()
-        self._size_bytes = 0
+        self.retained_bytes = 0
 
     def __repr__(self) -> str:
         return f"Feed({self.stream_id}, {self.tail}, readers={len(self.readers)})"
@@ -86,10 +86,10 @@ class Feed:
     def add(self, piece: Piece) -> None:
         self._pieces[piece.start] = piece
         self._order.append(piece)
-        self._size_bytes += len(piece.data)
-        while self._size_bytes > _RETAINED_BYTES and len(self._order) > 1:
+        self.retained_bytes += len(piece.data)
+        while self.retained_bytes > _RETAINED_BYTES and len(self._order) > 1:
             oldest = self._order.popleft()
-            self._size_bytes -= len(oldest.data)
+            self.retained_bytes -= len(oldest.data)
             if self._pieces.get(oldest.start) is oldest:
                 del self._pieces[oldest.start]
         self.see(Tail(piece.end, False))

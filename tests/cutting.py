@@ -1,0 +1,89 @@
+"""A wire between a client and Postgres that can be cut at the worst moment: a real TCP relay on 127.0.0.1."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import parse_qs, urlsplit
+
+
+class Wire:
+    """Relays every connection to a database. `cut_after_answer` lets one more request through, waits until the server
+    has answered it, and breaks all connections without passing the answer on: the client cannot know."""
+
+    def __init__(self, database_url: str) -> None:
+        self._target = urlsplit(database_url)
+        self._armed = False
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.cuts = 0
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        user = self._target.username or "postgres"
+        return f"postgresql://{user}@127.0.0.1:{self.port}{self._target.path}"
+
+    def cut_after_answer(self) -> None:
+        self._armed = True
+
+    def cut(self) -> None:
+        """Break every connection now."""
+        self._armed = False
+        self.cuts += 1
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            server_reader, server_writer = await self._connect()
+            self._writers |= {writer, server_writer}
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._pass_on(reader, server_writer, is_answer=False))
+                    tasks.create_task(self._pass_on(server_reader, writer, is_answer=True))
+            finally:
+                self._writers -= {writer, server_writer}
+                server_writer.transport.abort()
+        finally:
+            writer.transport.abort()
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_answer: bool) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if is_answer and self._armed:
+                    self.cut()
+                    return
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        query = parse_qs(self._target.query)
+        host = query.get("host", [self._target.hostname or ""])[0]
+        port = int(query.get("port", [str(self._target.port or 5432)])[0])
+        if host.startswith("/"):
+            return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
+        return await asyncio.open_connection(host, port)
+
+
+@asynccontextmanager
+async def wire_to(database_url: str) -> AsyncIterator[Wire]:
+    """A wire to that database, with an address of its own."""
+    wire = Wire(database_url)
+    tasks: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(wire.serve(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    wire.port = server.sockets[0].getsockname()[1]
+    try:
+        yield wire
+    finally:
+        server.close()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
