@@ -185,8 +185,10 @@ class DataDirectory:
 
     def hand_cluster_over(self, owner: tuple[int, int]) -> None:
         """Give the cluster to another account, where the last start ran under another."""
-        if (status := self.cluster.stat()) and (status.st_uid, status.st_gid) == owner:
+        status = self.cluster.stat()
+        if (status.st_uid, status.st_gid) == owner:
             return
+        # The cluster's own directory comes last: a hand-over that was cut short is taken up again.
         for folder, _, files in os.walk(self.cluster, topdown=False):
             for path in [*(os.path.join(folder, name) for name in files), folder]:
                 os.chown(path, *owner, follow_symlinks=False)
