@@ -92,7 +92,11 @@ def _serve(settings: Settings) -> int:
         if settings.database_url is None:
             data_dir = settings.data_dir / "postgres"
             where = f"an embedded Postgres in {data_dir}"
-            postgres = stack.enter_context(EmbeddedPostgres.start(data_dir, bin_dir=settings.postgres_bin))
+            postgres = stack.enter_context(
+                EmbeddedPostgres.start(
+                    data_dir, bin_dir=settings.postgres_bin, on_progress=logging.getLogger(__name__).info
+                )
+            )
             settings = replace(settings, database_url=postgres.dsn)
         host, port = listener.getsockname()[:2]
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
