@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import select
 import socket
 import ssl
 import struct
@@ -138,6 +139,10 @@ class Peer:
             return self._socket.send(data)
         except BlockingIOError:
             return 0
+
+    def can_send(self) -> bool:
+        """Whether the kernel would take something now."""
+        return bool(select.select([], [self._socket], [], 0)[1])
 
     async def delivered(self) -> None:
         """Return when the other side's kernel has everything that was sent: a reset can take nothing back then."""

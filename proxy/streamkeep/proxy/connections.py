@@ -307,7 +307,8 @@ class Connection(asyncio.BufferedProtocol):
 
         A TLS transport keeps decrypted and undecrypted bytes to itself while we do not read, and drops them with the
         connection. Ending in order means `close_notify` there: a bare end of file may be an attacker's. A plain socket
-        that failed under a write still holds what upstream sent before it closed, often the reason why.
+        that failed under a write still holds what upstream sent before it closed, often the reason why; that it shows
+        an end of file behind that proves nothing, since its error has been reported already.
         """
         decoder = self._decoder
         saved_bytes = 0
@@ -315,7 +316,7 @@ class Connection(asyncio.BufferedProtocol):
             while decoder is not None and self._failure is None and saved_bytes < _MAX_SAVED_BYTES:
                 data = self._read_directly()
                 if not data:
-                    return True
+                    return self._tls is not None
                 saved_bytes += len(data)
                 self._feed(decoder, data)
         except ssl.SSLZeroReturnError:
