@@ -21,7 +21,8 @@ Faults; N is half of the answer where nothing is said, and for `cut` it may be `
     no-finish    the end without its `finish_reason`          status:429      a refusal; `status:429x2` lets the third
     no-done      the end without its `[DONE]`                                 equal request pass
 
-`GET /_fake/calls` tells what the vendor saw and sent, in order; `DELETE` forgets it.
+Where a format has no such mark, `no-finish` and `no-done` leave out the one it has, except that Responses ignores
+`no-done`. `GET /_fake/calls` tells what the vendor saw and sent, in order; `DELETE` forgets it.
 """
 
 from __future__ import annotations
