@@ -1,4 +1,4 @@
-"""The server's part of the `streamkeep` command: `serve`, `demo` and `vendor`."""
+"""The server's part of the `streamkeep` command: `serve` and `vendor`."""
 
 from __future__ import annotations
 
@@ -58,13 +58,6 @@ def serve_command(argv: Sequence[str]) -> int:
         return 1
 
 
-def demo_command(argv: Sequence[str]) -> int:
-    """`streamkeep demo`; returns the exit code."""
-    from streamkeep.proxy.demo import run_demo
-
-    return run_demo(argv)
-
-
 def vendor_command(argv: Sequence[str]) -> int:
     """`streamkeep vendor`; returns the exit code."""
     from streamkeep.proxy.vendor import vendor_command as run_vendor
@@ -75,7 +68,7 @@ def vendor_command(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m streamkeep.proxy`: the server's subcommands alone."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"serve": serve_command, "demo": demo_command, "vendor": vendor_command}
+    commands = {"serve": serve_command, "vendor": vendor_command}
     if not arguments or arguments[0] not in commands:
         print(f"usage: python -m streamkeep.proxy {{{','.join(commands)}}} …", file=sys.stderr)
         return 2
