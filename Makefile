@@ -8,7 +8,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo demo-llm test test-browser check format bench clean
+.PHONY: help run vendor demo demo-llm test test-browser check format bench clean
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [STREAMKEEP_PORT=4000 ...]'
@@ -17,6 +17,9 @@ help: ## list the targets
 # `exec` puts the command in the place of the recipe's shell, so that it gets the signal that make passes on.
 run: $(VENV)/.installed-proxy ## start the proxy on 127.0.0.1:4000; Ctrl-C stops it
 	@exec $(BIN)/streamkeep serve $(ARGS)
+
+vendor: $(VENV)/.installed-proxy ## start the demo vendor on 127.0.0.1:4001, which speaks OpenAI's and Anthropic's formats
+	@exec $(BIN)/streamkeep vendor $(ARGS)
 
 demo: $(VENV)/.installed-proxy ## watch an answer survive a broken connection
 	@exec $(BIN)/streamkeep demo $(ARGS)
