@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -27,6 +28,7 @@ from streamkeep.client._rules.wire import START_OFFSET
 from streamkeep.client._stores import SQLiteStore
 
 _SESSION = "demo"
+_BYTES_PER_TOKEN = 250
 _URL = re.compile(r"http://127\.0\.0\.1:[0-9]+")
 _CONTENT = re.compile(rb'"delta":\{[^}]*"content":"((?:[^"\\]|\\.)*)"')
 
@@ -57,7 +59,7 @@ def read(proxy_url: str, vendor_url: str, folder: Path, *, resume: bool) -> None
         response = client.fetch(f"{vendor_url}/v1/chat/completions", method="POST", headers=headers, json=body)
         with (folder / "taken").open("r+b" if resume else "wb") as taken:
             taken.seek(int(response.headers.get(START_OFFSET, "0")))
-            for data in response.iter_raw():
+            for data in response.iter_bytes():
                 taken.write(data)
                 taken.flush()
                 sys.stdout.write(_text(data))
@@ -81,10 +83,9 @@ def _show(folder: Path, tokens: int, rate: int) -> int:
         reader = [sys.executable, "-m", "streamkeep.client._demo", proxy_url, vendor_url, str(folder)]
         _say("A program asks for an answer. It will be killed in the middle.")
         with subprocess.Popen(reader) as program:
-            try:
-                program.wait(timeout=tokens / rate / 2 + 1)
-            except subprocess.TimeoutExpired:
-                program.send_signal(signal.SIGKILL)
+            while program.poll() is None and _size(folder / "taken") < tokens * _BYTES_PER_TOKEN / 2:
+                time.sleep(0.02)
+            program.send_signal(signal.SIGKILL)
         before = (folder / "taken").stat().st_size
         _say(f"\nkill -9. It had taken {before} bytes. The vendor goes on talking, and nobody listens.")
         _say("Another program resumes:")
@@ -109,7 +110,7 @@ def _server(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[str]
     """A server in a process of its own; its URL, which stands in the first line that it prints."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMKEEP_")}
     inherited.pop("DATABASE_URL", None)
-    with subprocess.Popen(command, env=inherited | environ, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env={**inherited, **environ}, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             found = _URL.search(process.stdout.readline())
@@ -122,6 +123,10 @@ def _server(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[str]
                 process.wait(timeout=40)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _text(data: bytes) -> str:
