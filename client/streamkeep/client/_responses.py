@@ -25,6 +25,7 @@ class HttpLibrary(Protocol):
     """The part of httpx, or of its like, that is needed here."""
 
     Response: type[httpx.Response]
+    ByteStream: type[httpx.ByteStream]
     SyncByteStream: type[httpx.SyncByteStream]
     AsyncByteStream: type[httpx.AsyncByteStream]
     ConnectError: type[httpx.ConnectError]
@@ -44,18 +45,16 @@ def library_of(request: httpx.Request) -> HttpLibrary:
 
 
 def blocking_response(answer: Answer, translate: Translate, library: HttpLibrary) -> httpx.Response:
-    """An answer for a sync caller."""
-    if isinstance(answer.body, bytes):
-        return library.Response(answer.status, headers=list(answer.headers), content=answer.body)
-    stream = _blocking_stream(library)(answer.body, translate)
+    """An answer for a sync caller; its body, even a short one, is still to be read."""
+    body = answer.body
+    stream = library.ByteStream(body) if isinstance(body, bytes) else _blocking_stream(library)(body, translate)
     return _streamed(answer, stream, library)
 
 
 def async_response(answer: Answer, translate: Translate, library: HttpLibrary) -> httpx.Response:
-    """An answer for an async caller."""
-    if isinstance(answer.body, bytes):
-        return library.Response(answer.status, headers=list(answer.headers), content=answer.body)
-    stream = _async_stream(library)(answer.body, translate)
+    """An answer for an async caller; its body, even a short one, is still to be read."""
+    body = answer.body
+    stream = library.ByteStream(body) if isinstance(body, bytes) else _async_stream(library)(body, translate)
     return _streamed(answer, stream, library)
 
 

@@ -240,7 +240,8 @@ def parse_creations(body: bytes) -> list[Creation]:
 
 def _creation(found: object) -> Creation:
     fields = _Fields(found, "the generation")
-    headers = fields.value("upstreamHeaders") or {}
+    headers = fields.value("upstreamHeaders")
+    headers = {} if headers is None else headers
     if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
         raise ProtocolError("upstreamHeaders of the generation are not texts by name")
     status = fields.value("upstreamStatus")
