@@ -15,9 +15,9 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from streamkeep.proxy.rules.allowlist import Allowlist
 
 from streamkeep.proxy import Settings, create_app
+from streamkeep.proxy.rules.allowlist import Allowlist
 from streamkeep.proxy.server import bind, make_server
 from streamkeep.proxy.service import Service
 from streamkeep.storage import Store

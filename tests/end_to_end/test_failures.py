@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from streamkeep.storage.postgres import PostgresStore
 from tests.database import PrivateServer
 from tests.serving import Proxy, ServedProcess, served_process, serving
 from tests.upstream import Exchange, Script, upstream
-
-from streamkeep.storage.postgres import PostgresStore
 
 
 def ticking(body: bytes, *, pieces: int, seconds: float, then: asyncio.Event | None = None) -> Script:
@@ -251,6 +251,34 @@ async def test_a_frozen_database_is_an_outage_too(private_server: PrivateServer)
         await asyncio.to_thread(private_server.thaw)
         assert await _read_through_outages(proxy) == BODY
         assert (await proxy.ending("chat", "1"))["code"] == "complete"
+
+
+async def test_our_own_pause_is_not_blamed_on_upstream_and_what_it_sent_before_a_break_is_kept(
+    private_server: PrivateServer,
+) -> None:
+    body = random.Random(10).randbytes(600_000)
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "application/octet-stream"})
+        await exchange.chunk(body[:1000])
+        await frozen.wait()
+        await exchange.chunk(body[1000:300_000])
+        await thawed.wait()
+        await exchange.chunk(body[300_000:])
+        exchange.writer.close()
+
+    frozen, thawed = asyncio.Event(), asyncio.Event()
+    settings = {"idle_seconds": 1.0, "stream_budget_bytes": 32 * 1024}
+    async with serving(PostgresStore(private_server.url), **settings) as proxy, upstream(play) as server:
+        await proxy.create("chat", "1", server.url)
+        await available(proxy, 1000)
+        await asyncio.to_thread(private_server.freeze)
+        frozen.set()
+        await asyncio.sleep(3)
+        await asyncio.to_thread(private_server.thaw)
+        thawed.set()
+        assert await _read_through_outages(proxy) == body
+        assert (await proxy.ending("chat", "1"))["code"] == "upstream_failed"
 
 
 async def test_past_the_outage_limit_upstream_is_closed_and_the_end_is_written_when_the_database_is_back(

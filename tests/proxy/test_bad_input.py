@@ -6,10 +6,10 @@ import asyncio
 
 import httpx
 import pytest
-from tests.serving import Proxy, serving
-from tests.upstream import Exchange, upstream, whole
 
 from streamkeep.storage import MemoryStore
+from tests.serving import Proxy, serving
+from tests.upstream import Exchange, upstream, whole
 
 OFFSET = "0000000000000000_0000000000000001"
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.replay import Trace
 
 from streamkeep.proxy.rules.endings import FINAL, PARTIAL, Dialect, EndingObserver, Observation
 from streamkeep.proxy.vendor_formats import (
@@ -24,6 +23,7 @@ from streamkeep.proxy.vendor_formats import (
     Dialect as VendorDialect,
 )
 from streamkeep.storage import Usage
+from tests.replay import Trace
 
 SSE = "text/event-stream; charset=utf-8"
 

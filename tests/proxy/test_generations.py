@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.serving import Proxy, serving
-from tests.upstream import Exchange, upstream, whole
 
 from streamkeep.storage import GenerationKey, MemoryStore
+from tests.serving import Proxy, serving
+from tests.upstream import Exchange, upstream, whole
 
 CHAT = (
     b'data: {"id":"c1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hel"}}]}\n\n'
@@ -474,6 +474,17 @@ async def test_an_upstream_that_falls_silent_is_ended(settings: dict[str, Any], 
         await proxy.create("chat", "1", server.url)
         assert (await proxy.ending("chat", "1"))["code"] == code
         assert await proxy.read_all("chat", "1") == b"data: one\n\n"
+
+
+async def test_silence_after_the_end_mark_is_a_finished_answer() -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/event-stream"})
+        await exchange.chunk(CHAT)
+        await exchange.is_gone.wait()
+
+    async with serving(MemoryStore(), idle_seconds=0.3) as proxy, upstream(play) as server:
+        await proxy.create("chat", "1", server.url)
+        assert (await proxy.ending("chat", "1"))["code"] == "complete"
 
 
 async def proxy_has(proxy: Proxy, size: int) -> None:

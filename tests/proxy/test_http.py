@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
-from tests.serving import Proxy, serving
-from tests.upstream import Exchange, upstream, whole
 
 from streamkeep.storage import MemoryStore, StoreUnavailable
+from tests.serving import Proxy, serving
+from tests.upstream import Exchange, upstream, whole
 
 OUR_REQUEST_HEADERS = [
     "x-proxy-url",

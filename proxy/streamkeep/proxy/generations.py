@@ -169,6 +169,10 @@ class Call:
             return Code.STALLED
         return None
 
+    def stopped(self, code: Code) -> End:
+        """How the call ended, now that it was stopped."""
+        return End(code) if self.relay is None else self.relay.stopped(code)
+
     @property
     def duration_ms(self) -> int:
         return int((time.monotonic() - self.started_at) * 1000)
@@ -414,7 +418,7 @@ class Generations:
             if task is None or (call.stop_code is None and not call.is_abandoned):
                 raise
             task.uncancel()
-            return None if call.stop_code is None else End(call.stop_code)
+            return None if call.stop_code is None else call.stopped(call.stop_code)
         finally:
             call.is_settled = True
 
