@@ -10,6 +10,7 @@ log lines with URLs in them, whose queries are signatures.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -63,9 +64,14 @@ class BlockingChannel:
     """Everything is done when the call returns; see `run_blocking`."""
 
     def __init__(self, http: httpx.BaseTransport | None = None) -> None:
-        self._http = http or httpx.HTTPTransport(limits=_LIMITS)
+        self._http = http
+        self._lock = threading.Lock()
 
     async def send(self, request: httpx.Request) -> Reply:
+        with self._lock:
+            # Made when it is needed: it loads the certificates of all authorities, which takes a while.
+            if self._http is None:
+                self._http = httpx.HTTPTransport(limits=_LIMITS)
         return _BlockingReply(self._http.handle_request(request))
 
     async def read_request(self, request: httpx.Request) -> bytes:
@@ -81,16 +87,22 @@ class BlockingChannel:
         return nullcontext()
 
     async def close(self) -> None:
-        self._http.close()
+        if self._http is not None:
+            self._http.close()
 
 
 class AsyncChannel:
     """asyncio or trio, whichever runs."""
 
     def __init__(self, http: httpx.AsyncBaseTransport | None = None) -> None:
-        self._http = http or httpx.AsyncHTTPTransport(limits=_LIMITS)
+        self._http = http
 
     async def send(self, request: httpx.Request) -> Reply:
+        if not isinstance(request.stream, httpx.AsyncByteStream):
+            raise TypeError("an async client sends bytes or an async iterable, not a blocking one")
+        if self._http is None:
+            made = await anyio.to_thread.run_sync(lambda: httpx.AsyncHTTPTransport(limits=_LIMITS))
+            self._http = self._http or made
         return _AsyncReply(await self._http.handle_async_request(request))
 
     async def read_request(self, request: httpx.Request) -> bytes:
@@ -106,7 +118,8 @@ class AsyncChannel:
         return anyio.CancelScope(shield=True)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.aclose()
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
