@@ -128,6 +128,7 @@ async def served_process(
     data_dir: Path | None = None,
     port: int = 0,
     environ: Mapping[str, str] | None = None,
+    log: Path | None = None,
 ) -> AsyncIterator[ServedProcess]:
     """Start `streamkeep serve`, on a database or with the embedded one; stopped, or killed, at the end."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("STREAMKEEP_")}
@@ -137,12 +138,14 @@ async def served_process(
         env["DATABASE_URL"] = database_url
     if data_dir is not None:
         env["STREAMKEEP_DATA_DIR"] = str(data_dir)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "streamkeep.proxy", "serve", "--port", str(port)),
-        env=env,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,
-    )
+    with open(log or os.devnull, "wb") as written:  # noqa: ASYNC230
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "streamkeep.proxy", "serve", "--port", str(port)),
+            env=env,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=None if log is None else written,
+            start_new_session=True,
+        )
     assert process.stdout is not None
     try:
         async with asyncio.timeout(60):

@@ -1,0 +1,38 @@
+"""What is secret stays out of the logs: keys in headers and queries, bodies, signed URLs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.serving import served_process
+from tests.upstream import upstream, whole
+
+
+async def test_no_secret_reaches_the_log_whatever_happens(database_url: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    async with (
+        upstream(whole(b"data: the-answer\n\n")) as server,
+        served_process(database_url=database_url, log=log, environ={"STREAMKEEP_LOG_LEVEL": "debug"}) as process,
+    ):
+        headers = {"X-Proxy-Url": f"{server.url}/v1?key=query-secret", "Authorization": "Bearer header-secret"}
+        created = await process.client.post("/api/chat/1", headers=headers, content=b"body-secret")
+        assert created.status_code == 200
+        stream_url = created.json()["streamUrl"]
+        signature = stream_url.partition("signature=")[2]
+        assert (await process.client.get(stream_url + "&live=long-poll&offset=-1")).status_code == 200
+        refused = {**headers, "X-Proxy-Url": "http://user:pass-secret@10.0.0.1/?key=query-secret"}
+        answers = [
+            await process.client.post("/api/chat/2", headers=refused, content=b"body-secret"),
+            await process.client.post(
+                "/api/chat/3", headers={**headers, "X-Proxy-Url": "http://127.0.0.1:9/?key=query-secret"}
+            ),
+            await process.client.get(stream_url[:-3]),
+        ]
+        assert [answer.status_code for answer in answers] == [400, 502, 401]
+        said = json.dumps([answer.json() for answer in answers])
+    written = log.read_text()
+    assert "POST /api/chat/1" in written
+    for secret in ("query-secret", "header-secret", "body-secret", "pass-secret", "the-answer", signature):
+        assert secret not in written
+        assert secret not in said

@@ -1,0 +1,131 @@
+"""Every command and example of the README is run: on free ports instead of 4000 and 4001, and otherwise as it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import ServedProcess, served_process
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+CURL = next(code for language, code in BLOCKS if language == "sh" and code.startswith("curl"))
+VARIABLES = set(re.findall(r"`(STREAMKEEP_[A-Z_]+|DATABASE_URL)`", README))
+
+
+@pytest.fixture
+async def vendor_url() -> AsyncIterator[str]:
+    command = [sys.executable, "-m", "streamkeep.proxy", "vendor", "--port", "0", "--rate", "60", "--tokens", "90"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    found = re.search(r"http://127\.0\.0\.1:[0-9]+", (await process.stdout.readline()).decode())
+    assert found is not None
+    yield found[0]
+    process.terminate()
+    await process.wait()
+
+
+@pytest.fixture
+async def proxy(database_url: str) -> AsyncIterator[ServedProcess]:
+    async with served_process(database_url=database_url) as process:
+        yield process
+
+
+def here(text: str, proxy: ServedProcess, vendor_url: str) -> str:
+    return text.replace("http://127.0.0.1:4000", proxy.url).replace("http://127.0.0.1:4001", vendor_url)
+
+
+async def run(*command: str, home: Path) -> str:
+    env = {**os.environ, "XDG_STATE_HOME": str(home)}
+    done = await asyncio.to_thread(
+        subprocess.run, command, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def test_the_openai_example_runs(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+    answer = await run(sys.executable, "-c", here(PYTHON[0], proxy, vendor_url), home=tmp_path)
+    assert len(answer) > 100
+
+
+async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+    example = here(PYTHON[1], proxy, vendor_url)
+    env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", example), env=env, stdout=asyncio.subprocess.PIPE
+    )
+    assert killed.stdout is not None
+    before = await killed.stdout.readexactly(2000)
+    killed.kill()
+    before += await killed.stdout.read()
+    await killed.wait()
+    assert b"[DONE]" not in before
+    after = await run(sys.executable, "-c", example, home=tmp_path)
+    assert after.rstrip().endswith("data: [DONE]")
+    whole = (await proxy.client.get("/api/my-story/active")).json()[0]["streamUrl"]
+    body = (await proxy.client.get(whole)).text
+    assert body.startswith(before.decode())
+    assert body.endswith(after)
+    assert len(before.decode()) + len(after) >= len(body)
+    calls = (await proxy.client.get(f"{vendor_url}/_fake/calls")).json()
+    assert calls["count"] == 1
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+    create, read, control = re.split(r"\n(?=curl)", here(CURL, proxy, vendor_url).strip())
+    created = json.loads(await run("bash", "-c", create, home=tmp_path))
+    assert created["state"] in ("running", "done")
+    frames = await run("bash", "-c", read, home=tmp_path)
+    assert "streamClosed" in frames
+    assert "[DONE]" in frames
+    assert json.loads(await run("bash", "-c", control, home=tmp_path))[0]["code"] == "complete"
+    again = json.loads(await run("bash", "-c", create, home=tmp_path))
+    assert again["createdAt"] == created["createdAt"]
+
+
+async def test_the_command_line_resumes(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+    fetch = [
+        sys.executable,
+        "-m",
+        "streamkeep.client",
+        "fetch",
+        f"{vendor_url}/v1/chat/completions",
+        "--proxy",
+        proxy.url,
+    ]
+    body = json.dumps({"model": "demo", "stream": True, "messages": [{"role": "user", "content": "Hi"}]})
+    whole = await run(*fetch, "--session", "cli", "-H", "Content-Type: application/json", "-d", body, home=tmp_path)
+    assert whole.rstrip().endswith("data: [DONE]")
+    assert "streamkeep fetch --session my-chat --resume URL" in README
+
+
+def test_the_readme_has_a_line_for_every_setting() -> None:
+    from dataclasses import fields
+
+    from streamkeep.proxy import Settings
+
+    known = {f"STREAMKEEP_{setting.name.upper()}" for setting in fields(Settings)}
+    known = (known - {"STREAMKEEP_DATABASE_URL"}) | {"DATABASE_URL", "STREAMKEEP_TEST_DATABASE_URL"}
+    assert known == VARIABLES
+
+
+def test_the_readmes_defaults_are_the_settings() -> None:
+    from streamkeep.proxy import Settings
+
+    settings = Settings()
+    for name in ("long_poll_seconds", "sse_seconds", "idle_seconds", "total_seconds", "drain_seconds", "retry_seconds"):
+        found = re.search(rf"`STREAMKEEP_{name.upper()}` \| `([0-9]+)`", README)
+        assert found is not None, name
+        assert float(found[1]) == getattr(settings, name)
