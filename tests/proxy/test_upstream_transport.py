@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import httpx
@@ -525,7 +525,9 @@ async def test_upstream_is_not_read_while_nobody_takes(head: bytes) -> None:
         await peer.head()
         await peer.send(head)
         response = await answer
-        accepted = 0
+        # What is read next has to fit behind this.
+        accepted = peer.send_now(sent[:7000])
+        await nothing_moves(peer)
         while (count := peer.send_now(sent[accepted % len(sent) :])) or not await nothing_moves(peer):
             accepted += count
         assert accepted < 40_000_000
@@ -546,12 +548,10 @@ async def test_upstream_is_not_read_while_nobody_takes(head: bytes) -> None:
 
 
 async def nothing_moves(peer: Peer) -> bool:
-    """Give the other side every chance to read on; true when it does not want to."""
+    """Give the other side every chance to read on; true when its kernel would take no more after that."""
     for _ in range(50):
         await asyncio.sleep(0.001)
-        if peer.can_send():
-            return False
-    return True
+    return not peer.can_send()
 
 
 # Letting go
@@ -942,6 +942,35 @@ async def test_addresses_are_tried_in_turn(
         assert await body_of(await send(transport, f"http://several.example:{server.port}/")) == b"ok"
 
 
+async def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    transport: UpstreamTransport, monkeypatch: pytest.MonkeyPatch, anyio_backend: tuple[str, dict[str, Any]]
+) -> None:
+    if anyio_backend[1]["use_uvloop"]:
+        pytest.skip("uvloop resolves inside libuv")
+
+    def silent_first(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    timeout = httpx.Timeout(DEADLINE_SECONDS, connect=0.4)
+    async with RawServer(answering(OK)) as server:
+        with full_server("127.0.0.2", server.port):
+            monkeypatch.setattr(socket, "getaddrinfo", silent_first)
+            url = f"http://silent.example:{server.port}/"
+            assert await body_of(await send(transport, url, timeout=timeout)) == b"ok"
+
+
+@contextmanager
+def full_server(host: str, port: int) -> Iterator[int]:
+    """A server whose queue is full, so that the kernel drops what knocks; gives its port."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server((host, port), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()[1]
+
+
 async def test_a_refused_connection_and_an_unknown_host_are_connect_errors(transport: UpstreamTransport) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
@@ -953,14 +982,8 @@ async def test_a_refused_connection_and_an_unknown_host_are_connect_errors(trans
 
 async def test_a_server_that_does_not_take_connections_is_a_connect_timeout(transport: UpstreamTransport) -> None:
     timeout = httpx.Timeout(DEADLINE_SECONDS, connect=0.1)
-    with ExitStack() as stack:
-        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(full.getsockname())
-        with pytest.raises(httpx.ConnectTimeout):
-            await send(transport, f"http://127.0.0.1:{full.getsockname()[1]}/", timeout=timeout)
+    with full_server("127.0.0.1", 0) as port, pytest.raises(httpx.ConnectTimeout):
+        await send(transport, f"http://127.0.0.1:{port}/", timeout=timeout)
     assert transport.open_connections == 0
 
 
