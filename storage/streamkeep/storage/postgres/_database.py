@@ -31,7 +31,7 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 
 _MAX_ATTEMPTS = 4
 _RESERVED_CONNECTIONS = 2
-_RELEASE_SECONDS = 2.0
+_RELEASE_SECONDS = 1.0
 _IDLE_SECONDS = 60.0
 
 # The transaction was rolled back through no fault of its own, so running it again is safe.
@@ -48,7 +48,7 @@ def translated(error: BaseException) -> StoreError:
         return ItemRefused(text)
     if isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] in _REFUSED_CLASSES:
         return ItemRefused(text)
-    if isinstance(error, asyncpg.ClientConfigurationError):
+    if isinstance(error, ValueError):  # The DSN; some mistakes in it the driver reports as it met them.
         return StoreError(text)
     return StoreUnavailable(text)
 
@@ -88,7 +88,7 @@ class Database:
         self._ordinary = asyncio.Semaphore(max(1, pool_size - _RESERVED_CONNECTIONS))
 
     async def open(self) -> None:
-        """Prepare the pool; connections are made when they are needed."""
+        """Make the pool and try it; further connections are made when they are needed."""
         try:
             self._pool = await asyncpg.create_pool(
                 self._dsn,
@@ -101,8 +101,12 @@ class Database:
                 # Ours come first; this one bounds the driver's own request to cancel a statement.
                 command_timeout=self._deadline_seconds + _RELEASE_SECONDS,
             )
-        except DRIVER_ERRORS as exc:
+            await self.fetch_row("select 1")
+        except (*DRIVER_ERRORS, ValueError) as exc:
             raise translated(exc) from exc
+        except StoreError:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Let calls under way finish, for a moment, and disconnect."""

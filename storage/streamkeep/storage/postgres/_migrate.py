@@ -51,7 +51,7 @@ async def migrate(
 
     Raises:
         StoreError: the server is older than 15, the database is newer than this code, or a migration that was
-            applied has been edited since.
+            applied has been edited since, or something stands in the way of one.
         StoreUnavailable: the database does not answer.
     """
     try:
@@ -62,7 +62,9 @@ async def migrate(
                 return await _apply(connection, up_to)
         finally:
             await disconnect(connection)
-    except DRIVER_ERRORS as exc:
+    except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidSchemaNameError) as exc:
+        raise StoreError(f"the schema cannot be brought up to date: {exc}") from exc
+    except (*DRIVER_ERRORS, ValueError) as exc:
         raise translated(exc) from exc
 
 
