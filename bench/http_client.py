@@ -1,0 +1,122 @@
+"""The load side's HTTP: one connection, one request at a time, bytes handed on as they arrive. It costs little."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Self, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+Deliver = Callable[[bytes, int], None]
+"""Takes bytes of a body, and the monotonic nanosecond at which they were here."""
+
+
+class RequestFailed(Exception):
+    """The answer was not the one that was wanted, or it broke off."""
+
+
+class Connection(asyncio.Protocol):
+    """One connection, kept open between requests."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._received_at_ns = 0
+        self._status = 0
+        self._deliver: Deliver = _ignore
+        self._on_head: Callable[[int], None] = _nothing
+        self._answered: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def open(cls, base_url: str) -> Self:
+        """Connect to the host and port of a URL. Raises: OSError."""
+        address = urlsplit(base_url).netloc
+        host, _, port = address.rpartition(":")
+        _, connection = await asyncio.get_running_loop().create_connection(lambda: cls(address), host, int(port))
+        return connection
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def request(
+        self,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        deliver: Deliver | None = None,
+        on_head: Callable[[int], None] | None = None,
+    ) -> bytes:
+        """Send a request; returns the body when the answer is complete, or b"" where `deliver` took it.
+
+        `on_head` gets the instant at which the answer's head was here.
+
+        Raises:
+            RequestFailed: the status is not 200, or the connection ended.
+        """
+        assert self._transport is not None
+        collected: list[bytes] = []
+        self._status = 0
+        self._on_head = on_head or _nothing
+        self._deliver = lambda data, at_ns: (
+            deliver(data, at_ns) if deliver is not None and self._status == 200 else collected.append(data)
+        )
+        self._answered = asyncio.get_running_loop().create_future()
+        fields = {"Host": self._host, **(headers or {})}
+        if body:
+            fields["Content-Length"] = str(len(body))
+        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        self._transport.write("\r\n".join(lines).encode("ascii") + body)
+        await self._answered
+        answer = b"".join(collected)
+        if self._status != 200:
+            raise RequestFailed(f"{method} {target.partition('?')[0]}: {self._status} {answer[:300]!r}")
+        return answer
+
+    # Called by the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop registers its transports with no class of asyncio.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fail(RequestFailed(f"the connection ended: {exc or 'closed by the server'}"))
+
+    def data_received(self, data: bytes) -> None:
+        self._received_at_ns = time.monotonic_ns()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as exc:
+            self._fail(RequestFailed(f"the answer cannot be read: {exc.__context__ or exc}"))
+            self.close()
+
+    # Called by the parser
+
+    def on_headers_complete(self) -> None:
+        self._status = self._parser.get_status_code()
+        self._on_head(self._received_at_ns)
+
+    def on_body(self, body: bytes) -> None:
+        self._deliver(body, self._received_at_ns)
+
+    def on_message_complete(self) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_result(None)
+
+    def _fail(self, exc: RequestFailed) -> None:
+        if self._answered is not None and not self._answered.done():
+            self._answered.set_exception(exc)
+
+
+def _ignore(data: bytes, at_ns: int) -> None:
+    pass
+
+
+def _nothing(at_ns: int) -> None:
+    pass

@@ -1,0 +1,182 @@
+"""What a run found: as JSON for programs, as tables for people, and as an entry of RESULTS.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.histogram import Histogram
+from bench.load import LOAD, Cost, Outcome
+from bench.systems import POSTGRES, PROXY
+from bench.workload import Workload
+
+BASELINE = "pass-through"
+"""The system that the others' processor time is compared with."""
+
+UPSTREAM = "upstream"
+"""The fake upstream, among the parties whose cost is measured."""
+
+_NOTHING = "-"
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One workload on several systems, by their names, in the order in which they ran."""
+
+    workload: Workload
+    outcomes: Mapping[str, Outcome]
+
+    @property
+    def faults(self) -> list[str]:
+        """Every stream that did not come whole."""
+        return [f"{name}: {fault}" for name, outcome in self.outcomes.items() for fault in outcome.faults]
+
+    def to_json(self) -> dict[str, Any]:
+        workload = self.workload
+        return {
+            "generations": workload.generations,
+            "chunksPerSecond": workload.rate,
+            "chunkBytes": workload.chunk_bytes,
+            "seconds": workload.seconds,
+            "rampSeconds": workload.ramp_seconds,
+            "expectedSeconds": round(workload.expected_seconds, 2),
+            "systems": {name: self._system_to_json(outcome) for name, outcome in self.outcomes.items()},
+        }
+
+    def to_markdown(self) -> str:
+        """Tables that can be read as they stand."""
+        workload = self.workload
+        return (
+            f"{workload.generations} generations of {workload.rate:g} chunks/s, {workload.chunk_bytes} bytes each, for "
+            f"{workload.seconds:g} s; started over {workload.ramp_seconds:g} s:\n\n"
+            + _table([self._figures(name, outcome) for name, outcome in self.outcomes.items()])
+            + "\n\nThe load side's own part:\n\n"
+            + _table([_own_part(name, outcome) for name, outcome in self.outcomes.items()])
+        )
+
+    def _against_baseline(self, outcome: Outcome) -> float | None:
+        """The proxy's processor time for a chunk, as a multiple of the pass-through's."""
+        own = _streaming(outcome, PROXY)
+        baseline = _streaming(self.outcomes[BASELINE], PROXY) if BASELINE in self.outcomes else None
+        return own / baseline if own is not None and baseline else None
+
+    def _system_to_json(self, outcome: Outcome) -> dict[str, Any]:
+        generations = self.workload.generations
+        return {
+            "latency": outcome.latency.to_json(),
+            "latencyWhileAllStream": outcome.streaming_latency.to_json(),
+            "firstChunk": outcome.first_chunk.to_json(),
+            "createBeyondUpstream": outcome.create.to_json(),
+            "cpu": {name: _cost_to_json(cost) for name, cost in outcome.costs.items()},
+            "proxyCpuAgainstPassThrough": _rounded(self._against_baseline(outcome), 2),
+            "memory": {
+                name: {
+                    "idleBytes": memory.idle_bytes,
+                    "peakBytes": memory.peak_bytes,
+                    "bytesPerGeneration": (memory.peak_bytes - memory.idle_bytes) // generations,
+                }
+                for name, memory in outcome.memory.items()
+                if name != UPSTREAM
+            },
+            "chunks": outcome.latency.count,
+            "lostChunks": outcome.lost_chunks,
+            "faultyStreams": len(outcome.faults),
+            "tookSeconds": round(outcome.took_seconds, 2),
+            "upstreamLateness": outcome.upstream_lateness,
+        }
+
+    def _figures(self, name: str, outcome: Outcome) -> dict[str, str]:
+        memory = outcome.memory.get(PROXY)
+        whole_run = [cost.whole_run_micros or 0 for party, cost in outcome.costs.items() if party in (PROXY, POSTGRES)]
+        grown_kib = (memory.peak_bytes - memory.idle_bytes) / 1024 / self.workload.generations if memory else None
+        return {
+            "system": name,
+            "latency ms p50 / p99 / max": _percentiles(outcome.latency, 50, 99, 100),
+            "while all stream": _percentiles(outcome.streaming_latency, 50, 99, 100),
+            "first chunk ms p50 / p99": _percentiles(outcome.first_chunk, 50, 99),
+            "create ms p50 / p99": _percentiles(outcome.create, 50, 99),
+            "proxy µs/chunk": _shown(_streaming(outcome, PROXY), 1),
+            "against pass-through": _shown(self._against_baseline(outcome), 2),
+            "Postgres µs/chunk": _shown(_streaming(outcome, POSTGRES), 1),
+            "both, whole run": _shown(sum(whole_run) if whole_run else None, 1),
+            "core busy": _percent(_busy(outcome, PROXY, POSTGRES)),
+            "idle MiB": _shown(memory.idle_bytes / _MIB if memory else None, 1),
+            "KiB/generation": _shown(grown_kib, 1),
+            "lost": str(outcome.lost_chunks),
+            "took s": f"{outcome.took_seconds:.1f} of {self.workload.expected_seconds:.1f}",
+        }
+
+
+def result_entry(machine: Mapping[str, Any], *, date: str, command: str, comparisons: Sequence[Comparison]) -> str:
+    """A section for RESULTS.md: when, on what, by which command, and the tables."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    hardware = f"{machine['cores']} cores, {machine['cpu']}, {machine['kernel']}, Python {machine['python']}"
+    state = f"load average {machine['loadAverage']} at the start, {machine['syncMicros']:g} µs to sync a write to disk"
+    faults = sum(len(comparison.faults) for comparison in comparisons)
+    return "\n\n".join(
+        [
+            f"## {date}, revision {machine['revision'] or 'unknown'}",
+            f"{hardware}; {state}. {versions}.",
+            f"`{command}`",
+            *(comparison.to_markdown() for comparison in comparisons),
+            f"**{faults} streams did not come whole.**" if faults else "Every stream came whole.",
+        ]
+    )
+
+
+def _own_part(name: str, outcome: Outcome) -> dict[str, str]:
+    late = outcome.upstream_lateness
+    return {
+        "system": name,
+        "reader µs/chunk": _shown(_streaming(outcome, LOAD), 1),
+        "upstream µs/chunk": _shown(_streaming(outcome, UPSTREAM), 1),
+        "core busy": _percent(_busy(outcome, LOAD, UPSTREAM)),
+        "upstream late ms p50 / p99": f"{_shown(late['p50Ms'], 1)} / {_shown(late['p99Ms'], 1)}",
+    }
+
+
+def _cost_to_json(cost: Cost) -> dict[str, float | None]:
+    return {
+        "microsPerChunk": _rounded(cost.streaming_micros, 2),
+        "coreShare": _rounded(cost.streaming_share, 4),
+        "microsPerChunkWholeRun": _rounded(cost.whole_run_micros, 2),
+    }
+
+
+def _streaming(outcome: Outcome, party: str) -> float | None:
+    cost = outcome.costs.get(party)
+    return None if cost is None else cost.streaming_micros
+
+
+def _busy(outcome: Outcome, *parties: str) -> float | None:
+    shares = [outcome.costs[party].streaming_share for party in parties if party in outcome.costs]
+    known = [share for share in shares if share is not None]
+    return sum(known) if known else None
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _percentiles(histogram: Histogram, *percents: float) -> str:
+    if not histogram.count:
+        return _NOTHING
+    return " / ".join(_shown(histogram.percentile_ms(percent), 1) for percent in percents)
+
+
+def _percent(share: float | None) -> str:
+    return _NOTHING if share is None else f"{100 * share:.0f} %"
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return _NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

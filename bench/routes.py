@@ -1,0 +1,93 @@
+"""How a client gets one stream from each kind of system: the requests it makes, and what it does with the answers."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from bench.http_client import Connection, Deliver
+
+_BODY = json.dumps({"model": "bench", "stream": True, "messages": [{"role": "user", "content": "Count."}]}).encode()
+_HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer bench"}
+
+
+class Route(Protocol):
+    """A way from a request to upstream's bytes."""
+
+    async def play(
+        self, connection: Connection, stream_id: str, target: str, deliver: Deliver, created: Callable[[int], None]
+    ) -> None:
+        """Ask for the stream at upstream's `target` and deliver its bytes; returns when it has ended.
+
+        `created` is told the instant at which the caller knows that upstream has accepted.
+
+        Raises:
+            RequestFailed: it did not come to its end.
+        """
+
+    @property
+    def base_url(self) -> str:
+        """Where to connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRoute:
+    """One request, whose answer is the stream: upstream itself, or something that passes it through."""
+
+    base_url: str
+
+    async def play(
+        self, connection: Connection, stream_id: str, target: str, deliver: Deliver, created: Callable[[int], None]
+    ) -> None:
+        await connection.request("POST", target, headers=_HEADERS, body=_BODY, deliver=deliver, on_head=created)
+
+
+@dataclass(frozen=True, slots=True)
+class DurableRoute:
+    """Create a generation, then read its data stream as our clients do: server-sent events that carry base64."""
+
+    base_url: str
+    upstream_url: str
+
+    async def play(
+        self, connection: Connection, stream_id: str, target: str, deliver: Deliver, created: Callable[[int], None]
+    ) -> None:
+        headers = {**_HEADERS, "X-Proxy-Url": self.upstream_url + target, "X-Proxy-Method": "POST"}
+        answer = await connection.request("POST", f"/api/{stream_id}/1", headers=headers, body=_BODY)
+        created(time.monotonic_ns())
+        stream = urlsplit(json.loads(answer)["streamUrl"])
+        events = EventDecoder(deliver)
+        while not events.is_closed:
+            query = f"{stream.query}&offset={events.next_offset}&live=sse&encoding=base64"
+            await connection.request("GET", f"{stream.path}?{query}", deliver=events.feed)
+
+
+class EventDecoder:
+    """Takes the bytes of server-sent events and delivers what their base64 stands for."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self.is_closed = False
+        self._deliver = deliver
+        self._rest = b""
+        self._control = b'{"streamNextOffset":"-1"}'
+
+    @property
+    def next_offset(self) -> str:
+        """Where to go on when the server ends the connection before the stream has ended."""
+        offset: str = json.loads(self._control)["streamNextOffset"]
+        return offset
+
+    def feed(self, data: bytes, at_ns: int) -> None:
+        *events, self._rest = (self._rest + data).split(b"\n\n")
+        for event in events:
+            _, _, payload = event.partition(b"\ndata:")
+            if event.startswith(b"event: data\n"):
+                self._deliver(base64.b64decode(payload), at_ns)
+            elif event.startswith(b"event: control\n"):
+                self._control = payload
+                self.is_closed = b'"streamClosed":true' in payload
