@@ -144,7 +144,8 @@ def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None]
 def bind(host: str, port: int) -> socket.socket:
     """A listening address. Raises: OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Where the protocol is not named, asyncio takes it for something else and leaves Nagle's algorithm on: 40 ms a frame.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
