@@ -217,6 +217,7 @@ class Pooler:
         self._target = url
         self._size = size
         self._idle: asyncio.Queue[Wire] = asyncio.Queue()
+        self._wires: list[asyncio.StreamWriter] = []
         self._greeting = b""
 
     @classmethod
@@ -242,11 +243,12 @@ class Pooler:
             for link in links:
                 link.cancel()
             await asyncio.gather(*links)
-            while not pooler._idle.empty():
-                pooler._idle.get_nowait()[1].transport.abort()
+            for wire in pooler._wires:
+                wire.transport.abort()
 
     async def _log_in(self) -> Wire:
         reader, writer = await dial(self._target)
+        self._wires.append(writer)
         parts = urlsplit(self._target)
         names = [b"user", (parts.username or "postgres").encode(), b"database", parts.path[1:].encode()]
         body = struct.pack("!i", 196608) + b"\0".join([*names, b"client_encoding", b"utf-8"]) + b"\0\0"

@@ -587,7 +587,10 @@ class PostgresStore:
                 raise StoreError(f"stream {stream_id} has a hole at {end}")
             pieces.append(data)
             end += len(data)
-        return Slice(position, b"".join(pieces), Tail(rows[0]["tail"], rows[0]["is_closed"]))
+        tail = Tail(rows[0]["tail"], rows[0]["is_closed"])
+        if end == position < tail.position and max_bytes > 0:
+            raise StoreError(f"stream {stream_id} has a hole at {end}")
+        return Slice(position, b"".join(pieces), tail)
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         return _tails(await self._database.fetch(self._TAILS, list(stream_ids)))
