@@ -699,6 +699,53 @@ async def test_nothing_is_left_behind_by_a_response(transport: UpstreamTransport
     gc.collect()
 
 
+async def test_cancelling_while_connecting_leaves_no_socket(transport: UpstreamTransport) -> None:
+    async with RawServer() as server:
+        handshaking = asyncio.create_task(send(transport, server.url.replace("http", "https")))
+        peer = await server.accept()
+        await peer.exactly(5)
+        handshaking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await handshaking
+        await peer.closed()
+    with full_server("127.0.0.1", 0) as port:
+        knocking = asyncio.create_task(send(transport, f"http://127.0.0.1:{port}/"))
+        await asyncio.sleep(0.01)
+        knocking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await knocking
+    assert transport.open_connections == 0
+    gc.collect()
+
+
+async def test_under_a_client_a_response_streams_as_it_comes(
+    transport: UpstreamTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No redirect is followed, no cookie and no proxy of the environment is used, nothing is decoded."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:1")
+    async with (
+        RawServer() as server,
+        httpx.AsyncClient(transport=transport, trust_env=False, follow_redirects=False, timeout=None) as client,
+    ):
+        for _ in range(2):
+            request = httpx.Request("POST", server.url, content=b"{}", extensions={PRIVATE: True})
+            answer = asyncio.create_task(client.send(request, stream=True))
+            peer = await server.accept()
+            assert b"cookie" not in (await peer.head()).lower()
+            await peer.send(
+                b"HTTP/1.1 303 See Other\r\nLocation: /x\r\nSet-Cookie: a=b\r\nContent-Encoding: gzip\r\n"
+                b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+            )
+            response = await answer
+            body = response.aiter_raw()
+            assert await anext(body) == b"abc"
+            await peer.send(b"1\r\nd\r\n0\r\n\r\n")
+            assert [piece async for piece in body] == [b"d"]
+            assert (response.status_code, response.is_closed) == (303, True)
+        assert server.accepted == 2
+
+
 # Keeping connections
 
 

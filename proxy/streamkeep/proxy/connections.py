@@ -51,7 +51,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def __init__(self, origin: Origin, scratch: memoryview, on_lost: Callable[[Connection], None]) -> None:
         self.origin = origin
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[None] = self._loop.create_future()
         self._scratch = scratch
         self._max_buffered_bytes = len(scratch)
         self._on_lost = on_lost
@@ -208,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
     async def _drained(self, seconds: float | None) -> None:
         if not self._is_write_paused:
             return
-        self._writable = asyncio.get_running_loop().create_future()
+        self._writable = self._loop.create_future()
         try:
             async with asyncio.timeout(seconds):
                 await self._writable
@@ -234,7 +235,7 @@ class Connection(asyncio.BufferedProtocol):
         """Wait for the loop to change something."""
         if self._progress is not None:
             raise RuntimeError("two tasks read one response")
-        self._progress = asyncio.get_running_loop().create_future()
+        self._progress = self._loop.create_future()
         try:
             await self._progress
         finally:
@@ -299,8 +300,10 @@ class Connection(asyncio.BufferedProtocol):
         except MalformedResponse as exc:
             self._fail(httpx.RemoteProtocolError(f"upstream {exc}"), exc)
             self._transport.abort()
-        else:
-            self._wake()
+            return
+        if decoder.has_surplus:
+            self._transport.abort()
+        self._wake()
 
     def _take_rest(self) -> bool:
         """Feed what the transport did not hand over before it died; return whether upstream had ended its side in order.
