@@ -136,7 +136,13 @@ async def upstream(script: Script) -> AsyncIterator[Upstream]:
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(scripted.serve(reader, writer))
         tasks.add(task)
-        task.add_done_callback(tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # A task that is cancelled before it begins runs no `finally` of its own.
+            tasks.discard(task)
+            writer.transport.abort()
+
+        task.add_done_callback(ended)
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     scripted.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
