@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from streamkeep.storage.postgres import PostgresStore
+from tests.cutting import wire_to
 from tests.database import PrivateServer
 from tests.serving import Proxy, ServedProcess, served_process, serving
 from tests.upstream import Exchange, Script, upstream
@@ -301,6 +302,22 @@ async def test_past_the_outage_limit_upstream_is_closed_and_the_end_is_written_w
     assert len(body) >= len(seen)
 
 
+async def test_a_claim_whose_answer_was_lost_frees_the_ids_and_is_called_once(database_url: str) -> None:
+    async with (
+        wire_to(database_url) as wire,
+        serving(PostgresStore(wire.url)) as proxy,
+        upstream(ticking(BODY, pieces=2, seconds=0.01)) as server,
+    ):
+        for number in range(5):
+            wire.cut_after_answer()
+            async with asyncio.timeout(30):
+                while (answer := await proxy.create("chat", str(number), server.url)).status_code != 200:
+                    assert (answer.status_code, answer.json()["error"]) == (503, "storage_unavailable")
+            assert await _read_through_outages(proxy, str(number)) == BODY
+        assert wire.cuts >= 3
+        assert len(server.calls) == 5
+
+
 async def test_on_sigterm_running_generations_finish_and_nothing_new_starts(database_url: str) -> None:
     finish = asyncio.Event()
     async with (
@@ -419,13 +436,13 @@ async def test_merged_streams_read_the_same_from_every_offset(database_url: str)
             assert got.content == BODY[start:4_000]
 
 
-async def _read_through_outages(proxy: Proxy) -> bytes:
+async def _read_through_outages(proxy: Proxy, request_id: str = "1") -> bytes:
     """All bytes, as a client gets them that comes back after every failure."""
     body = b""
     async with asyncio.timeout(90):
         while True:
             offset = f"{0:016d}_{len(body):016d}"
-            answer = await proxy.read("chat", "1", offset=offset, live="long-poll")
+            answer = await proxy.read("chat", request_id, offset=offset, live="long-poll")
             if answer.status_code not in (200, 204):
                 assert answer.status_code == 503, answer.text
                 await asyncio.sleep(0.1)

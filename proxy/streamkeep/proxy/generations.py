@@ -20,7 +20,8 @@ import json
 import logging
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -80,6 +81,7 @@ _CLOCK_SECONDS = 0.25
 _CANCEL_POLL_SECONDS = 1.0
 _VERDICT_POLL_SECONDS = 0.1
 _MERGE_SECONDS = 5.0
+_TAKE_BACK_SECONDS = 0.2
 _LAST_WRITES_SECONDS = 5.0
 _MAX_ERROR_BODY_BYTES = 64 * 1024
 _ERROR_BODY_SECONDS = 10.0
@@ -188,6 +190,8 @@ class Generations:
         self._readers = readers
         self._settings = settings
         self._calls: dict[int, Call] = {}
+        self._claiming: Counter[GenerationKey] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._owner: Owner | None = None
         self._client = httpx.AsyncClient(
             transport=UpstreamTransport(),
@@ -206,6 +210,8 @@ class Generations:
     async def close(self) -> None:
         """End what still runs, give the lease back, close upstream connections."""
         await self._stop_all(Code.SHUTDOWN)
+        for task in list(self._tasks):
+            task.cancel()
         await self._client.aclose()
         if self._owner is not None:
             with suppress(StoreError):
@@ -355,17 +361,47 @@ class Generations:
             if found is not None and found.state is not State.REFUSED:
                 await body.drain()
         fingerprint = request.fingerprint() if body.is_complete else None
-        owner = await self._current_owner()
+        self._claiming[key] += 1
         try:
-            claim = await self._store.claim(owner, key, fingerprint)
-        except OwnerFenced:
-            await self._fenced(owner)
-            claim = await self._store.claim(await self._current_owner(), key, fingerprint)
+            claim = await self._claim_as_owner(key, fingerprint)
+        except StoreUnavailable:
+            self._start_task(self._take_back(key))
+            raise
+        finally:
+            self._claiming[key] -= 1
+            if not self._claiming[key]:
+                del self._claiming[key]
         if claim.generation.is_swept:
             raise gone()
         if not claim.is_new and not body.is_complete:
             await body.drain()
         return claim
+
+    async def _claim_as_owner(self, key: GenerationKey, fingerprint: bytes | None) -> Claim:
+        owner = await self._current_owner()
+        try:
+            return await self._store.claim(owner, key, fingerprint)
+        except OwnerFenced:
+            await self._fenced(owner)
+            return await self._store.claim(await self._current_owner(), key, fingerprint)
+
+    async def _take_back(self, key: GenerationKey) -> None:
+        """A claim broke off, and its caller was told so. If it was made all the same, free the ids again."""
+        while True:
+            await asyncio.sleep(_TAKE_BACK_SECONDS)
+            with suppress(StoreUnavailable):
+                row = await self._store.generation(key)
+                if key in self._claiming:
+                    continue
+                # No await from here to the refusal: a claim that begins now finds the row, and makes no call.
+                if row is not None and self._is_unattended(row):
+                    unavailable = our_refusal(503, "storage_unavailable", "the database did not answer; try again")
+                    with suppress(OwnerFenced, GenerationEnded):
+                        await self._store.refuse(row, unavailable, b"")
+                return
+
+    def _is_unattended(self, row: Generation) -> bool:
+        return row.state is State.CREATING and row.owner == self._owner and row.id not in self._calls
 
     async def _join(self, row: Generation, request: UpstreamRequest) -> Generation:
         """Wait for the verdict of a call that somebody else makes, here or in another process."""
@@ -385,6 +421,11 @@ class Generations:
         call.task = asyncio.create_task(self._record(call, request), name=f"generation {generation.id}")
         return call
 
+    def _start_task(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     # Recording
 
     async def _record(self, call: Call, request: UpstreamRequest) -> None:
@@ -397,6 +438,9 @@ class Generations:
             logger.warning("generation %s was ended by another process", call.generation.id)
         except _Refused as refused:
             await self._refuse(call, request, refused.refusal)
+        except Exception:
+            logger.exception("recording generation %s failed", call.generation.id)
+            await self._end(call, End(Code.OWNER_LOST, "recording failed"))
         finally:
             await self._forget(call)
 
