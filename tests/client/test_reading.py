@@ -334,9 +334,9 @@ async def test_secrets_stand_in_no_log_and_no_message(
     async with scripted_proxy() as proxy:
         proxy.data = [proxy.sending(data_event(BODY[:4], 4), then="reset"), proxy.failing(404, "not_found")]
         client = make_client(proxy.url, auth={"Streamkeep-Key": "our-secret"})
-        reading = await client.fetch(UPSTREAM, headers={"Authorization": "Bearer vendors-secret"})
-        _, raised = await reading.failing_rest()
         with pytest.raises(httpx.LocalProtocolError) as caught:
             await client.fetch(UPSTREAM, headers={"Authorization": "Bearer vendors-secret\n"})
+        reading = await client.fetch(UPSTREAM, headers={"Authorization": "Bearer vendors-secret"})
+        _, raised = await reading.failing_rest()
     shown = caplog.text + repr(client._client) + str(raised) + str(caught.value)
     assert "secret" not in shown
