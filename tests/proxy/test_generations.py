@@ -413,6 +413,26 @@ async def test_a_large_body_streams_through_and_a_repeat_joins_or_conflicts(prox
         assert len(server.calls) == 1
 
 
+async def test_a_repeat_joins_although_upstream_answered_before_it_had_the_whole_body(proxy: Proxy) -> None:
+    body = random.Random(4).randbytes(3 * 1024 * 1024)
+
+    async def answer_early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nearly")
+        await writer.drain()
+        while await reader.read(65_536):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(answer_early, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    assert (await proxy.create("chat", "1", url, body=body)).status_code == 200
+    assert await proxy.read_all("chat", "1") == b"early"
+    assert (await proxy.create("chat", "1", url, body=body)).headers["Streamkeep-Replayed"] == "true"
+    server.close()
+    await server.wait_closed()
+
+
 async def test_reads_before_the_verdict_hold_then_say_try_again(proxy: Proxy) -> None:
     gate = asyncio.Event()
 

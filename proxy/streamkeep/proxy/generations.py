@@ -589,6 +589,10 @@ class Generations:
         """Record upstream's acceptance before anybody hears of it."""
         head = _head_of(response)
         generation = call.generation
+        if not request.body.is_complete:
+            # Upstream answered before it had all; a repeat is compared by the whole body nevertheless.
+            with suppress(CallerLeft, ApiError):
+                await request.body.drain()
         fingerprint = request.fingerprint()
         row = await self._persist(lambda: self._store.start(generation, head, fingerprint), State.RUNNING, generation)
         call.generation = replace(generation, state=State.RUNNING, head=head, fingerprint=fingerprint)
