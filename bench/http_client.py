@@ -10,12 +10,18 @@ from urllib.parse import urlsplit
 
 import httptools
 
+_SHOWN_BYTES = 300
+
 Deliver = Callable[[bytes, int], None]
 """Takes bytes of a body, and the monotonic nanosecond at which they were here."""
 
 
 class RequestFailed(Exception):
-    """The answer was not the one that was wanted, or it broke off."""
+    """The answer was not the one that was wanted, or it broke off; then there is no `status`."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Connection(asyncio.Protocol):
@@ -76,7 +82,8 @@ class Connection(asyncio.Protocol):
         await self._answered
         answer = b"".join(collected)
         if self._status != 200:
-            raise RequestFailed(f"{method} {target.partition('?')[0]}: {self._status} {answer[:300]!r}")
+            message = f"{method} {target.partition('?')[0]}: {self._status} {answer[:_SHOWN_BYTES]!r}"
+            raise RequestFailed(message, self._status)
         return answer
 
     # Called by the loop

@@ -36,6 +36,9 @@ class Phase(Enum):
 LOAD = "load"
 """This process, among the parties whose cost is measured."""
 
+OTHERS = "others"
+"""Whatever else runs on the machine, and should not while it is measured."""
+
 _PATIENCE_FACTOR = 4
 _PATIENCE_SECONDS = 30
 
@@ -61,13 +64,14 @@ class Memory:
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One workload on one system. `latency` is that of every chunk, `streaming_latency` of those that came while all
-    streams flowed. `faults` names the streams that did not come whole, and why."""
+    streams flowed. `repeated_reads` is how often a stream had to be asked for again, `faults` names the streams that did not come whole, and why."""
 
     lost_chunks: int
     faults: list[str]
     took_seconds: float
     latency: Histogram
     streaming_latency: Histogram
+    repeated_reads: int
     first_chunk: Histogram
     create: Histogram
     costs: Mapping[str, Cost]
@@ -114,6 +118,7 @@ class Load:
             took_seconds=end.since(self._readings[Phase.BEGINNING]).at_ns / 1e9,
             latency=latency,
             streaming_latency=self._latencies[Phase.STREAMING],
+            repeated_reads=sum(receipt.repeated_reads for receipt in receipts),
             first_chunk=_durations(r.first_chunk_at_ns - r.asked_at_ns for r in receipts if r.first_chunk_at_ns),
             create=_durations(r.created_at_ns - r.asked_at_ns - streams[r.stream_id]["answerNs"] for r in created),
             costs=self._costs(end),
@@ -145,7 +150,7 @@ class Load:
             return
         try:
             receipt.asked_at_ns = time.monotonic_ns()
-            await self._route.play(connection, receipt.stream_id, target, receipt.receive, receipt.created)
+            await self._route.play(connection, target, receipt)
         except RequestFailed as exc:
             receipt.failure = str(exc)
         finally:
@@ -167,8 +172,10 @@ class Load:
     def _read(self) -> _Reading:
         table = ProcessTable.read()
         cpu_seconds = {name: table.cpu_seconds(pid) for name, pid in self._parties.items()}
+        cpu_seconds[LOAD] = time.process_time()
+        cpu_seconds[OTHERS] = table.busy_seconds - sum(cpu_seconds.values())
         chunks = sum(histogram.count for histogram in self._latencies.values())
-        return _Reading(time.monotonic_ns(), chunks, {**cpu_seconds, LOAD: time.process_time()})
+        return _Reading(time.monotonic_ns(), chunks, cpu_seconds)
 
     def _costs(self, end: _Reading) -> dict[str, Cost]:
         all_flow, first_ends = self._readings.get(Phase.STREAMING), self._readings.get(Phase.ENDING)
@@ -192,6 +199,7 @@ class _Receipt:
         self.asked_at_ns = 0
         self.created_at_ns = 0
         self.first_chunk_at_ns = 0
+        self.repeated_reads = 0
         self.failure: str | None = None
         self._load = load
         self._chunk_bytes = load._workload.chunk_bytes
@@ -201,6 +209,9 @@ class _Receipt:
 
     def created(self, at_ns: int) -> None:
         self.created_at_ns = at_ns
+
+    def repeated(self) -> None:
+        self.repeated_reads += 1
 
     def receive(self, data: bytes, at_ns: int) -> None:
         """Bytes of the stream. They may hold parts of chunks, and several."""

@@ -113,9 +113,11 @@ class _Process:
 
 
 class ProcessTable:
-    """Every process of the machine at one instant. Linux alone; elsewhere it is empty."""
+    """Every process of the machine at one instant. `busy_seconds` is what all cores have worked since the machine
+    started. Linux alone; elsewhere it is empty."""
 
-    def __init__(self, processes: Mapping[int, _Process]) -> None:
+    def __init__(self, processes: Mapping[int, _Process], busy_seconds: float) -> None:
+        self.busy_seconds = busy_seconds
         self._processes = processes
 
     @classmethod
@@ -125,7 +127,7 @@ class ProcessTable:
             for name in os.listdir("/proc"):
                 if name.isdigit() and (process := _read_process(name)) is not None:
                     processes[int(name)] = process
-        return cls(processes)
+        return cls(processes, _busy_seconds())
 
     def tree(self, root: int) -> list[int]:
         """A process and all that descend from it, by their pids; [] when it is gone."""
@@ -152,6 +154,15 @@ def _read_process(name: str) -> _Process | None:
         return None
     own_and_reaped = sum(map(int, fields[11:15]))
     return _Process(parent=int(fields[1]), ticks=own_and_reaped)
+
+
+def _busy_seconds() -> float:
+    with contextlib.suppress(FileNotFoundError), open("/proc/stat", "rb") as file:
+        user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = map(
+            int, file.readline().split()[1:9]
+        )
+        return (user + nice + system + interrupts + soft_interrupts + stolen) / _TICKS_PER_SECOND
+    return 0.0
 
 
 def _proportional_bytes(pid: int) -> int:

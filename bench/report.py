@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.histogram import Histogram
-from bench.load import LOAD, Cost, Outcome
+from bench.load import LOAD, OTHERS, Cost, Outcome
 from bench.systems import POSTGRES, PROXY
 from bench.workload import Workload
 
@@ -82,6 +82,7 @@ class Comparison:
             },
             "chunks": outcome.latency.count,
             "lostChunks": outcome.lost_chunks,
+            "repeatedReads": outcome.repeated_reads,
             "faultyStreams": len(outcome.faults),
             "tookSeconds": round(outcome.took_seconds, 2),
             "upstreamLateness": outcome.upstream_lateness,
@@ -104,6 +105,7 @@ class Comparison:
             "core busy": _percent(_busy(outcome, PROXY, POSTGRES)),
             "idle MiB": _shown(memory.idle_bytes / _MIB if memory else None, 1),
             "KiB/generation": _shown(grown_kib, 1),
+            "read again": str(outcome.repeated_reads),
             "lost": str(outcome.lost_chunks),
             "took s": f"{outcome.took_seconds:.1f} of {self.workload.expected_seconds:.1f}",
         }
@@ -133,6 +135,7 @@ def _own_part(name: str, outcome: Outcome) -> dict[str, str]:
         "reader µs/chunk": _shown(_streaming(outcome, LOAD), 1),
         "upstream µs/chunk": _shown(_streaming(outcome, UPSTREAM), 1),
         "core busy": _percent(_busy(outcome, LOAD, UPSTREAM)),
+        "other programs": _percent(_busy(outcome, OTHERS)),
         "upstream late ms p50 / p99": f"{_shown(late['p50Ms'], 1)} / {_shown(late['p99Ms'], 1)}",
     }
 

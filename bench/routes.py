@@ -2,37 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from bench.http_client import Connection, Deliver
+from bench.http_client import Connection, Deliver, RequestFailed
 
 _BODY = json.dumps({"model": "bench", "stream": True, "messages": [{"role": "user", "content": "Count."}]}).encode()
 _HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer bench"}
+_TOO_BUSY = 503
+_RETRY_SECONDS = 1
+
+
+class Taker(Protocol):
+    """Who wants a stream, and is told what comes of it."""
+
+    @property
+    def stream_id(self) -> str: ...
+
+    def created(self, at_ns: int) -> None:
+        """By this instant the caller knew that upstream had accepted."""
+
+    def repeated(self) -> None:
+        """The stream has to be asked for again, from where it broke off."""
+
+    def receive(self, data: bytes, at_ns: int) -> None:
+        """Bytes of the stream, and when they were here."""
 
 
 class Route(Protocol):
     """A way from a request to upstream's bytes."""
 
-    async def play(
-        self, connection: Connection, stream_id: str, target: str, deliver: Deliver, created: Callable[[int], None]
-    ) -> None:
-        """Ask for the stream at upstream's `target` and deliver its bytes; returns when it has ended.
+    @property
+    def base_url(self) -> str:
+        """Where to connect."""
 
-        `created` is told the instant at which the caller knows that upstream has accepted.
+    async def play(self, connection: Connection, target: str, taker: Taker) -> None:
+        """Ask for the stream at upstream's `target`; returns when it has ended.
 
         Raises:
             RequestFailed: it did not come to its end.
         """
-
-    @property
-    def base_url(self) -> str:
-        """Where to connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +55,37 @@ class PlainRoute:
 
     base_url: str
 
-    async def play(
-        self, connection: Connection, stream_id: str, target: str, deliver: Deliver, created: Callable[[int], None]
-    ) -> None:
-        await connection.request("POST", target, headers=_HEADERS, body=_BODY, deliver=deliver, on_head=created)
+    async def play(self, connection: Connection, target: str, taker: Taker) -> None:
+        await connection.request(
+            "POST", target, headers=_HEADERS, body=_BODY, deliver=taker.receive, on_head=taker.created
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class DurableRoute:
-    """Create a generation, then read its data stream as our clients do: server-sent events that carry base64."""
+    """Create a generation, then read its data stream as our clients do: server-sent events that carry base64, asked for
+    again when the server ends the connection before the stream, or is too busy for the moment."""
 
     base_url: str
     upstream_url: str
 
-    async def play(
-        self, connection: Connection, stream_id: str, target: str, deliver: Deliver, created: Callable[[int], None]
-    ) -> None:
+    async def play(self, connection: Connection, target: str, taker: Taker) -> None:
         headers = {**_HEADERS, "X-Proxy-Url": self.upstream_url + target, "X-Proxy-Method": "POST"}
-        answer = await connection.request("POST", f"/api/{stream_id}/1", headers=headers, body=_BODY)
-        created(time.monotonic_ns())
+        answer = await connection.request("POST", f"/api/{taker.stream_id}/1", headers=headers, body=_BODY)
+        taker.created(time.monotonic_ns())
         stream = urlsplit(json.loads(answer)["streamUrl"])
-        events = EventDecoder(deliver)
-        while not events.is_closed:
+        events = EventDecoder(taker.receive)
+        while True:
             query = f"{stream.query}&offset={events.next_offset}&live=sse&encoding=base64"
-            await connection.request("GET", f"{stream.path}?{query}", deliver=events.feed)
+            try:
+                await connection.request("GET", f"{stream.path}?{query}", deliver=events.feed)
+            except RequestFailed as exc:
+                if exc.status != _TOO_BUSY:
+                    raise
+                await asyncio.sleep(_RETRY_SECONDS)
+            if events.is_closed:
+                return
+            taker.repeated()
 
 
 class EventDecoder:
