@@ -117,7 +117,7 @@ async def test_a_feed_keeps_a_bounded_amount(log: Log) -> None:
     with readers.reader(log.stream_id, 0, lambda: None) as reader:
         for _ in range(100):
             readers.appended(log.stream_id, *await log.write(b"x" * 1000))
-        assert reader.feed.retained_bytes <= 32 * 1024
+        assert reader.feed.retained_bytes <= 8 * 1024
         got = b""
         while piece := await take(readers, reader):
             got += piece

@@ -27,7 +27,7 @@ from streamkeep.storage.rules.offsets import format_offset
 
 logger = logging.getLogger(__name__)
 
-_RETAINED_BYTES = 16 * 1024
+_RETAINED_BYTES = 4 * 1024
 _READ_BYTES = 256 * 1024
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0

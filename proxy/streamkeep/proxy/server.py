@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -136,7 +137,14 @@ def make_server(app: FastAPI, announce: Callable[[], None] = lambda: None) -> Se
 def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None]) -> int:
     """Serve on a bound socket until a signal. Returns the process's exit code: 0, or 1 when the service failed."""
     logging.getLogger("uvicorn.access").addFilter(_drop_query)
-    server = make_server(app, announce)
+
+    def ready() -> None:
+        # What the frameworks built stays for ever: a full collection need not walk it, which stalls every stream.
+        gc.collect()
+        gc.freeze()
+        announce()
+
+    server = make_server(app, ready)
     server.run(sockets=[listener])
     return 0 if server.started and not server.has_failed else 1
 

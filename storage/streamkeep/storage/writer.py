@@ -223,31 +223,32 @@ class Writer:
         await self._commit(owner, batch[middle:])
 
     async def _until_stored(self, owner: Owner, batch: list[_Item]) -> frozenset[int]:
+        """Commit a batch, however long the database stays away; the ids of the generations that it ended."""
         appends = [
             Append(item.recorder.generation.data_stream, item.position, item.data) for item in batch if item.data
         ]
         endings = [
             Ending(item.recorder.generation, item.terminal, item.end) for item in batch if item.terminal is not None
         ]
-        is_unknown = False
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_random_exponential(multiplier=0.02, max=_MAX_RETRY_PAUSE_SECONDS),
-            reraise=True,
-        ):
-            with attempt:
-                try:
-                    if is_unknown and await self._has_landed(owner, batch):
-                        ended = frozenset(ending.generation.id for ending in endings)
-                    else:
-                        is_unknown = True
-                        ended = await self._store.commit(owner, appends, endings)
-                except StoreUnavailable:
-                    self.unavailable_since = self.unavailable_since or time.monotonic()
-                    raise
-                self.unavailable_since = None
-                return ended
-        raise AssertionError("unreachable: the policy never gives up")
+        # A retry policy makes more garbage than a commit does: it is asked only when there is something to retry.
+        try:
+            return await self._store.commit(owner, appends, endings)
+        except StoreUnavailable:
+            self.unavailable_since = time.monotonic()
+
+        async def again() -> frozenset[int]:
+            if await self._has_landed(owner, batch):
+                return frozenset(ending.generation.id for ending in endings)
+            return await self._store.commit(owner, appends, endings)
+
+        try:
+            return await AsyncRetrying(
+                retry=retry_if_exception_type(StoreUnavailable),
+                wait=wait_random_exponential(multiplier=0.02, max=_MAX_RETRY_PAUSE_SECONDS),
+                reraise=True,
+            )(again)
+        finally:
+            self.unavailable_since = None
 
     async def _has_landed(self, owner: Owner, batch: list[_Item]) -> bool:
         ids = [item.recorder.generation.data_stream for item in batch]
