@@ -611,7 +611,7 @@ class StoreContract:
             owner = await store.register_owner()
             good, bad = await running(store, owner, key("good")), await running(store, owner, key("bad"))
             await store.commit(owner, [Append(bad.data_stream, 0, b"0123")], [])
-            for position in (0, 1, 3, 5, 1000):
+            for position in (5, 0, 1, 3, 1000):
                 batch = [Append(good.data_stream, 0, b"x"), Append(bad.data_stream, position, b"y")]
                 await raised(ItemRefused, store.commit(owner, batch, []))
                 await raised(ItemRefused, store.commit(owner, batch, [ending(good, 1)]))

@@ -78,6 +78,10 @@ def _fence(condition: str = "") -> str:
     )"""
 
 
+# Spelled so that no index serves it: the row is found by its id, and an owner may have thousands.
+_BELONGS_TO_FENCE = "(owner_id, owner_epoch) is not distinct from (fence.id, fence.epoch)"
+
+
 def _end_of_chunks(stream_id: str) -> str:
     """The tail of an open stream, as an expression: the end of its last chunk, None when it has none."""
     return f"""(
@@ -338,7 +342,7 @@ class PostgresStore:
     set state = 'running', fingerprint = $5, head = $6
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'creating'
-      and owner_id = fence.id and owner_epoch = fence.epoch
+      and {_BELONGS_TO_FENCE}
     returning generations.*
     """
 
@@ -351,7 +355,7 @@ class PostgresStore:
     set state = 'refused', fingerprint = $5, head = $6, refusal_body = $7, ended_at = clock_timestamp()
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'creating'
-      and owner_id = fence.id and owner_epoch = fence.epoch
+      and {_BELONGS_TO_FENCE}
     returning generations.*
     """
 
@@ -457,7 +461,7 @@ class PostgresStore:
         set state = ending.state, code = ending.code, message = ending.message, ended_at = clock_timestamp()
         from fence, ending
         where generations.id = ending.id and generations.epoch = ending.epoch
-          and owner_id = fence.id and owner_epoch = fence.epoch and ended_at is null
+          and {_BELONGS_TO_FENCE} and ended_at is null
         returning generations.id, data_stream, control_stream, ending.position, ending.final_position, ending.event
     ), event as (
         insert into streamkeep.chunks (stream_id, position, size, data)
