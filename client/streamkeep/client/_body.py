@@ -102,7 +102,7 @@ class GenerationBody:
         except GeneratorExit:  # the event loop is gone, and nothing can be awaited any more
             raise
         except BaseException as exc:
-            await self._pause_reading()
+            await self._channel.finish(self._pause())
             if isinstance(exc, ProtocolError | ServerError):
                 self._failure = exc
             raise
@@ -110,11 +110,13 @@ class GenerationBody:
             case reassembly.Body(data):
                 return data
             case reassembly.Done():
-                await self._finish()
+                self._is_finished = True
+                await self._channel.finish(self._finish())
                 return None
             case reassembly.Failed(ending):
-                await self._finish()
+                self._is_finished = True
                 self._failure = self._generation_error(ending)
+                await self._channel.finish(self._finish())
                 raise self._failure
 
     async def close(self) -> None:
@@ -122,10 +124,7 @@ class GenerationBody:
         if self._is_closed:
             return
         self._is_closed = True
-        with self._channel.shield():
-            await self._disconnect()
-            if self._bookmark is not None and not self._is_finished:
-                await self._bookmark.left(taken=self._taken, handed=self._reassembly.given)
+        await self._channel.finish(self._leave())
 
     async def _next_event(self) -> reassembly.Body | reassembly.Done | reassembly.Failed:
         while True:
@@ -135,6 +134,8 @@ class GenerationBody:
             try:
                 await self._read_on()
             except Interrupted:
+                if self._is_closed:
+                    raise BodyConsumed("the body was closed while it was read") from None
                 await self._read_on_patiently()
 
     async def _read_on_patiently(self) -> None:
@@ -300,19 +301,21 @@ class GenerationBody:
             request_id=self._creation.request_id,
         )
 
-    async def _finish(self) -> None:
-        self._is_finished = True
-        with self._channel.shield():
-            await self._disconnect()
-            if self._bookmark is not None:
-                await self._bookmark.ended(self._reassembly.given)
+    async def _leave(self) -> None:
+        await self._disconnect()
+        if self._bookmark is not None and not self._is_finished:
+            await self._bookmark.left(taken=self._taken, handed=self._reassembly.given)
 
-    async def _pause_reading(self) -> None:
+    async def _finish(self) -> None:
+        await self._disconnect()
+        if self._bookmark is not None:
+            await self._bookmark.ended(self._reassembly.given)
+
+    async def _pause(self) -> None:
         """After an error or a cancellation: no connection stays open, and the place is kept."""
-        with self._channel.shield():
-            await self._disconnect()
-            if self._bookmark is not None:
-                await self._bookmark.taken(self._taken, at_once=True)
+        await self._disconnect()
+        if self._bookmark is not None:
+            await self._bookmark.taken(self._taken, at_once=True)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -10,14 +10,12 @@ log lines with URLs in them, whose queries are signatures.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar, cast
 
-import anyio
-import anyio.to_thread
 import httpx
 
 T = TypeVar("T")
@@ -53,8 +51,8 @@ class Channel(Protocol):
     async def run(self, work: Callable[[], T]) -> T:
         """Do short work on the disk without holding up anybody else."""
 
-    def shield(self) -> AbstractContextManager[object]:
-        """What is awaited inside is finished even when the caller is cancelled."""
+    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Await work that is done to its end even when the caller is cancelled meanwhile."""
 
     async def close(self) -> None:
         """Close every connection."""
@@ -83,8 +81,8 @@ class BlockingChannel:
     async def run(self, work: Callable[[], T]) -> T:
         return work()
 
-    def shield(self) -> AbstractContextManager[object]:
-        return nullcontext()
+    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        await work
 
     async def close(self) -> None:
         if self._http is not None:
@@ -92,32 +90,69 @@ class BlockingChannel:
 
 
 class AsyncChannel:
-    """asyncio or trio, whichever runs."""
+    """Awaits on asyncio.
+
+    Whatever touches a connection runs in a task of its own, because httpcore loses a connection when it is
+    cancelled at the wrong moment: twice, the second time while it cleans up after the first, as a timeout and its parent
+    may do; or between having a new connection and using it. So the task is cancelled once at most, whatever its caller
+    gets, and only where that is safe; then it ends in its own time.
+    """
 
     def __init__(self, http: httpx.AsyncBaseTransport | None = None) -> None:
         self._http = http
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def send(self, request: httpx.Request) -> Reply:
         if not isinstance(request.stream, httpx.AsyncByteStream):
             raise TypeError("an async client sends bytes or an async iterable, not a blocking one")
         if self._http is None:
-            made = await anyio.to_thread.run_sync(lambda: httpx.AsyncHTTPTransport(limits=_LIMITS))
+            made = await asyncio.to_thread(httpx.AsyncHTTPTransport, limits=_LIMITS)
             self._http = self._http or made
-        return _AsyncReply(await self._http.handle_async_request(request))
+        departure = _Departure()
+        request.extensions = {**request.extensions, "trace": departure.trace}
+        task = self.start(self._send(self._http, request))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            departure.cancel(task)
+            task.add_done_callback(self._drop)
+            raise
+
+    async def _send(self, http: httpx.AsyncBaseTransport, request: httpx.Request) -> _AsyncReply:
+        return _AsyncReply(self, await http.handle_async_request(request))
+
+    def _drop(self, task: asyncio.Task[_AsyncReply]) -> None:
+        """An answer that came although nobody waits for it."""
+        if not task.cancelled() and task.exception() is None:
+            self.start(task.result().close())
 
     async def read_request(self, request: httpx.Request) -> bytes:
         return await request.aread()
 
     async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds)
+        await asyncio.sleep(seconds)
 
     async def run(self, work: Callable[[], T]) -> T:
-        return await anyio.to_thread.run_sync(work)
+        return await asyncio.to_thread(work)
 
-    def shield(self) -> AbstractContextManager[object]:
-        return anyio.CancelScope(shield=True)
+    async def finish(self, work: Coroutine[Any, Any, None]) -> None:
+        await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin work in a task of its own, which `close` waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._left)
+        return task
+
+    def _left(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever still waits gets it, and nobody else needs it
 
     async def close(self) -> None:
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
         if self._http is not None:
             await self._http.aclose()
 
@@ -154,22 +189,61 @@ class _BlockingReply:
         self._response.close()
 
 
+class _Departure:
+    """How far a request has gone: httpcore may be cancelled once it has begun to write on a connection."""
+
+    def __init__(self) -> None:
+        self._is_under_way = False
+        self._is_cancelled = False
+
+    async def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Told by httpcore what it does."""
+        if event.endswith(".send_request_headers.started"):
+            self._is_under_way = True
+            if self._is_cancelled:
+                raise asyncio.CancelledError
+
+    def cancel(self, task: asyncio.Task[Any]) -> None:
+        """Cancel the task that sends, at once or as soon as that is safe."""
+        self._is_cancelled = True
+        if self._is_under_way:
+            task.cancel()
+
+
 class _AsyncReply:
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, channel: AsyncChannel, response: httpx.Response) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self.status = response.status_code
         self.headers = response.headers
+        self._channel = channel
         self._response = response
         self._pieces: AsyncIterator[bytes] = aiter(response.stream)
+        self._reading: asyncio.Task[bytes] | None = None
 
     async def next_piece(self) -> bytes:
+        self._reading = task = self._channel.start(self._next_piece())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if task.cancelled() and me is not None and not me.cancelling():
+                raise httpx.ReadError("the connection was closed while it was read") from None
+            task.cancel()
+            raise
+
+    async def _next_piece(self) -> bytes:
         async for piece in self._pieces:
             if piece:
                 return piece
         return b""
 
     async def close(self) -> None:
-        with anyio.CancelScope(shield=True):
-            await self._response.aclose()
-            if isinstance(self._pieces, AsyncGenerator):
-                await self._pieces.aclose()
+        await self._channel.finish(self._close())
+
+    async def _close(self) -> None:
+        if self._reading is not None and not self._reading.done():
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+        await self._response.aclose()
+        if isinstance(self._pieces, AsyncGenerator):
+            await self._pieces.aclose()

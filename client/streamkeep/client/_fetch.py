@@ -131,7 +131,7 @@ class FetchClient:
 
 
 class AsyncFetchClient:
-    """`FetchClient` for asyncio and trio."""
+    """`FetchClient` for asyncio."""
 
     def __init__(
         self,

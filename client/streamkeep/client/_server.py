@@ -7,7 +7,7 @@ ids joins the first one. The answer decides in one place (`_refusal`) what it is
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -141,7 +141,11 @@ class Server:
     async def ending(self, creation: Creation) -> ControlEvent | None:
         """A generation's terminal event, if it has ended, by as many attempts as it takes."""
         extensions = timeouts(connect=5.0, read=_MANAGEMENT_READ_SECONDS, write=_MANAGEMENT_READ_SECONDS, pool=None)
-        return await self._repeatedly(lambda: self.control_event(creation.control_url, extensions))
+
+        async def attempt() -> ControlEvent | None:
+            return await self.control_event(creation.control_url, extensions)
+
+        return await self._repeatedly(attempt)
 
     async def control_event(self, control_url: str, extensions: dict[str, Any]) -> ControlEvent | None:
         """The same, by one attempt. Raises what `read` does."""
@@ -194,7 +198,10 @@ class Server:
 
         return await self._repeatedly(attempt, within_seconds=None if is_repeatable else 0.0)
 
-    async def _repeatedly(self, attempt: Callable[[], Awaitable[T]], *, within_seconds: float | None = None) -> T:
+    async def _repeatedly(
+        self, attempt: Callable[[], Coroutine[Any, Any, T]], *, within_seconds: float | None = None
+    ) -> T:
+        """Call a coroutine function until it is not interrupted, or patience is over."""
         within_seconds = self._patience.send_seconds if within_seconds is None else within_seconds
         try:
             return await repeats(self._channel.sleep, within_seconds=within_seconds)(attempt)
