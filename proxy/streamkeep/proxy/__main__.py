@@ -83,11 +83,10 @@ def _serve(settings: Settings) -> int:
         listener = stack.enter_context(bind(settings.host, settings.port))
         where = "the database at DATABASE_URL"
         if settings.database_url is None:
-            data_dir = settings.data_dir / "postgres"
-            where = f"an embedded Postgres in {data_dir}"
+            where = f"an embedded Postgres in {settings.data_dir}"
             postgres = stack.enter_context(
                 EmbeddedPostgres.start(
-                    data_dir, bin_dir=settings.postgres_bin, on_progress=logging.getLogger(__name__).info
+                    settings.data_dir, bin_dir=settings.postgres_bin, on_progress=logging.getLogger(__name__).info
                 )
             )
             settings = replace(settings, database_url=postgres.dsn)
@@ -101,7 +100,7 @@ def _announce(base: str, where: str, settings: Settings) -> None:
         f"streamkeep is ready at {base}, on {where}.",
         f"May call: {', '.join(settings.allow.globs) or 'nothing'}  (STREAMKEEP_ALLOW)",
         "",
-        "Try it, with the demo vendor in another terminal (streamkeep vendor):",
+        "Try it, with the demo vendor in another terminal (`streamkeep vendor`; in a clone, `make vendor`):",
         f"  curl -X POST {base}/api/my-chat/1 -H 'X-Proxy-Url: http://127.0.0.1:4001/v1/chat/completions' \\",
         "    -H 'Content-Type: application/json' \\",
         '    -d \'{"model":"demo","stream":true,"messages":[{"role":"user","content":"Hello"}]}\'',
