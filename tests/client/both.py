@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 import httpx
 
-from streamkeep.client import AsyncFetchClient, FetchClient, GenerationInfo, MemoryStore
+from streamkeep.client import AsyncFetchClient, FetchClient, GenerationInfo, MemoryStore, Patience
+
+# The pauses of the shipped patience only cost time here.
+QUICK = Patience(pause_seconds=0.01)
 
 Kind = Literal["sync", "async"]
 
@@ -69,7 +72,7 @@ class Client:
 
     def __init__(self, kind: Kind, proxy_url: str, **options: Any) -> None:
         self.kind = kind
-        self._options = {"store": MemoryStore(), **options}
+        self._options = {"store": MemoryStore(), "patience": QUICK, **options}
         self._client = (
             FetchClient(proxy_url, **self._options) if kind == "sync" else AsyncFetchClient(proxy_url, **self._options)
         )

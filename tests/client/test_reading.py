@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from streamkeep.client import (
     ServerError,
 )
 from streamkeep.storage import MemoryStore as Streams
+from tests.client.both import QUICK
 from tests.client.conftest import MakeClient
 from tests.client.scripted import (
     REQUEST,
@@ -35,7 +37,7 @@ from tests.serving import serving
 from tests.upstream import Exchange, upstream
 
 BODY = b"0123456789"
-HASTY = Patience(send_seconds=1.0, silence_seconds=0.5, stall_seconds=0.3)
+HASTY = Patience(send_seconds=1.0, silence_seconds=0.5, stall_seconds=0.3, pause_seconds=0.05)
 UPSTREAM = "http://127.0.0.1:9/"
 
 
@@ -68,7 +70,7 @@ async def test_rotation_is_not_the_end(make_client: MakeClient, session: str) ->
         await exchange.head(200, {"Content-Type": "text/plain"})
         for number in range(12):
             await exchange.chunk(b"%d," % number)
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.12)
         await exchange.end()
 
     settings = {"sse_seconds": 0.1, "heartbeat_seconds": 0.05, "url_seconds": 1.0}
@@ -121,7 +123,7 @@ async def test_a_connection_without_a_sign_of_life_is_replaced(make_client: Make
     async with scripted_proxy() as proxy:
         hangs = proxy.sending(data_event(BODY[:4], 4), then="silence")
         proxy.data = [hangs, silence, proxy.serve]
-        reading = await make_client(proxy.url, patience=Patience(stall_seconds=0.3)).fetch(UPSTREAM)
+        reading = await make_client(proxy.url, patience=replace(QUICK, stall_seconds=0.3)).fetch(UPSTREAM)
         assert await reading.rest() == BODY
         assert proxy.reads() == [("sse", 0), ("sse", 4), ("sse", 4)]
 
@@ -200,7 +202,7 @@ async def test_patience_ends_and_keeps_the_place(make_client: MakeClient) -> Non
 async def test_a_connection_that_brings_nothing_new_is_not_made_for_ever(make_client: MakeClient) -> None:
     async with scripted_proxy() as proxy:
         proxy.data = [proxy.sending(control_event(0))]
-        client = make_client(proxy.url, patience=Patience(max_reconnects=5))
+        client = make_client(proxy.url, patience=replace(QUICK, max_reconnects=5))
         body, raised = await (await client.fetch(UPSTREAM)).failing_rest()
         assert (body, type(raised)) == (b"", ConnectionFailed)
         assert len(proxy.reads()) == 6

@@ -80,8 +80,8 @@ def _run_server_command(command: EntryPoint, arguments: list[str]) -> int:
     try:
         run: Callable[[list[str]], int] = command.load()
         return run(arguments)
-    except ModuleNotFoundError as exc:
-        print(f"streamkeep: `{command.name}` needs the server, and the module {exc.name} is missing.", file=sys.stderr)
+    except ImportError as exc:
+        print(f"streamkeep: `{command.name}` needs the server, which is not installed: {exc}", file=sys.stderr)
         print("Install it with: pip install 'streamkeep[proxy]'", file=sys.stderr)
         return _MISUSED
 

@@ -21,7 +21,7 @@ from tenacity import RetryCallState
 from streamkeep.client._bookmark import Bookmark
 from streamkeep.client._channel import Channel, Reply
 from streamkeep.client._errors import BodyConsumed, ConnectionFailed, ProtocolError, ServerError, generation_error
-from streamkeep.client._retry import Interrupted, Patience, repeats_until
+from streamkeep.client._retry import Interrupted, Patience, repeats
 from streamkeep.client._rules import reassembly, wire
 from streamkeep.client._rules.position import Read, ReadPlan
 from streamkeep.client._rules.reassembly import Reassembly
@@ -141,7 +141,7 @@ class GenerationBody:
     async def _read_on_patiently(self) -> None:
         """Try again at once, then after growing pauses, for as long as patience lasts."""
         try:
-            async for attempt in repeats_until(self._sleep, self._is_hopeless):
+            async for attempt in repeats(self._patience, self._sleep, self._is_hopeless):
                 with attempt:
                     self._reconnects += 1
                     await self._read_on()

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import httpx
+from tenacity import stop_before_delay
 
 from streamkeep.client._channel import Channel, Reply, timeouts
 from streamkeep.client._errors import ConnectionFailed, ProtocolError, ServerError, generation_error
@@ -204,7 +205,7 @@ class Server:
         """Call a coroutine function until it is not interrupted, or patience is over."""
         within_seconds = self._patience.send_seconds if within_seconds is None else within_seconds
         try:
-            return await repeats(self._channel.sleep, within_seconds=within_seconds)(attempt)
+            return await repeats(self._patience, self._channel.sleep, stop_before_delay(within_seconds))(attempt)
         except Interrupted as exc:
             if isinstance(exc.__cause__, ServerError):
                 raise exc.__cause__ from None
