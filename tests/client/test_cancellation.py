@@ -11,7 +11,14 @@ import httpx
 import psutil
 import pytest
 
-from streamkeep.client import AsyncFetchClient, BodyConsumed, DurableTransport, FetchClient, MemoryStore, RecordState
+from streamkeep.client import (
+    AsyncFetchClient,
+    BodyConsumed,
+    DurableTransport,
+    FetchClient,
+    MemoryStore,
+    RecordState,
+)
 from tests.client.scripted import SESSION, ScriptedProxy, control_event, data_event, scripted_proxy, silence
 from tests.serving import Proxy
 from tests.upstream import Exchange, upstream
@@ -174,3 +181,21 @@ async def test_a_body_closed_by_another_task_wakes_its_reader(scripted: Scripted
         with pytest.raises(BodyConsumed):
             await reading
         await none_is_left(scripted.url)
+
+
+async def test_closing_the_client_ends_reads_that_are_under_way(scripted: ScriptedProxy) -> None:
+    scripted.data = [scripted.sending(data_event(BODY[:4], 4), then="silence")]
+    client = AsyncFetchClient(scripted.url, store=MemoryStore())
+    response = await client.fetch(UPSTREAM)
+    pieces = response.aiter_raw()
+    assert await anext(pieces) == BODY[:4]
+    reading = asyncio.create_task(anext_of(pieces))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        await client.aclose()
+    with pytest.raises(BodyConsumed):
+        await reading
+    await none_is_left(scripted.url)
+    again = await client.fetch(UPSTREAM)
+    await again.aclose()
+    await client.aclose()

@@ -9,6 +9,7 @@ import pytest
 from streamkeep.client import ProtocolError
 from streamkeep.client._rules import wire
 from streamkeep.client._rules.attempts import FailedAttempts, Ids, is_repeat
+from streamkeep.client._rules.outages import Outage
 from streamkeep.client._rules.position import Read, ReadPlan
 from streamkeep.client._rules.wire import ControlEvent, Steering
 
@@ -218,3 +219,28 @@ def test_failures_are_remembered_for_a_while_and_not_without_bound() -> None:
 @pytest.mark.parametrize(("value", "expected"), [(None, False), ("", False), ("0", False), ("1", True), ("2", True)])
 def test_sdks_say_which_attempt_it_is(value: str | None, expected: bool) -> None:
     assert is_repeat(value) is expected
+
+
+def test_an_outage_is_too_long_when_the_next_attempt_would_begin_too_late() -> None:
+    outage = Outage(30.0)
+    outage.attempt_begins(now=100)
+    assert not outage.is_too_long(now=101, pause_seconds=1)
+    outage.attempt_begins(now=102)
+    assert not outage.is_too_long(now=103, pause_seconds=27.9)
+    assert outage.is_too_long(now=103, pause_seconds=28)
+
+
+def test_an_attempt_that_took_long_begins_a_new_outage() -> None:
+    outage = Outage(30.0)
+    outage.attempt_begins(now=100)
+    assert not outage.is_too_long(now=160, pause_seconds=1)
+    outage.attempt_begins(now=161)
+    assert not outage.is_too_long(now=162, pause_seconds=5)
+    outage.attempt_begins(now=185)
+    assert outage.is_too_long(now=186, pause_seconds=5)
+
+
+def test_without_patience_there_is_no_second_attempt() -> None:
+    outage = Outage(0.0)
+    outage.attempt_begins(now=100)
+    assert outage.is_too_long(now=100, pause_seconds=0)

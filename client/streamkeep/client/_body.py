@@ -23,14 +23,13 @@ from streamkeep.client._channel import Channel, Reply
 from streamkeep.client._errors import BodyConsumed, ConnectionFailed, ProtocolError, ServerError, generation_error
 from streamkeep.client._retry import Interrupted, Patience, repeats
 from streamkeep.client._rules import reassembly, wire
+from streamkeep.client._rules.outages import LONG_ATTEMPT_SECONDS
 from streamkeep.client._rules.position import Read, ReadPlan
 from streamkeep.client._rules.reassembly import Reassembly
 from streamkeep.client._rules.sse import Event, EventDecoder
 from streamkeep.client._rules.wire import ControlEvent, Creation
 from streamkeep.client._server import Server, Timeouts, next_piece
 
-# A connection that lived this long was a good one: what ends it is rotation, and no reason to slow down.
-_GOOD_CONNECTION_SECONDS = 5.0
 # Timers of the socket and ours do not tick together.
 _CLOCK_SLACK_SECONDS = 0.05
 
@@ -53,6 +52,7 @@ class GenerationBody:
         bookmark: Bookmark | None = None,
     ) -> None:
         self._channel = channel
+        self._times_closed = channel.times_closed
         self._server = server
         self._creation = creation
         self._within = within
@@ -90,8 +90,7 @@ class GenerationBody:
             raise self._failure
         if self._is_finished:
             return None
-        if self._is_closed:
-            raise BodyConsumed("the body was closed; resume the generation to read on")
+        self._check_open()
         self._taken = self._reassembly.given
         self._heard_at = time.monotonic()
         self._deadline = float("inf") if self._within.read is None else self._heard_at + self._within.read
@@ -134,8 +133,7 @@ class GenerationBody:
             try:
                 await self._read_on()
             except Interrupted:
-                if self._is_closed:
-                    raise BodyConsumed("the body was closed while it was read") from None
+                self._check_open()
                 await self._read_on_patiently()
 
     async def _read_on_patiently(self) -> None:
@@ -150,7 +148,12 @@ class GenerationBody:
                 raise exc.__cause__ from None
             raise ConnectionFailed(f"the body was cut off and cannot be read on: {exc}") from exc.__cause__
 
+    def _check_open(self) -> None:
+        if self._is_closed or self._channel.times_closed != self._times_closed:
+            raise BodyConsumed("the body or its client was closed; resume the generation to read on")
+
     def _is_hopeless(self, state: RetryCallState) -> bool:
+        self._check_open()
         silence_seconds = time.monotonic() - self._heard_at + state.upcoming_sleep
         return silence_seconds > self._patience.silence_seconds or self._reconnects >= self._patience.max_reconnects
 
@@ -209,7 +212,7 @@ class GenerationBody:
     def _take_event(self, event: Event) -> None:
         if event.name == "data":
             try:
-                data = base64.b64decode(event.data, validate=True)
+                data = base64.b64decode(event.data.replace(b"\n", b""), validate=True)
             except binascii.Error as exc:
                 raise ProtocolError("a data event does not hold base64") from exc
             end = self._reassembly.received + len(data) if event.id is None else wire.position_of(event.id)
@@ -258,9 +261,9 @@ class GenerationBody:
         await self._disconnect()
         extensions = self._within.extensions(read=self._patient_read_seconds())
         event = await self._server.control_event(self._creation.control_url, extensions)
-        self._heard()
         if event is None:
             raise Interrupted("the data stream is closed, and the control stream does not say why")
+        self._heard()
         self._reassembly.receive_control(event)
         if event.position != self._reassembly.received:
             raise ProtocolError(f"the data ended at {self._reassembly.received}, and should at {event.position}")
@@ -290,7 +293,7 @@ class GenerationBody:
 
     def _check_deadline(self) -> None:
         if time.monotonic() >= self._deadline - _CLOCK_SLACK_SECONDS:
-            raise httpx.ReadTimeout(f"no byte of the body came within {self._within.read or 0:g} seconds")
+            raise httpx.ReadTimeout(f"no byte of the body came within {self._within.read} seconds")
 
     def _generation_error(self, event: ControlEvent) -> Exception:
         return generation_error(
@@ -334,4 +337,4 @@ class _EventConnection:
 
     @property
     def is_good(self) -> bool:
-        return not self.is_barren and time.monotonic() - self._opened_at >= _GOOD_CONNECTION_SECONDS
+        return not self.is_barren and time.monotonic() - self._opened_at >= LONG_ATTEMPT_SECONDS

@@ -37,7 +37,13 @@ class Reply(Protocol):
 
 
 class Channel(Protocol):
-    """The I/O that the core needs. Errors of the network are httpx's."""
+    """The I/O that the core needs. Errors of the network are httpx's.
+
+    A channel that was closed opens again for what is begun later, as httpx's transports do; what was under way sees by
+    `times_closed` that it is not to try again.
+    """
+
+    times_closed: int
 
     async def send(self, request: httpx.Request) -> Reply:
         """Send a request; its timeouts stand in its extensions."""
@@ -62,6 +68,7 @@ class BlockingChannel:
     """Everything is done when the call returns; see `run_blocking`."""
 
     def __init__(self, http: httpx.BaseTransport | None = None) -> None:
+        self.times_closed = 0
         self._http = http
         self._lock = threading.Lock()
 
@@ -85,6 +92,7 @@ class BlockingChannel:
         await work
 
     async def close(self) -> None:
+        self.times_closed += 1
         if self._http is not None:
             self._http.close()
 
@@ -99,6 +107,7 @@ class AsyncChannel:
     """
 
     def __init__(self, http: httpx.AsyncBaseTransport | None = None) -> None:
+        self.times_closed = 0
         self._http = http
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -151,10 +160,12 @@ class AsyncChannel:
             task.exception()  # seen: whoever still waits gets it, and nobody else needs it
 
     async def close(self) -> None:
-        while self._tasks:
-            await asyncio.wait(set(self._tasks))
+        self.times_closed += 1
         if self._http is not None:
             await self._http.aclose()
+        # Reads that were under way have failed now; what is left cleans up.
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
 
 
 def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -191,7 +191,7 @@ class Exchange:
         pause_seconds = 0.1
         while creation.awaits_verdict:
             if time.monotonic() >= deadline:
-                raise httpx.ReadTimeout(f"upstream did not answer within {within.read or 0:g} seconds")
+                raise httpx.ReadTimeout(f"upstream did not answer within {within.read} seconds")
             await self.channel.sleep(pause_seconds)
             pause_seconds = min(1.0, pause_seconds * 1.5)
             creation = await self.server.find(creation.session_id, creation.request_id)

@@ -93,7 +93,8 @@ class FetchClient:
 
         The response has upstream's status and headers, and its body is still on its way: read it to its end, or close
         it. Closing leaves the generation running, to be resumed; `cancel` stops it. A piece of the body counts as taken
-        once the next one is asked for, and a resume goes on after what was taken.
+        once the next one is asked for, and a resume goes on after what was taken: `iter_raw` and `iter_bytes` keep
+        nothing back, while `iter_lines` may hold the beginning of a line.
 
         `target` may be a whole `httpx.Request`. Without `method` it is a POST when there is a body, else a GET. Ids that
         are not given are random. With `resume` nothing is sent: the body of the session's newest generation, or of the

@@ -13,12 +13,13 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import httpx
-from tenacity import stop_before_delay
+from tenacity import RetryCallState
 
 from streamkeep.client._channel import Channel, Reply, timeouts
 from streamkeep.client._errors import ConnectionFailed, ProtocolError, ServerError, generation_error
 from streamkeep.client._retry import Interrupted, Patience, repeats
 from streamkeep.client._rules import wire
+from streamkeep.client._rules.outages import Outage
 from streamkeep.client._rules.wire import ControlEvent, Creation, Header
 
 USER_AGENT = f"streamkeep/{version('streamkeep')}"
@@ -114,6 +115,8 @@ class Server:
         if wire.UPSTREAM_STATUS in answer.headers and answer.status != 200:
             return Refused(answer.status, _answer_headers(answer.headers), answer.content)
         creation = wire.parse_creation(self._json(answer))
+        if creation.status is None:
+            raise ProtocolError("the proxy accepted a call without upstream's status")
         return Accepted(creation, answer.headers.get(wire.REPLAYED) == "true")
 
     async def find(self, session_id: str, request_id: str) -> Creation:
@@ -203,9 +206,19 @@ class Server:
         self, attempt: Callable[[], Coroutine[Any, Any, T]], *, within_seconds: float | None = None
     ) -> T:
         """Call a coroutine function until it is not interrupted, or patience is over."""
-        within_seconds = self._patience.send_seconds if within_seconds is None else within_seconds
+        outage = Outage(self._patience.send_seconds if within_seconds is None else within_seconds)
+        times_closed = self._channel.times_closed
+
+        async def observed() -> T:
+            outage.attempt_begins(now=time.monotonic())
+            return await attempt()
+
+        def is_over(state: RetryCallState) -> bool:
+            is_too_long = outage.is_too_long(now=time.monotonic(), pause_seconds=state.upcoming_sleep)
+            return is_too_long or self._channel.times_closed != times_closed
+
         try:
-            return await repeats(self._patience, self._channel.sleep, stop_before_delay(within_seconds))(attempt)
+            return await repeats(self._patience, self._channel.sleep, is_over)(observed)
         except Interrupted as exc:
             if isinstance(exc.__cause__, ServerError):
                 raise exc.__cause__ from None

@@ -242,7 +242,7 @@ def _creation(found: object) -> Creation:
     fields = _Fields(found, "the generation")
     headers = fields.value("upstreamHeaders")
     headers = {} if headers is None else headers
-    if not isinstance(headers, dict) or not all(isinstance(value, str) for value in headers.values()):
+    if not isinstance(headers, dict) or not all(n.isascii() and isinstance(v, str) for n, v in headers.items()):
         raise ProtocolError("upstreamHeaders of the generation are not texts by name")
     status = fields.value("upstreamStatus")
     if status is not None and not (isinstance(status, int) and 100 <= status <= 599):
