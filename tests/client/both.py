@@ -13,6 +13,9 @@ from streamkeep.client import AsyncFetchClient, FetchClient, GenerationInfo, Mem
 # The pauses of the shipped patience only cost time here.
 QUICK = Patience(pause_seconds=0.01)
 
+# Loaded once: each client would take a while to load them for itself.
+CERTIFICATES = httpx.create_ssl_context()
+
 Kind = Literal["sync", "async"]
 
 
@@ -72,10 +75,12 @@ class Client:
 
     def __init__(self, kind: Kind, proxy_url: str, **options: Any) -> None:
         self.kind = kind
-        self._options = {"store": MemoryStore(), "patience": QUICK, **options}
-        self._client = (
-            FetchClient(proxy_url, **self._options) if kind == "sync" else AsyncFetchClient(proxy_url, **self._options)
-        )
+        chosen = {"store": MemoryStore(), "patience": QUICK, **options}
+        self._client: FetchClient | AsyncFetchClient
+        if kind == "sync":
+            self._client = FetchClient(proxy_url, http=httpx.HTTPTransport(verify=CERTIFICATES), **chosen)
+        else:
+            self._client = AsyncFetchClient(proxy_url, http=httpx.AsyncHTTPTransport(verify=CERTIFICATES), **chosen)
 
     async def fetch(self, *args: Any, **options: Any) -> Reading:
         if isinstance(self._client, FetchClient):
