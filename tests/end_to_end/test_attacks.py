@@ -1,7 +1,4 @@
-"""What a hostile or merely odd caller, reader or upstream can do, staged over real connections.
-
-A test marked `broken` shows a fault that is known and not mended yet; the mark is strict, so mending it removes it.
-"""
+"""What a hostile or merely odd caller, reader or upstream can do, staged over real connections."""
 
 from __future__ import annotations
 
@@ -17,8 +14,6 @@ from streamkeep.storage.postgres import PostgresStore
 from tests.raw_http import RawServer, answering
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
-
-broken = pytest.mark.xfail(strict=True)
 
 
 @pytest.fixture
@@ -43,7 +38,6 @@ async def plain(exchange: Exchange) -> None:
     await exchange.answer(200, b"ok", {"Content-Type": "text/plain"})
 
 
-@broken
 async def test_a_cancel_in_the_moment_of_the_claim_leaves_nobody_waiting(proxy: Proxy) -> None:
     host, port = proxy.url.removeprefix("http://").split(":")
     async with upstream(plain) as server:
@@ -60,7 +54,6 @@ async def test_a_cancel_in_the_moment_of_the_claim_leaves_nobody_waiting(proxy: 
                 cancelling[1].transport.abort()
 
 
-@broken
 async def test_creations_after_a_fence_share_one_lease(database_url: str) -> None:
     store = PostgresStore(database_url)
     async with upstream(plain) as server, serving(store) as proxy:
@@ -72,7 +65,6 @@ async def test_creations_after_a_fence_share_one_lease(database_url: str) -> Non
         assert [lease.owner for lease in await store.leases()] == [proxy.service.generations._owner]
 
 
-@broken
 async def test_absurd_token_counts_end_one_generation_and_not_the_process(proxy: Proxy) -> None:
     usage = {"candidatesTokenCount": 0, "thoughtsTokenCount": 0}
     text = json.dumps({"candidates": [{"finishReason": "STOP"}], "usageMetadata": usage}).replace("0", "9" * 4300)
@@ -82,7 +74,6 @@ async def test_absurd_token_counts_end_one_generation_and_not_the_process(proxy:
             assert (await proxy.ending("chat", "1"))["event"] == "done"
 
 
-@broken
 async def test_a_body_behind_an_offered_upgrade_reaches_upstream(proxy: Proxy) -> None:
     async with upstream(plain) as server:
         head = (
@@ -94,7 +85,6 @@ async def test_a_body_behind_an_offered_upgrade_reaches_upstream(proxy: Proxy) -
         asking.cancel()
 
 
-@broken
 async def test_trailers_are_no_headers(proxy: Proxy) -> None:
     async with upstream(plain) as server:
         answer = await say(
@@ -106,7 +96,6 @@ async def test_trailers_are_no_headers(proxy: Proxy) -> None:
         assert server.calls == []
 
 
-@broken
 async def test_endless_trailers_are_cut_off(proxy: Proxy) -> None:
     host, port = proxy.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
@@ -123,7 +112,6 @@ async def test_endless_trailers_are_cut_off(proxy: Proxy) -> None:
         writer.transport.abort()
 
 
-@broken
 @pytest.mark.parametrize("status", [200, 404])
 async def test_a_content_type_in_utf_8_can_be_read(proxy: Proxy, status: int) -> None:
     head = f'HTTP/1.1 {status} X\r\nContent-Type: text/plain; name="日本"\r\nContent-Length: 2\r\n\r\nhi'
@@ -134,7 +122,6 @@ async def test_a_content_type_in_utf_8_can_be_read(proxy: Proxy, status: int) ->
         assert (answer.status_code, answer.content) == (status, b"hi")
 
 
-@broken
 async def test_a_status_beyond_599_is_answered(proxy: Proxy) -> None:
     async with RawServer(answering(b"HTTP/1.1 999 Denied\r\nContent-Length: 2\r\n\r\nno")) as server:
         try:
@@ -144,7 +131,6 @@ async def test_a_status_beyond_599_is_answered(proxy: Proxy) -> None:
         assert answer.status_code >= 500
 
 
-@broken
 async def test_a_chunked_body_beyond_the_limit_is_413_too() -> None:
     async def body() -> AsyncIterator[bytes]:
         for _ in range(30):
@@ -158,7 +144,6 @@ async def test_a_chunked_body_beyond_the_limit_is_413_too() -> None:
         assert (answer.status_code, answer.json()["error"]) == (413, "body_too_large")
 
 
-@broken
 async def test_text_frames_keep_leading_spaces(proxy: Proxy) -> None:
     text = b"one\n two\n  three"
     async with upstream(whole(text, "text/plain")) as server:
@@ -170,7 +155,6 @@ async def test_text_frames_keep_leading_spaces(proxy: Proxy) -> None:
     assert "\n".join(line.removeprefix(" ") for line in lines).encode() == text
 
 
-@broken
 async def test_nothing_is_read_for_a_reader_who_has_left() -> None:
     class Counting(MemoryStore):
         reads = 0
@@ -197,7 +181,6 @@ async def test_nothing_is_read_for_a_reader_who_has_left() -> None:
         assert store.reads < 64
 
 
-@broken
 async def test_the_repeat_of_an_upload_that_broke_off_behind_an_early_answer_joins(proxy: Proxy) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi"
 

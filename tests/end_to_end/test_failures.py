@@ -282,6 +282,36 @@ async def test_our_own_pause_is_not_blamed_on_upstream_and_what_it_sent_before_a
         assert (await proxy.ending("chat", "1"))["code"] == "upstream_failed"
 
 
+async def test_a_refusal_that_meets_an_outage_frees_the_ids_when_the_database_is_back(
+    private_server: PrivateServer,
+) -> None:
+    gate = asyncio.Event()
+
+    async def play(exchange: Exchange) -> None:
+        if len(server.calls) > 1:
+            await exchange.answer(200, b"fine", {"Content-Type": "text/plain"})
+            return
+        await gate.wait()
+        await exchange.answer(400, b"no", {"Content-Type": "text/plain"})
+
+    async with (
+        serving(PostgresStore(private_server.url), storage_outage_seconds=0.5) as proxy,
+        upstream(play) as server,
+    ):
+        post = asyncio.create_task(proxy.create("chat", "1", server.url))
+        await server.called()
+        await asyncio.to_thread(private_server.stop)
+        gate.set()
+        assert (await post).status_code == 400
+        await asyncio.sleep(1)
+        await asyncio.to_thread(private_server.start)
+        async with asyncio.timeout(20):
+            while (answer := await proxy.create("chat", "1", server.url)).status_code != 200:
+                assert answer.status_code in (400, 503)
+                await asyncio.sleep(0.05)
+        assert await _read_through_outages(proxy) == b"fine"
+
+
 async def test_past_the_outage_limit_upstream_is_closed_and_the_end_is_written_when_the_database_is_back(
     private_server: PrivateServer,
 ) -> None:

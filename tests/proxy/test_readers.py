@@ -78,6 +78,23 @@ async def test_a_stream_written_elsewhere_is_found_without_any_wake_up(log: Log)
     await asyncio.wait([task])
 
 
+async def test_a_trickle_of_news_of_other_streams_does_not_put_the_poll_off(log: Log) -> None:
+    readers = Readers(log.store)
+    task = asyncio.create_task(readers.run())
+    with readers.reader(log.stream_id, 0, lambda: None) as reader, readers.reader(10**6, 0, lambda: None):
+        assert await take(readers, reader) == b""
+        waiting = asyncio.create_task(reader.wait(time.monotonic() + 30))
+        await asyncio.sleep(0)
+        await log.write(b"quiet")
+        async with asyncio.timeout(5):
+            while not waiting.done():
+                readers.streams_changed([10**6])
+                await asyncio.sleep(0.05)
+        assert await take(readers, reader) == b"quiet"
+    task.cancel()
+    await asyncio.wait([task])
+
+
 async def test_random_wake_ups_never_lose_or_double_a_byte(log: Log) -> None:
     rng = random.Random(5)
     readers = Readers(log.store)

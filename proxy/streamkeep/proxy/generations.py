@@ -85,6 +85,7 @@ _TAKE_BACK_SECONDS = 0.2
 _LAST_WRITES_SECONDS = 5.0
 _MAX_ERROR_BODY_BYTES = 64 * 1024
 _ERROR_BODY_SECONDS = 10.0
+_EARLY_ANSWER_SECONDS = 10.0
 _RETRYABLE_STATUSES = frozenset({429, 503})
 _BACK_OFF = wait_random_exponential(multiplier=0.2, max=5.0)
 # The status of a refusal that is ours to tell, not upstream's.
@@ -139,6 +140,7 @@ class Call:
         self.head_deadline: float | None = None
         self.outcome: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
         self.stop_code: Code | None = None
+        self.has_begun = False
         self.is_settled = False
         self.is_abandoned = False
         self.task: asyncio.Task[None] | None = None
@@ -148,16 +150,21 @@ class Call:
 
     def stop(self, code: Code) -> None:
         """End the generation for this reason, unless its end is settled already."""
-        if not self.is_settled and self.stop_code is None and self.task is not None:
+        if not self.is_settled and self.stop_code is None:
             self.stop_code = code
-            self.task.cancel()
+            self._interrupt()
 
     def abandon(self) -> None:
         """Close upstream and write nothing more: the generation has ended elsewhere."""
-        if not self.is_abandoned and self.task is not None:
+        if not self.is_abandoned:
             self.is_abandoned = True
             if not self.is_settled and self.stop_code is None:
-                self.task.cancel()
+                self._interrupt()
+
+    def _interrupt(self) -> None:
+        # A task that is cancelled before its first step never runs at all, not even what it would clean up.
+        if self.has_begun and self.task is not None:
+            self.task.cancel()
 
     def overdue(self, now: float, *, idle_seconds: float, total_seconds: float) -> Code | None:
         """Which clock has run out, if any. Only waiting for upstream counts against it."""
@@ -193,6 +200,7 @@ class Generations:
         self._claiming: Counter[GenerationKey] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._owner: Owner | None = None
+        self._registering = asyncio.Lock()
         self._client = httpx.AsyncClient(
             transport=UpstreamTransport(),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -430,6 +438,7 @@ class Generations:
 
     async def _record(self, call: Call, request: UpstreamRequest) -> None:
         """The life of a call: upstream, relay, end. Leaves nothing open and nobody waiting."""
+        call.has_begun = True
         try:
             end = await self._upstream(call, request)
             if end is not None:
@@ -447,6 +456,10 @@ class Generations:
     async def _upstream(self, call: Call, request: UpstreamRequest) -> End | None:
         """Everything between the claim and the end: how it ended, or None when the call was abandoned."""
         try:
+            if call.is_abandoned:
+                return None
+            if call.stop_code is not None:
+                return End(call.stop_code)
             response = await self._open(call, request)
             try:
                 call.relay = await self._accept(call, request, response)
@@ -481,18 +494,21 @@ class Generations:
             logger.info("generation %s: %s, %d bytes", row.id, end.code, relay.size_bytes)
 
     async def _refuse(self, call: Call, request: UpstreamRequest, refusal: Refusal) -> None:
+        """Write upstream's refusal; like an end it is kept and tried until it is stored or this owner is fenced."""
         generation = call.generation
-        row = replace(generation, state=State.REFUSED, refusal=refusal, fingerprint=request.fingerprint())
-        try:
-            await self._store.refuse(generation, refusal, request.fingerprint())
-        except StoreUnavailable:
+        fingerprint = request.fingerprint() if request.body.is_complete else None
+
+        async def write() -> None:
+            try:
+                await self._store.refuse(generation, refusal, fingerprint)
+            except StoreUnavailable:
+                _answer(call, row)
+                raise
+
+        row = replace(generation, state=State.REFUSED, refusal=refusal, fingerprint=fingerprint)
+        with suppress(OwnerFenced, GenerationEnded):
+            await self._persist(write, State.REFUSED, generation, within_seconds=float("inf"))
             _answer(call, row)
-            await self._persist(
-                lambda: self._store.refuse(generation, refusal, request.fingerprint()), State.REFUSED, generation
-            )
-        except (OwnerFenced, GenerationEnded):
-            return
-        _answer(call, row)
         self._readers.drop((generation.data_stream, generation.control_stream))
 
     async def _forget(self, call: Call) -> None:
@@ -564,7 +580,9 @@ class Generations:
         except CallerLeft as exc:
             raise _Unknown(End(Code.UPSTREAM_FAILED, "the caller's request body was cut short")) from exc
         except ApiError as exc:
-            raise _Unknown(End(Code.UPSTREAM_FAILED, exc.problem.message)) from exc
+            # The caller's body was too large or too slow: upstream got a part of it, which is no request.
+            problem = exc.problem
+            raise _Refused(our_refusal(problem.status, problem.code, problem.message)) from exc
         finally:
             call.head_deadline = None
 
@@ -573,6 +591,10 @@ class Generations:
         status = response.status_code
         if 300 <= status < 400:
             return _Refused(our_refusal(502, "redirect_refused", f"upstream answered {status}; redirects are refused"))
+        if not 400 <= status < 600:
+            return _Refused(
+                our_refusal(502, "upstream_failed", f"upstream answered {status}, which is no final status")
+            )
         body = bytearray()
         with suppress(TimeoutError, httpx.TransportError):
             async with asyncio.timeout(_ERROR_BODY_SECONDS), aclosing(_body_of(response)) as chunks:
@@ -590,11 +612,17 @@ class Generations:
         head = _head_of(response)
         generation = call.generation
         if not request.body.is_complete:
-            # Upstream answered before it had all; a repeat is compared by the whole body nevertheless.
-            with suppress(CallerLeft, ApiError):
-                await request.body.drain()
-        fingerprint = request.fingerprint()
-        row = await self._persist(lambda: self._store.start(generation, head, fingerprint), State.RUNNING, generation)
+            # Upstream answered before it had all; a repeat is compared by the whole body, or not at all.
+            with suppress(CallerLeft, ApiError, TimeoutError):
+                async with asyncio.timeout(_EARLY_ANSWER_SECONDS):
+                    await request.body.drain()
+        fingerprint = request.fingerprint() if request.body.is_complete else None
+        row = await self._persist(
+            lambda: self._store.start(generation, head, fingerprint),
+            State.RUNNING,
+            generation,
+            within_seconds=self._settings.storage_outage_seconds,
+        )
         call.generation = replace(generation, state=State.RUNNING, head=head, fingerprint=fingerprint)
         observer = None
         if self._settings.observe_endings:
@@ -602,7 +630,9 @@ class Generations:
         _answer(call, row or call.generation)
         return Relay(call.recorder, observer, max_bytes=self._settings.max_response_bytes)
 
-    async def _persist(self, write: Callable[[], Awaitable[_T]], target: State, generation: Generation) -> _T | None:
+    async def _persist(
+        self, write: Callable[[], Awaitable[_T]], target: State, generation: Generation, *, within_seconds: float
+    ) -> _T | None:
         """Write a verdict while the database comes and goes. A write that broke off may have been done: then the row
         is in its target state already.
 
@@ -614,7 +644,7 @@ class Generations:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=stop_after_delay(self._settings.storage_outage_seconds),
+            stop=stop_after_delay(within_seconds),
             reraise=True,
         ):
             with attempt:
@@ -635,9 +665,10 @@ class Generations:
     # Background work
 
     async def _current_owner(self) -> Owner:
-        if self._owner is None:
-            self._owner = await self._store.register_owner()
-        return self._owner
+        async with self._registering:
+            if self._owner is None:
+                self._owner = await self._store.register_owner()
+            return self._owner
 
     async def _renew(self) -> None:
         owner = await self._current_owner()
@@ -711,13 +742,19 @@ def _retry_pause(state: RetryCallState) -> float:
 
 
 def _head_of(response: httpx.Response) -> UpstreamHead:
-    encoding = response.headers.get("content-encoding", "").strip().lower()
+    encoding = (_header_of(response, b"content-encoding") or "").lower()
     return UpstreamHead(
         status=response.status_code,
-        content_type=response.headers.get("content-type"),
+        content_type=_header_of(response, b"content-type"),
         content_encoding=encoding if encoding not in ("", "identity") else None,
         headers=kept_headers(response.headers.raw),
     )
+
+
+def _header_of(response: httpx.Response, name: bytes) -> str | None:
+    """A header as it can be written again: latin-1, without control characters."""
+    value = next((value for known, value in response.headers.raw if known.lower() == name), None)
+    return None if value is None else re.sub(r"[\x00-\x1f\x7f]", "", value.decode("latin-1")).strip()
 
 
 def _body_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:

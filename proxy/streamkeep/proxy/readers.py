@@ -18,7 +18,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from streamkeep.proxy.rules import sse
 from streamkeep.proxy.rules.sse import Encoding
@@ -27,7 +27,8 @@ from streamkeep.storage.rules.offsets import format_offset
 
 logger = logging.getLogger(__name__)
 
-_RETAINED_BYTES = 4 * 1024
+_RETAINED_BYTES = 8 * 1024
+_PIECE_OVERHEAD_BYTES = 512
 _READ_BYTES = 256 * 1024
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
@@ -86,10 +87,10 @@ class Feed:
     def add(self, piece: Piece) -> None:
         self._pieces[piece.start] = piece
         self._order.append(piece)
-        self.retained_bytes += len(piece.data)
+        self.retained_bytes += len(piece.data) + _PIECE_OVERHEAD_BYTES
         while self.retained_bytes > _RETAINED_BYTES and len(self._order) > 1:
             oldest = self._order.popleft()
-            self.retained_bytes -= len(oldest.data)
+            self.retained_bytes -= len(oldest.data) + _PIECE_OVERHEAD_BYTES
             if self._pieces.get(oldest.start) is oldest:
                 del self._pieces[oldest.start]
         self.see(Tail(piece.end, False))
@@ -255,19 +256,23 @@ class Readers:
             tasks.create_task(self._tick_for_ever())
 
     async def _refresh_for_ever(self) -> None:
+        next_poll_at = time.monotonic() + _POLL_SECONDS
         while True:
-            try:
-                async with asyncio.timeout(_POLL_SECONDS):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, next_poll_at - time.monotonic())):
                     await self._refresh.wait()
-            except TimeoutError:
-                self._stale.update(self._feeds.keys() - self._recorded_here)
             self._refresh.clear()
+            # However much news there is of others: what nobody told us of is looked at in time.
+            if time.monotonic() >= next_poll_at:
+                next_poll_at = time.monotonic() + _POLL_SECONDS
+                self._stale.update(self._feeds.keys() - self._recorded_here)
             stale, self._stale = self._stale & self._feeds.keys(), set()
             if not stale:
                 continue
             try:
                 await self._refresh_feeds(stale)
             except StoreError as exc:
+                self._stale.update(stale)
                 logger.warning("live streams could not be refreshed: %s", type(exc).__name__)
 
     async def _refresh_feeds(self, stream_ids: Collection[int]) -> None:

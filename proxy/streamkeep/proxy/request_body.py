@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 
 from starlette.types import Receive
 
 from streamkeep.proxy.errors import problem
+
+_IDLE_SECONDS = 60.0
 
 
 class CallerLeft(Exception):
@@ -61,7 +64,11 @@ class RequestBody:
             await self._next()
 
     async def _next(self) -> bytes:
-        message = await self._receive()
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            raise problem(408, "request_timeout", f"no byte of the body came for {_IDLE_SECONDS:.0f} seconds") from None
         if message["type"] == "http.disconnect":
             raise CallerLeft
         data: bytes = message.get("body", b"")

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -29,21 +30,31 @@ _MAX_HEAD_BYTES = 64 * 1024
 _PEER_TIMEOUT_MS = 30_000
 _KEEP_ALIVE_SECONDS = 75
 _COLLECTION_THRESHOLDS = (5_000, 20, 100)
+_HEAD_SECONDS = 30.0
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: application/json\r\n"
-    b"content-length: 70\r\n\r\n"
+    b"content-length: 71\r\n\r\n"
     b'{"error":"head_too_large","message":"the request\'s head is too large"}\n'
 )
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, with a bounded request head, and an abort for routes whose peer takes no bytes: a closed
-    transport waits to flush, an aborted one does not."""
+    """uvicorn's connection, with bounds for what it leaves open, and an abort for routes whose peer takes no bytes: a
+    closed transport waits to flush, an aborted one does not.
 
-    _head_bytes: int | None = 0
+    Bounded are the time for a request's head, and the bytes that are neither body nor complete anything: heads, trailers
+    and chunk extensions without end. Trailers are dropped: they are not headers.
+    """
+
+    _is_in_head = True
+    _is_replaying = False
+    _has_progress = False
+    _idle_bytes = 0
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._await_head()
         _notice_dead_peers(transport.get_extra_info("socket"))
         app = self.app
 
@@ -53,21 +64,81 @@ class Connection(HttpToolsProtocol):
 
         self.app = app_with_abort
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_there()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._head_bytes is not None:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES:
-                self.transport.write(_HEAD_TOO_LARGE)
-                self.transport.close()
+        self._has_progress = False
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+            return
+        self._idle_bytes = 0 if self._has_progress else self._idle_bytes + len(data)
+        if self._idle_bytes > _MAX_HEAD_BYTES:
+            self._refuse_head()
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser. Offers to upgrade are ignored; the parser takes what follows one for another protocol's
+        bytes, so a fresh one goes on with the body."""
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            framing = [header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")]
+            head = b"".join(b"%b: %b\r\n" % header for header in framing)
+            self.parser = httptools.HttpRequestParser(self)
+            self._is_replaying = True
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % head)
+            self._is_replaying = False
+            self._parse(data[offer.args[0] :])
 
     def on_message_begin(self) -> None:
+        if self._is_replaying:
+            return
         super().on_message_begin()
-        self._head_bytes = 0
+        self._is_in_head = self._has_progress = True
+        self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._is_replaying:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._head_bytes = None
+        if self._is_replaying:
+            return
+        self._is_in_head = False
+        self._has_progress = True
+        self._head_is_there()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._has_progress = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._has_progress = True
+        # Behind an offer to upgrade, the body is yet to come.
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _await_head(self) -> None:
+        self._head_is_there()
+        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _refuse_head(self) -> None:
+        self.transport.write(_HEAD_TOO_LARGE)
+        self.transport.close()
 
 
 class Server(uvicorn.Server):

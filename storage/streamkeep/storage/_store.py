@@ -91,15 +91,16 @@ class Store(Protocol):
             OwnerFenced: nothing was claimed.
         """
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes) -> Generation:
-        """Record upstream's acceptance: creating → running. Returns the row as it stands then.
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> Generation:
+        """Record upstream's acceptance: creating → running. Returns the row as it stands then. The fingerprint is None
+        when the whole body never came.
 
         Raises:
             GenerationEnded: it is not `creating` in this epoch.
             OwnerFenced: the owner is finished.
         """
 
-    async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes) -> None:
+    async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
         """Record upstream's refusal: creating → refused. Raises as `start` does."""
 
     async def generation(self, key: GenerationKey) -> Generation | None:

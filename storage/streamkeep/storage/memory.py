@@ -115,11 +115,11 @@ class MemoryStore:
             raise FingerprintMismatch(f"{key} belongs to another request")
         return Claim(found, is_new=False)
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes) -> Generation:
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> Generation:
         row = self._creating(generation)
         return self._put(replace(row, state=State.RUNNING, head=head, fingerprint=fingerprint))
 
-    async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes) -> None:
+    async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
         row = self._creating(generation)
         self._put(replace(row, state=State.REFUSED, refusal=refusal, fingerprint=fingerprint, ended_at=_now()))
 

@@ -69,6 +69,8 @@ class Recorder:
     def end(self, terminal: Terminal) -> asyncio.Future[bool]:
         """Queue the end, behind all data. The future tells whether this call ended the generation."""
         if self._terminal is None and not self.ended.done():
+            # What cannot be written must fail here, for one generation, and not in the commit of all.
+            terminal.to_json()
             self._terminal = terminal
             self._writer._queue(self, 0)
         return self.ended

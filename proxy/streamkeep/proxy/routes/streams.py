@@ -245,7 +245,7 @@ class _Reads:
         rotate_at = time.monotonic() + self._settings.sse_seconds
         held = b""
         is_first = True
-        while True:
+        while not (reader.is_gone or feed.is_gone or (time.monotonic() >= rotate_at and not is_first)):
             is_closed = _is_at_end(feed, reader)
             frames: list[bytes] = []
             for piece in pieces:
@@ -266,9 +266,7 @@ class _Reads:
                 frames.append(sse.control_frame(_offset(reader, held), cursor, is_up_to_date=is_up_to_date))
             is_first = False
             if frames:
-                reader.sending_since = time.monotonic()
-                await send({"type": "http.response.body", "body": b"".join(frames), "more_body": not is_closed})
-                reader.sending_since = None
+                await _send_body(reader, b"".join(frames), send, is_last=is_closed)
             if is_closed:
                 return
             try:
@@ -276,17 +274,16 @@ class _Reads:
                 while not pieces and not _is_at_end(feed, reader):
                     now = time.monotonic()
                     if reader.is_gone or feed.is_gone or now >= rotate_at:
-                        await send({"type": "http.response.body", "body": b""})
-                        return
+                        break
                     beat_at = now + self._settings.heartbeat_seconds
                     await reader.wait(min(beat_at, rotate_at))
                     if time.monotonic() >= beat_at:
-                        await send({"type": "http.response.body", "body": sse.HEARTBEAT, "more_body": True})
+                        await _send_body(reader, sse.HEARTBEAT, send)
                     pieces = await readers.pieces(reader)
             except StoreError:
                 # The answer has begun: end it without an end mark, and the reader comes back.
-                await send({"type": "http.response.body", "body": b""})
-                return
+                break
+        await send({"type": "http.response.body", "body": b""})
 
     @asynccontextmanager
     async def _following(
@@ -308,6 +305,13 @@ class _Reads:
                 yield reader
             finally:
                 watch.cancel()
+
+
+async def _send_body(reader: Reader, body: bytes, send: Send, *, is_last: bool = False) -> None:
+    """Send, and let it be seen how long the peer takes."""
+    reader.sending_since = time.monotonic()
+    await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+    reader.sending_since = None
 
 
 async def _watch_peer(receive: Receive, reader: Reader) -> None:

@@ -7,6 +7,7 @@ import time
 from datetime import UTC
 from typing import Annotated, Any
 
+import httpx
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
@@ -82,6 +83,10 @@ class CreateGeneration:
     def _upstream_url(self, value: str | None) -> tuple[str, bool]:
         if value is None or not value.strip():
             raise problem(400, "missing_upstream_url", f"the header {wire.PROXY_URL} names the URL to call")
+        try:
+            httpx.URL(value.strip())
+        except httpx.InvalidURL as exc:
+            raise problem(400, "invalid_upstream_url", f"{wire.PROXY_URL} cannot be called: {exc}") from exc
         decision = self._settings.allow.decide(value.strip())
         if isinstance(decision, Refused):
             if decision.is_malformed:

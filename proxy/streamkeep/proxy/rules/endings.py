@@ -371,11 +371,14 @@ class _Tokens:
         return None if self.input is None and self.output is None else Usage(self.input, self.output, source)
 
 
+_MAX_COUNT = 2**53
+
+
 def _count(usage: Mapping[str, object], *names: str) -> int | None:
     for name in names:
         value = usage.get(name)
         # True is an int to Python, but nobody's count.
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT:
             return value
     return None
 
