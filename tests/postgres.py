@@ -64,6 +64,18 @@ async def connected(url: str) -> AsyncIterator[Connection]:
         await connection.close()
 
 
+@asynccontextmanager
+async def role(connection: Connection, url: str, options: str) -> AsyncIterator[str]:
+    """The URL of the same database for a role that exists for as long as this lasts."""
+    name = f"{urlsplit(url).path[1:]}_app"
+    await connection.execute(f"create role {name} login password 'app' {options}")
+    try:
+        parts = urlsplit(url)
+        yield parts._replace(netloc=f"{name}:app@{parts.netloc.rpartition('@')[2]}").geturl()
+    finally:
+        await connection.execute(f"drop role {name}")
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Return when the condition holds; it must, soon."""
     async with asyncio.timeout(DEADLINE_SECONDS):

@@ -10,7 +10,7 @@ from streamkeep.storage import StoreError, StoreUnavailable
 from streamkeep.storage.contract import raised
 from streamkeep.storage.postgres import PostgresStore, migrate
 from streamkeep.storage.postgres._migrate import migrations
-from tests.postgres import Connection, connected, until_waiting
+from tests.postgres import Connection, connected, role, until_waiting
 
 _COLUMNS = """
 select table_name, column_name, data_type, is_nullable, column_default
@@ -86,14 +86,9 @@ async def test_everything_stands_in_a_schema_of_our_own(database_url: str) -> No
 
 
 async def test_a_role_that_may_not_create_schemas_can_start_on_a_migrated_database(database_url: str) -> None:
-    async with connected(database_url) as connection:
-        name = await connection.fetchval("select current_database()")
-        await connection.execute(f"create role {name}_app login in role pg_read_all_data, pg_write_all_data")
-        try:
-            await connection.execute(f"revoke create on database {name} from public")
-            assert await migrate(database_url.replace("//postgres", f"//{name}_app")) == []
-        finally:
-            await connection.execute(f"drop role {name}_app")
+    options = "in role pg_read_all_data, pg_write_all_data"
+    async with connected(database_url) as third, role(third, database_url, options) as url:
+        assert await migrate(url) == []
 
 
 async def test_an_interrupted_migration_is_not_half_applied(empty_url: str) -> None:

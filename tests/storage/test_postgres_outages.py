@@ -13,7 +13,7 @@ from streamkeep.storage.contract import Ears, raised, read_on, running
 from streamkeep.storage.postgres import PostgresStore
 from streamkeep.storage.postgres._database import translated
 from tests.database import PrivateServer
-from tests.postgres import Relay, connected, opened, take_key, until, until_waiting
+from tests.postgres import Relay, connected, opened, role, take_key, until, until_waiting
 
 
 async def test_after_a_restart_the_next_calls_work(private_server: PrivateServer) -> None:
@@ -149,15 +149,8 @@ async def test_a_caller_that_is_cancelled_leaves_a_connection_that_works(databas
 
 
 async def test_a_server_without_free_connections_is_unavailable(database_url: str) -> None:
-    async with connected(database_url) as third:
-        name = await third.fetchval("select current_database()")
-        await third.execute(f"create role {name}_app login connection limit 1 in role pg_write_all_data")
-        try:
-            url = database_url.replace("//postgres", f"//{name}_app")
-            async with connected(url):
-                await raised(StoreUnavailable, PostgresStore(url, deadline_seconds=2).open())
-        finally:
-            await third.execute(f"drop role {name}_app")
+    async with connected(database_url) as third, role(third, database_url, "connection limit 1") as url, connected(url):
+        await raised(StoreUnavailable, PostgresStore(url, deadline_seconds=2).open())
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 
 from streamkeep.storage import Append, Retention, Store
 from streamkeep.storage.contract import Ears, StoreContract, ending, key, read_on, running
+from streamkeep.storage.embedded import EmbeddedPostgres
 from streamkeep.storage.postgres import PostgresStore
+from tests.database import Databases
 from tests.postgres import Pooler, opened, until
+
+
+@pytest.fixture(scope="module")
+def trusting_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """Databases on a server that asks for no password: the pooler of the tests knows none."""
+    with EmbeddedPostgres.start(tmp_path_factory.mktemp("trusting")) as server:
+        databases = Databases(server.dsn)
+        with databases.template():
+            yield databases
+
+
+@pytest.fixture
+def database_url(trusting_server: Databases) -> Iterator[str]:
+    with trusting_server.fresh() as url:
+        yield url
 
 
 @pytest.fixture

@@ -25,7 +25,11 @@ create constraint trigger see after insert or update on streamkeep.chunks
     deferrable initially deferred for each row execute function public.see();
 create constraint trigger see after insert or update on streamkeep.generations
     deferrable initially deferred for each row execute function public.see();
-create constraint trigger see after update on streamkeep.owners
+create constraint trigger see after insert on streamkeep.secrets
+    deferrable initially deferred for each row execute function public.see();
+create constraint trigger see after insert on streamkeep.owners
+    deferrable initially deferred for each row execute function public.see();
+create constraint trigger see_settled after update on streamkeep.owners
     deferrable initially deferred for each row when (new.settled <> old.settled) execute function public.see();
 """
 
@@ -37,6 +41,7 @@ async def test_every_acknowledged_write_is_durable_whatever_the_default_is(datab
         await third.execute(f"alter database {name} set synchronous_commit = off")
         async with opened(database_url) as store, connected(database_url) as plain:
             assert await plain.fetchval("show synchronous_commit") == "off"
+            await store.signing_key()
             owner = await store.register_owner()
             generation = await running(store, owner)
             await store.commit(owner, [Append(generation.data_stream, 0, b"x")], [])
@@ -53,6 +58,8 @@ async def test_every_acknowledged_write_is_durable_whatever_the_default_is(datab
         assert {row["what"]: row["times"] for row in seen} == {
             "INSERT chunks": 4,
             "INSERT generations": 2,
+            "INSERT owners": 1,
+            "INSERT secrets": 1,
             "UPDATE generations": 6,
             "UPDATE owners": 1,
         }

@@ -18,7 +18,6 @@ import json
 import logging
 import secrets
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -158,13 +157,12 @@ class PostgresStore:
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        if tasks:
+            await asyncio.wait(tasks)
         await self._database.close()
 
     async def ping(self) -> None:
-        await self._database.fetch_row("select 1")
+        await self._database.fetch_row("select 1", is_urgent=True)
 
     def listen(self, listener: Listener) -> None:
         self._feed.add(listener)
@@ -173,7 +171,7 @@ class PostgresStore:
     with made as (
         insert into streamkeep.secrets (name, value) values ('url_signing', $1)
         on conflict (name) do nothing
-        returning value
+        returning value, set_config('synchronous_commit', 'on', true)
     )
     select value from made
     union all
@@ -189,7 +187,9 @@ class PostgresStore:
 
     # Owners
 
-    _REGISTER = "insert into streamkeep.owners default values returning id, epoch"
+    _REGISTER = """
+    insert into streamkeep.owners default values returning id, epoch, set_config('synchronous_commit', 'on', true)
+    """
 
     async def register_owner(self) -> Owner:
         row = _one(await self._database.fetch_row(self._REGISTER, is_urgent=True))
@@ -346,7 +346,7 @@ class PostgresStore:
     returning generations.*
     """
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes) -> Generation:
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> Generation:
         return await self._leave_creating(self._START, generation, fingerprint, _head_json(head))
 
     _REFUSE = f"""
@@ -359,7 +359,7 @@ class PostgresStore:
     returning generations.*
     """
 
-    async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes) -> None:
+    async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
         await self._leave_creating(self._REFUSE, generation, fingerprint, _head_json(refusal.head), refusal.body)
 
     _IS_OWNER = "select settled from streamkeep.owners where id = $1 and epoch = $2"
