@@ -148,7 +148,7 @@ class Store(Protocol):
         Beyond the tail the slice is empty and keeps the position.
 
         Raises:
-            StreamNotFound: no such stream, or its data is gone.
+            StreamNotFound: no such stream, it has expired or is deleted, or its data is gone.
         """
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
@@ -168,14 +168,17 @@ class Store(Protocol):
             StreamNotFound: the source of a fork does not exist.
             ContentTypeMismatch: a fork's type is not its source's.
             InvalidFork: the fork point is not in the source.
+            ItemRefused: the path is reserved for generations, or the engine cannot keep such text.
         """
 
     async def stream(self, key: StreamKey, *, is_touched: bool = True) -> StreamInfo:
         """The stream under a path; a touch restarts its sliding TTL.
 
+        It never expires before its TTL has passed since the last touch, and at most a tenth of it, or 10 s, later.
+
         Raises:
             StreamNotFound: there is none, or it has expired.
-            StreamGone: it is deleted, and only forks may read it.
+            StreamGone: it is deleted, or has expired, and only forks may read it.
         """
 
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
@@ -183,8 +186,9 @@ class Store(Protocol):
 
         Serialised in the database for each stream, producer state and data together. An item that fails does not fail
         the others; several items for one stream take effect in their order. Precedence for one item: a producer's
-        duplicate (the closing tuple too) answers first; then closed, content type, producer, `Stream-Seq`
-        (protocol 5.2, 5.2.1). A generation's stream answers `StreamClosed` or, while live, `ItemRefused`.
+        duplicate answers first (on a closed stream the closing tuple alone); then closed, content type, producer,
+        `Stream-Seq` (protocol 5.2, 5.2.1; `rules/appends.py`). A generation's stream answers `StreamClosed` or, while
+        live, `ItemRefused`; so does what the engine cannot keep.
 
         Raises:
             StoreUnavailable: unknown for every item; nothing is sent again by the store.
@@ -195,16 +199,20 @@ class Store(Protocol):
 
         Raises:
             StreamNotFound, StreamGone: as `stream`.
+            ItemRefused: it is a generation's.
         """
 
-    async def list_streams(self, tenant: str, *, prefix: str = "", after: str = "", limit: int = 1000) -> list[StreamInfo]:
+    async def list_streams(
+        self, tenant: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[StreamInfo]:
         """Streams of a tenant whose path begins with `prefix`, in path order, beginning after a path; neither deleted nor
         expired ones, nor generations' streams."""
 
     # Upkeep: small batches, safe to run in several processes at once
 
     async def sweep(self, limit: int = 100) -> int:
-        """Delete the data of generations past their retention, and rows past theirs; return how many were touched."""
+        """Delete expired streams, the data of generations past their retention, and rows past theirs; return how many
+        were touched. What forks need stays readable for them."""
 
     async def merge(self, limit: int = 20) -> int:
         """Merge the chunks of closed streams into larger, compressed segments; return how many streams were merged."""

@@ -155,6 +155,18 @@ class StreamKey:
     path: str
 
 
+GENERATIONS = "generations/"
+"""The paths below this prefix are those of generations' streams; nobody creates, writes or deletes them by path."""
+
+
+def generation_of(key: StreamKey) -> GenerationKey | None:
+    """The generation whose data or control stream has this path, if it can be one's."""
+    match key.path.split("/"):
+        case ["generations", session_id, request_id, "data" | "control"]:
+            return GenerationKey(key.tenant, session_id, request_id)
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Expiry:
     """When a stream ends its life by itself: after `ttl_seconds` without a touch (sliding), or at an instant. At most
@@ -187,18 +199,16 @@ class StreamConfig:
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """A stream as it stands. `is_message_stream`: JSON mode, where stored messages end with a separator byte."""
+    """A stream as it stands. `is_message_stream`: JSON mode, where stored messages end with a separator byte; the data
+    stream of a generation, and a fork of one, holds upstream's bytes as they came even if they are JSON."""
 
     id: int
     key: StreamKey
     content_type: str
+    is_message_stream: bool
     tail: Tail
     expiry: Expiry
     created_at: datetime
-
-    @property
-    def is_message_stream(self) -> bool:
-        return self.content_type.partition(";")[0].strip().lower() == "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +245,7 @@ class StreamAppend:
 @dataclass(frozen=True, slots=True)
 class Appended:
     """What an append came to. `position` is where its bytes begin, `tail` the stream's after it. A duplicate stored
-    nothing; `producer` then carries the highest accepted sequence."""
+    nothing, as does closing once more without a producer; `producer` is then the last tuple accepted from it."""
 
     stream_id: int
     position: int
