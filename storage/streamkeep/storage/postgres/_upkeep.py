@@ -33,6 +33,8 @@ class Upkeep:
                 ids = [row["id"] for row in due]
                 streams = [stream for row in due for stream in (row["data_stream"], row["control_stream"])]
                 await connection.fetch(_LOCK_STREAMS, streams)
+                kept = {row["id"] for row in await connection.fetch(_KEEP_FOR_FORKS, streams)}
+                streams = [stream for stream in streams if stream not in kept]
                 await connection.execute(_DELETE_CHUNKS, streams)
                 await connection.execute(_DELETE_STREAMS, streams)
                 await connection.execute(_DELETE_REFUSED, ids)
@@ -54,8 +56,7 @@ class Upkeep:
         stream = await connection.fetchrow(_LOCK_UNMERGED, self._merge_after_seconds)
         if stream is None:
             return False
-        stream_id, final_position = stream["id"], stream["final_position"]
-        position = 0
+        stream_id, position, final_position = stream["id"], stream["start"], stream["final_position"]
         while position < final_position:
             run = await connection.fetchrow(_RUN, stream_id, position, SEGMENT_BYTES)
             if run is None or run["data"] is None or run["run_end"] - position != len(run["data"]):
@@ -89,6 +90,13 @@ for update skip locked
 
 _LOCK_STREAMS = "select id from streamkeep.streams where id = any($1::bigint[]) order by id for update"
 
+# Without a path: the generation's key may be claimed anew while forks still read the bytes.
+_KEEP_FOR_FORKS = """
+update streamkeep.streams set path = null, deleted_at = clock_timestamp()
+where id = any($1::bigint[]) and exists (select from streamkeep.streams fork where fork.source_id = streams.id)
+returning id
+"""
+
 _DELETE_CHUNKS = "delete from streamkeep.chunks where stream_id = any($1::bigint[])"
 
 _DELETE_STREAMS = "delete from streamkeep.streams where id = any($1::bigint[])"
@@ -111,7 +119,7 @@ where id in (
 """
 
 _LOCK_UNMERGED = """
-select id, final_position
+select id, coalesce(fork_position, 0) as start, final_position
 from streamkeep.streams
 where closed_at <= clock_timestamp() - make_interval(secs => $1) and merged_at is null
 order by closed_at

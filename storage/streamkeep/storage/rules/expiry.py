@@ -21,27 +21,31 @@ _MAX_TTL_SECONDS = 1000 * 365 * 24 * 3600
 
 def slack_seconds(ttl_seconds: int) -> float:
     """How much later than necessary a stream with this TTL may expire: a tenth of it, between 1 s and 10 s, or none."""
-    share = ttl_seconds / _SLACK_SHARE
+    share = min(ttl_seconds, _MAX_TTL_SECONDS) / _SLACK_SHARE
     return min(share, _MAX_SLACK_SECONDS) if share >= _MIN_SLACK_SECONDS else 0.0
+
+
+def life_seconds(ttl_seconds: int) -> float:
+    """How far ahead the end is stored, slack and all."""
+    return min(ttl_seconds, _MAX_TTL_SECONDS) + slack_seconds(ttl_seconds)
 
 
 def first_end(expiry: Expiry, now: datetime) -> datetime | None:
     """When a stream made now expires; None: never."""
     if expiry.ttl_seconds is None:
         return expiry.expires_at
-    return _end(expiry.ttl_seconds, now, slack_seconds(expiry.ttl_seconds))
+    return now + timedelta(seconds=life_seconds(expiry.ttl_seconds))
 
 
 def moved_end(ttl_seconds: int | None, ends_at: datetime | None, now: datetime) -> datetime | None:
     """Where a touch moves the stored end to; None: the stored one will do."""
-    if ttl_seconds is None or (ends_at is not None and _end(ttl_seconds, now, 0) <= ends_at):
+    if ttl_seconds is None:
         return None
-    return _end(ttl_seconds, now, slack_seconds(ttl_seconds))
+    moved = now + timedelta(seconds=life_seconds(ttl_seconds))
+    if ends_at is not None and moved - ends_at <= timedelta(seconds=slack_seconds(ttl_seconds)):
+        return None
+    return moved
 
 
 def is_over(ends_at: datetime | None, now: datetime) -> bool:
     return ends_at is not None and ends_at <= now
-
-
-def _end(ttl_seconds: int, now: datetime, slack: float) -> datetime:
-    return now + timedelta(seconds=min(ttl_seconds, _MAX_TTL_SECONDS) + slack)
