@@ -44,6 +44,7 @@ from streamkeep.storage._types import (
     UpstreamHead,
     generation_of,
 )
+from streamkeep.storage.memory_subscriptions import MemorySubscriptions
 from streamkeep.storage.rules import content_types, forks
 from streamkeep.storage.rules.appends import StreamState, decide_batch
 from streamkeep.storage.rules.expiry import first_end, is_over, moved_end
@@ -98,6 +99,7 @@ class MemoryStore:
         self._generations: dict[GenerationKey, Generation] = {}
         self._beats: dict[Owner, int] = {}
         self._listeners: list[Listener] = []
+        self.subscriptions = MemorySubscriptions()
         self._signing_key = secrets.token_bytes(32)
         self._last_id = 0
 
@@ -380,6 +382,8 @@ class MemoryStore:
         )
 
     def _fork(self, key: StreamKey, config: StreamConfig, point: ForkPoint) -> _Stream:
+        if point.source.tenant != key.tenant:
+            raise StreamNotFound(f"no stream {point.source.path!r}")
         try:
             source = self._find(point.source)
         except StreamGone:
