@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from streamkeep.storage._errors import StoreError
+from streamkeep.storage._subscriptions import SubscriptionStore
 from streamkeep.storage._types import (
     Append,
     Appended,
@@ -207,6 +208,12 @@ class Store(Protocol):
     ) -> list[StreamInfo]:
         """Streams of a tenant whose path begins with `prefix`, in path order, beginning after a path; neither deleted nor
         expired ones, nor generations' streams."""
+
+    # Subscriptions
+
+    @property
+    def subscriptions(self) -> SubscriptionStore:
+        """Who is to be told when streams grow: the part of the contract that `_subscriptions.py` says."""
 
     # Upkeep: small batches, safe to run in several processes at once
 

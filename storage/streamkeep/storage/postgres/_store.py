@@ -57,6 +57,7 @@ from streamkeep.storage.postgres._database import Connection, Database
 from streamkeep.storage.postgres._listen import CANCELS_CHANNEL, Feed, Notifier, format_payload, new_sender
 from streamkeep.storage.postgres._migrate import migrate
 from streamkeep.storage.postgres._streams import ProtocolStreams
+from streamkeep.storage.postgres._subscriptions import PostgresSubscriptions
 from streamkeep.storage.postgres._upkeep import Upkeep
 from streamkeep.storage.rules.generations import State, orphaned
 from streamkeep.storage.rules.json_messages import encode_message
@@ -120,6 +121,7 @@ class PostgresStore:
         )
         self._upkeep = Upkeep(self._database, retention, merge_after_seconds=merge_after_seconds)
         self._chunks = Chunks(self._database)
+        self.subscriptions = PostgresSubscriptions(self._database)
         self._streams = ProtocolStreams(self._database, self._chunks, self._announce)
         self._sender = new_sender()
         self._feed = Feed(
