@@ -4,8 +4,8 @@ import pytest
 
 pytest.register_assert_rewrite("streamkeep.storage.contract_streams")
 
-from streamkeep.storage import MemoryStore, Retention, Store  # noqa: E402
-from streamkeep.storage.contract_streams import StreamContract  # noqa: E402
+from streamkeep.storage import MemoryStore, Retention, Store
+from streamkeep.storage.contract_streams import StreamContract
 
 
 class TestMemoryStreams(StreamContract):

@@ -4,9 +4,9 @@ import pytest
 
 pytest.register_assert_rewrite("streamkeep.storage.contract_streams")
 
-from streamkeep.storage import Retention, Store  # noqa: E402
-from streamkeep.storage.contract_streams import StreamContract  # noqa: E402
-from streamkeep.storage.postgres import PostgresStore  # noqa: E402
+from streamkeep.storage import Retention, Store
+from streamkeep.storage.contract_streams import StreamContract
+from streamkeep.storage.postgres import PostgresStore
 
 
 class TestPostgresStreams(StreamContract):

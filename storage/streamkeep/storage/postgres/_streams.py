@@ -284,10 +284,14 @@ class ProtocolStreams:
     """
 
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
-        keys = list({append.key for append in appends if is_storable(append.key.path)})
+        wanted = {append.key for append in appends if is_storable(append.key.path)}
+        # Not locked: their owners write them, and never the rows of two streams in the order that is ours.
+        generations = [row for key in wanted if generation_of(key) and (row := await self._find(key)) is not None]
+        keys = [key for key in wanted if generation_of(key) is None]
 
         async def work(connection: Connection) -> tuple[list[Appended | StoreError], list[Change]]:
             rows = await connection.fetch(self._LOCK, [key.tenant for key in keys], [key.path for key in keys])
+            rows += generations
             found = {StreamKey(row["tenant"], row["path"]): row for row in rows if not row["is_over"] or _is_gone(row)}
             states = {key: _state(row) for key, row in found.items()}
             known = await self._known_producers(connection, appends, states)
