@@ -31,8 +31,10 @@ def project(folder: Path) -> Path:
         shutil.copy(script, home)
     if not (home / ".installed").exists():
         options = ("--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error")
-        command = [NODE, _NPM, "install", *options]
-        done = subprocess.run(command, cwd=home, env=_environ(), timeout=_INSTALL_SECONDS, capture_output=True)
+        command = [str(NODE), str(_NPM), "install", *options]
+        done = subprocess.run(
+            command, cwd=home, env=_environ(), timeout=_INSTALL_SECONDS, capture_output=True, check=False
+        )
         assert done.returncode == 0, f"npm install failed: {done.stdout!r} {done.stderr!r}"
         (home / ".installed").touch()
     return home
