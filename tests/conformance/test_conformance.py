@@ -14,10 +14,7 @@ from streamkeep.storage import MemoryStore
 from tests import node
 from tests.serving import served_process, serving
 
-# Off until `__ds` is served: the suite then skips what is named so.
-HAS_SUBSCRIPTIONS = False
-SUBSCRIPTION_TESTS = "Reserved subscription APIs"
-EXPECTED_TESTS = 338 if HAS_SUBSCRIPTIONS else 332
+EXPECTED_TESTS = 338
 HOLD_SECONDS = 0.5
 
 pytestmark = pytest.mark.slow
@@ -46,12 +43,11 @@ async def check(suite: Path, url: str) -> None:
     status, output = await node.run(
         suite,
         *("node_modules/vitest/vitest.mjs", "run", "--reporter=json", f"--outputFile={report}"),
-        environ={"CONFORMANCE_TEST_URL": url, "CONFORMANCE_SUBSCRIPTIONS": "1" if HAS_SUBSCRIPTIONS else ""},
+        environ={"CONFORMANCE_TEST_URL": url, "CONFORMANCE_SUBSCRIPTIONS": "1"},
         timeout_seconds=600,
     )
     assert report.exists(), output
-    found = [test for file in json.loads(report.read_text("utf-8"))["testResults"] for test in file["assertionResults"]]
-    tests = [test for test in found if HAS_SUBSCRIPTIONS or SUBSCRIPTION_TESTS not in test["ancestorTitles"]]
+    tests = [test for file in json.loads(report.read_text("utf-8"))["testResults"] for test in file["assertionResults"]]
     failed = [
         f"{test['status']}: {test['fullName']}: {' '.join(test.get('failureMessages') or [])[:300]}"
         for test in tests

@@ -21,6 +21,7 @@ from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.routes import operations, transport
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
 from streamkeep.proxy.routes.streams import StreamByIds, StreamByPath, Which
+from streamkeep.proxy.routes.subscriptions import SubscriptionRoutes
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.settings import Settings
@@ -83,6 +84,7 @@ def _raw_routes(service: Service) -> list[Route]:
         Route("/api/{session_id}/{request_id}", Guarded(transport.CreateGeneration(service)), methods=["POST"]),
         *(Route(f"/stream/{which}", Guarded(StreamByIds(service, which)), methods=["GET", "HEAD"]) for which in Which),
         *(Route(f"{generation}/{which}", Guarded(StreamByPath(service, which)), methods=every) for which in Which),
+        Route("/v1/stream/__ds/{path:anything}", Guarded(SubscriptionRoutes(service)), methods=every),
         Route("/v1/stream/{path:anything}", Guarded(StreamByAnyPath(service)), methods=protocol),
     ]
 

@@ -12,6 +12,7 @@ from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.registry import Registry
 from streamkeep.proxy.rules.signing import Signer
 from streamkeep.proxy.settings import Settings
+from streamkeep.proxy.subscriptions import Subscriptions
 from streamkeep.storage import Store
 from streamkeep.storage.appender import Appender
 from streamkeep.storage.writer import Writer
@@ -34,6 +35,7 @@ class Service:
         )
         self.appender = Appender(store, self.readers)
         self.registry = Registry(store, self.appender)
+        self.subscriptions = Subscriptions(store, self.appender, public_url=settings.public_url)
         self.generations = Generations(store, self.writer, self.readers, settings)
         self.is_ready = False
         self.failure: BaseException | None = None
@@ -55,6 +57,9 @@ class Service:
             await stack.enter_async_context(self._running("writer", self.writer.run()))
             await stack.enter_async_context(self._running("appender", self.appender.run()))
             await stack.enter_async_context(self._running("readers", self.readers.run()))
+            await self.subscriptions.open()
+            stack.push_async_callback(self.subscriptions.close)
+            await stack.enter_async_context(self._running("subscriptions", self.subscriptions.run()))
             await self.generations.open()
             stack.push_async_callback(self.generations.close)
             await stack.enter_async_context(self._running("generations", self.generations.run()))

@@ -22,6 +22,8 @@ from streamkeep.storage._errors import (
 )
 from streamkeep.storage._store import Listener, Store
 from streamkeep.storage._subscriptions import (
+    MAX_EXPLICIT_LINKS,
+    MAX_WAKE_STREAMS,
     AlreadyClaimed,
     Change,
     Decide,
@@ -75,6 +77,8 @@ from streamkeep.storage.rules.generations import Code, State, Terminal, Usage
 
 __all__ = [
     "DEFAULT_TENANT",
+    "MAX_EXPLICIT_LINKS",
+    "MAX_WAKE_STREAMS",
     "AlreadyClaimed",
     "Append",
     "Appended",

@@ -124,6 +124,8 @@ class StreamByAnyPath:
         headers = [("Content-Type", stream.content_type), *_tail_headers(stream.tail), *_expiry_headers(stream)]
         headers += [asgi.NO_STORE, ("Location", self._url(stream.key, scope))]
         if created.is_new:
+            tail = stream.tail.position
+            self._service.subscriptions.stream_changed(key, stream.id, tail - len(data), tail, is_new=True)
             await self._service.registry.created(stream)
         await asgi.answer(send, 201 if created.is_new else 200, b"", headers)
 
@@ -143,6 +145,10 @@ class StreamByAnyPath:
         appended = await self._service.appender.append(
             StreamAppend(key, data, content_type, request.is_close, request.producer, request.writer_sequence)
         )
+        if not appended.is_duplicate:
+            self._service.subscriptions.stream_changed(
+                key, appended.stream_id, appended.position, appended.tail.position
+            )
         is_accepted_data = request.producer is not None and bool(body) and not appended.is_duplicate
         await asgi.answer(send, 200 if is_accepted_data else 204, b"", _append_headers(request, appended))
 
