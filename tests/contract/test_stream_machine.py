@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from streamkeep.storage import (
     ContentTypeMismatch,
@@ -42,8 +42,8 @@ from streamkeep.storage.postgres import PostgresStore
 T = TypeVar("T")
 
 TYPES = ["text/plain", "application/json"]
-paths = st.sampled_from(["a", "b", "c/d", "c/e"])
-pieces = st.lists(st.sampled_from([b"1", b'"two"', b"[3,3]", b"\xff\x00"]), max_size=3)
+paths = st.sampled_from(["a", "a", "b", "b", "c/d", "c/e"])
+pieces = st.lists(st.sampled_from([b"1", b'"two"', b"[3,3]", b"\xff\x00"]), min_size=1, max_size=3)
 tenants = itertools.count()
 
 
@@ -83,7 +83,7 @@ class Model:
             return None
         if self.is_closed:
             return StreamClosed
-        if append.data and append.content_type != self.content_type:
+        if append.data and append.content_type not in (None, self.content_type):
             return ContentTypeMismatch
         if append.producer is not None:
             number, known = append.producer, self.producers.get(append.producer.id)
@@ -149,6 +149,11 @@ class Machine(RuleBasedStateMachine):
             self.streams[path] = model
             if model.source is not None:
                 model.source.forks.add(model)
+
+    @initialize()
+    def begin(self) -> None:
+        for path, content_type in zip("ab", TYPES, strict=True):
+            self.create(path, content_type, [b"1", b"22"], False)
 
     @rule(path=paths, content_type=st.sampled_from(TYPES), messages=pieces, is_closed=st.booleans())
     def create(self, path: str, content_type: str, messages: list[bytes], is_closed: bool) -> None:
@@ -218,27 +223,32 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         path=paths,
-        content_type=st.sampled_from(TYPES),
+        content_type=st.sampled_from([None, None, *TYPES]),
         messages=pieces,
-        producer=st.none() | st.builds(Producer, st.sampled_from(["p", "q"]), st.integers(0, 1), st.integers(0, 3)),
-        sequence=st.none() | st.sampled_from(["1", "10", "2", "9"]),
+        turn=st.none() | st.tuples(st.sampled_from([0, 0, 0, 1, -1]), st.sampled_from([1, 1, 1, 0, 2])),
+        sequence=st.sampled_from([None, None, "1", "10", "2", "9"]),
         is_close=st.sampled_from([False, False, False, True]),
         repeats=st.integers(1, 2),
     )
     def append(
         self,
         path: str,
-        content_type: str,
+        content_type: str | None,
         messages: list[bytes],
-        producer: Producer | None,
+        turn: tuple[int, int] | None,
         sequence: str | None,
         is_close: bool,
         repeats: int,
     ) -> None:
+        """`turn` is how far from its last epoch and sequence the producer writes."""
         model = self.streams.get(path)
-        data = (model or Model(content_type)).stored(messages)
-        if not data and not is_close:
-            return
+        producer = None
+        if turn is not None:
+            epoch, last = (model.producers.get("p") if model else None) or (1, -1)
+            producer = Producer("p", max(0, epoch + turn[0]), max(0, (last if turn[0] == 0 else -1) + turn[1]))
+        data = (model or Model(TYPES[0])).stored(messages)
+        if is_close and repeats > 1:
+            data = b""  # Nothing but a close, and once more.
         append = StreamAppend(self.key(path), data, content_type, is_close, producer, sequence)
         answers = self.run(self.store.append([append] * repeats))
         assert not isinstance(answers, StoreError), answers
