@@ -9,6 +9,7 @@ import pytest
 
 from streamkeep.storage import (
     AlreadyClaimed,
+    Change,
     Delivery,
     InvalidAck,
     Link,
@@ -165,7 +166,7 @@ def test_what_an_overtaken_delivery_reports_changes_nothing() -> None:
     newer = Wake(Phase.WAKING, 2, "w2", lease_until=NOW + timedelta(seconds=1))
     now = locked(Delivery.WEBHOOK, PENDING, wake=newer)
     assert [rules.done(now, attempt), rules.delivered(now, attempt), rules.failed(now, attempt, spread=0)] == [
-        rules.Change(newer, False)
+        Change(newer, False)
     ] * 3
 
 

@@ -20,6 +20,7 @@ from streamkeep.storage import (
     StreamNews,
     SubscriptionConfig,
     SubscriptionExists,
+    SubscriptionFenced,
     SubscriptionKey,
     SubscriptionNotFound,
     SubscriptionStore,
@@ -140,7 +141,7 @@ async def test_what_a_glob_finds_is_linked_before_its_news(subscriptions: Subscr
 async def test_a_decision_that_raises_changes_nothing(subscriptions: SubscriptionStore) -> None:
     await create(subscriptions, Link("a", True, False, stream_id=1, tail=5))
     before = await subscriptions.subscription(KEY)
-    with pytest.raises(rules.SubscriptionFenced):
+    with pytest.raises(SubscriptionFenced):
         await subscriptions.change(KEY, lambda locked: rules.release(locked, rules.Proof(1, 1, "w")))
     assert await subscriptions.subscription(KEY) == before
 

@@ -25,6 +25,7 @@ from typing import Generic, Protocol, TypeVar
 from streamkeep.storage._errors import StoreError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 MAX_WAKE_STREAMS = 1000
 """How many streams one wake names. What is pending beyond that comes with the next one."""
@@ -200,11 +201,11 @@ class Locked:
 
 
 @dataclass(frozen=True, slots=True)
-class Change(Generic[T]):
+class Change(Generic[T_co]):
     """What a decision wants: the wake from now on, links as they are to stand, and an answer for the caller."""
 
     wake: Wake
-    answer: T
+    answer: T_co
     links: tuple[Link, ...] = ()
 
 

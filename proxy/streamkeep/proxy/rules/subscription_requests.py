@@ -125,11 +125,12 @@ def worker(body: Mapping[str, Any]) -> str:
 
 def wake_request(body: Mapping[str, Any]) -> WakeRequest:
     """Raises: SubscriptionRefused; INVALID_OFFSET for an offset that cannot be acknowledged at all."""
-    generation, is_done, acks = body.get("generation"), body.get("done", False), body.get("acks") or []
+    generation, is_done, acks = body.get("generation"), body.get("done", False), body.get("acks")
     if type(generation) is not int or not 0 <= generation <= _MAX_GENERATION:
         raise refused("generation must be a whole number")
     if not isinstance(is_done, bool):
         raise refused("done must be true or false")
+    acks = [] if acks is None else acks
     if not isinstance(acks, list) or len(acks) > MAX_WAKE_STREAMS:
         raise refused(f"acks must be an array of up to {MAX_WAKE_STREAMS}")
     taken = tuple(_ack(one) for one in acks)
