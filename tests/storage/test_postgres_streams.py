@@ -220,6 +220,38 @@ async def test_a_database_of_the_first_version_is_brought_up_to_date_with_its_da
         await store.commit(generation.owner, [Append(generation.data_stream, 0, b"on")], [])
 
 
+_WATCH_COMMITS = """
+create table public.seen (at text, synchronous_commit text);
+create function public.see() returns trigger language plpgsql as $$
+begin
+    insert into public.seen values (tg_op || ' ' || tg_table_name, current_setting('synchronous_commit'));
+    return null;
+end
+$$;
+create constraint trigger watch after insert or update or delete on streamkeep.streams
+    deferrable initially deferred for each row execute function public.see();
+"""
+
+
+async def test_every_acknowledged_write_is_durable_whatever_the_default_is(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        await connection.execute(_WATCH_COMMITS)
+        name = await connection.fetchval("select current_database()")
+        await connection.execute(f"alter database {name} set synchronous_commit = off")
+        async with opened(database_url) as store:
+            await made(store, "a", b"x")
+            await fork(store, "f", "a")
+            await one(store, write("a", b"x"))
+            await store.delete_stream(at("a"))
+            await store.delete_stream(at("f"))
+        seen = await connection.fetch("select at, synchronous_commit from public.seen")
+        assert {row["synchronous_commit"] for row in seen} == {"on"}
+        assert {row["at"] for row in seen} == {"INSERT streams", "UPDATE streams", "DELETE streams"}
+    finally:
+        await connection.close()
+
+
 async def test_a_batch_takes_as_many_statements_whatever_its_size(database_url: str) -> None:
     async with opened(database_url) as store:
         pool = store._database._pool

@@ -91,7 +91,10 @@ class Chunks:
         end = position + max_bytes
         fork_position = stream["fork_position"]
         if fork_position is None or position >= fork_position:
-            return Slice(position, _joined(stream_id, own, position, end), tail)
+            data = _joined(stream_id, own, position, end)
+            if not data and position < min(tail.position, end):
+                raise StoreError(f"stream {stream_id} has a hole at {position}")
+            return Slice(position, data, tail)
         inherited = await self._inherited(stream_id, position, min(end, fork_position))
         if position + len(inherited) == fork_position:
             inherited += _joined(stream_id, own, fork_position, end)
