@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import random
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
 
+from streamkeep.proxy.rules import stream_headers
 from streamkeep.storage import MemoryStore
 from tests.serving import Proxy, serving
 from tests.upstream import upstream, whole
@@ -209,6 +212,43 @@ async def test_what_is_wrong_with_the_stream_is_told_before_what_is_wrong_with_t
     assert closed.headers["Stream-Next-Offset"] == START
 
 
+async def test_random_requests_are_never_a_500(proxy: Proxy) -> None:
+    rng = random.Random(3)
+    names = [*stream_headers.CREATE_HEADERS, *stream_headers.APPEND_HEADERS, "If-None-Match", "Last-Event-ID"]
+    names = [name for name in names if name != "Content-Length"]
+    values = [
+        "true",
+        "0",
+        "1",
+        "text/plain",
+        "application/json",
+        START,
+        STREAM,
+        "now",
+        "-1",
+        "*",
+        "\xff\xfe",
+        "a" * 300,
+    ]
+    values += ["2099-01-01T00:00:00Z", str(2**53 - 1), str(2**63), "1e9", "()<>,;:", "W/", '"', "%00", "gzip"]
+    bodies = [b"", b"[]", b"[1,2]", b"{", b"\x00\xff\x1e", b"[" * 50_000, b"x" * 10_000]
+    for _ in range(600):
+        method = rng.choice(["PUT", "POST", "GET", "HEAD", "DELETE"])
+        query = "&".join(
+            f"{rng.choice(['offset', 'cursor', 'encoding'])}={quote(rng.choice(values))}"
+            for _ in range(rng.randrange(3))
+        )
+        answer = await proxy.client.request(
+            method,
+            f"/v1/stream/{rng.choice(['a', 'b', 'a/b', '__registry__', '__ds', 'generations/a/1/data', '%00', 'c%2Fd'])}?{query}",
+            headers=[
+                (rng.choice(names).encode(), rng.choice(values).encode("latin-1")) for _ in range(rng.randrange(5))
+            ],
+            content=rng.choice(bodies) if method in ("PUT", "POST") else None,
+        )
+        assert answer.status_code < 500, (answer.request.method, answer.request.url, answer.request.headers)
+
+
 # JSON mode
 
 
@@ -379,6 +419,25 @@ async def test_cursors_never_go_back(proxy: Proxy) -> None:
         answer = await proxy.client.get(f"{STREAM}?offset=-1&live=long-poll&cursor={cursor}")
         assert int(answer.headers["Stream-Cursor"]) > int(cursor)
         cursor = answer.headers["Stream-Cursor"]
+
+
+async def test_readers_that_leave_are_noticed(proxy: Proxy) -> None:
+    await create(proxy, body=b"data")
+    tasks = len(asyncio.all_tasks())
+    request = f"GET {STREAM}?offset=-1&live=sse HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    peers = []
+    for _ in range(200):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+        writer.write(request)
+        await reader.readuntil(b"upToDate")
+        peers.append(writer)
+    assert proxy.service.readers.count == 200
+    for writer in peers:
+        writer.transport.abort()
+    async with asyncio.timeout(20):
+        while proxy.service.readers.count or len(asyncio.all_tasks()) > tasks:
+            await asyncio.sleep(0.01)
+    assert (await append(proxy, b"more")).status_code == 204
 
 
 # What is ours

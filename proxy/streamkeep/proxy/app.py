@@ -84,7 +84,12 @@ def _raw_routes(service: Service) -> list[Route]:
         Route("/api/{session_id}/{request_id}", Guarded(transport.CreateGeneration(service)), methods=["POST"]),
         *(Route(f"/stream/{which}", Guarded(StreamByIds(service, which)), methods=["GET", "HEAD"]) for which in Which),
         *(Route(f"{generation}/{which}", Guarded(StreamByPath(service, which)), methods=every) for which in Which),
-        Route("/v1/stream/__ds/{path:anything}", Guarded(SubscriptionRoutes(service)), methods=every),
+        Route(
+            "/v1/stream/__ds/{path:anything}",
+            Guarded(SubscriptionRoutes(service)),
+            methods=every,
+            include_in_schema=False,
+        ),
         Route("/v1/stream/{path:anything}", Guarded(StreamByAnyPath(service)), methods=protocol),
     ]
 
