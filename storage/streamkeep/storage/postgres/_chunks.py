@@ -107,7 +107,9 @@ class Chunks:
         union all
         select source.id, source.source_id, source.fork_position, least(line.upper, source.fork_position), depth + 1
         from line
-        join streamkeep.streams source on source.id = line.source_id
+        cross join lateral (
+            select id, source_id, fork_position from streamkeep.streams where id = line.source_id offset 0
+        ) as source
         where line.fork_position > $2
     )
     select source_id as id, upper
@@ -119,18 +121,18 @@ class Chunks:
     async def _inherited(self, stream_id: int, position: int, end: int) -> bytes:
         """The bytes of a fork's sources from `position` on; up to `end`, or fewer when they lie in very many rows."""
         pieces = []
+        start = position
         for source in await self._database.fetch(self._SOURCES, stream_id, position):
             upper = min(source["upper"], end)
             if position >= upper:
                 continue
             rows = await self._database.fetch(_FOUND, source["id"], position, upper - position)
-            piece = _joined(source["id"], rows, position, upper)
-            if not piece:
-                raise StreamNotFound(f"no stream {stream_id}")  # Deleted since, and its sources with it.
-            pieces.append(piece)
-            position += len(piece)
+            pieces.append(_joined(source["id"], rows, position, upper))
+            position += len(pieces[-1])
             if position < upper:
                 break
+        if position == start < end:
+            raise StreamNotFound(f"no stream {stream_id}")  # Deleted since, and its sources with it.
         return b"".join(pieces)
 
 

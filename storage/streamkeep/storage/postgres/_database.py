@@ -34,8 +34,9 @@ _RESERVED_CONNECTIONS = 2
 _RELEASE_SECONDS = 2.0
 _IDLE_SECONDS = 60.0
 
-# Said here and not left to the role's defaults: statements after a lock must see what it waited for. One round trip.
-_BEGIN = "begin isolation level read committed; set local synchronous_commit = on"
+# Said here and not left to the role's defaults: statements after a lock must see what it waited for. And a plan that was
+# made and kept while a table was small must not read all of it once it is large. All in one round trip.
+_BEGIN = "begin isolation level read committed; set local synchronous_commit = on; set local enable_seqscan = off"
 
 # The transaction was rolled back through no fault of its own, so running it again is safe.
 _ROLLED_BACK = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)

@@ -5,6 +5,9 @@ took the lock, so that it sees what whoever held the lock before has left. Locks
 one transaction in one statement. A source is always older than its forks, and whoever makes or removes a fork locks the
 whole line of sources with it.
 
+A plan is made once and kept, often while a table is small. So statements are written such that there is no choice but
+to look rows up by key: `= any(…)` instead of a join, and `offset 0`, which keeps a lookup for each row what it is.
+
 Whether a stream has expired is asked of the database's clock in every statement that finds a stream. The sweep only
 tidies up.
 """
@@ -242,15 +245,26 @@ class ProtocolStreams:
     _LOCK = f"""
     select {_COLUMNS}
     from streamkeep.streams
-    where (tenant, path) in (select * from unnest($1::text[], $2::text[]))
+    where streams.id = any(array(
+        select found.id
+        from unnest($1::text[], $2::text[]) as wanted (tenant, path)
+        cross join lateral (
+            select id from streamkeep.streams where tenant = wanted.tenant and path = wanted.path offset 0
+        ) as found
+    ))
     order by streams.id
     for update of streams
     """
 
     _PRODUCERS = """
-    select stream_id, producer_id, epoch, last_sequence
-    from streamkeep.producers
-    where (stream_id, producer_id) in (select * from unnest($1::bigint[], $2::text[]))
+    select found.*
+    from unnest($1::bigint[], $2::text[]) as wanted (stream_id, producer_id)
+    cross join lateral (
+        select stream_id, producer_id, epoch, last_sequence
+        from streamkeep.producers
+        where stream_id = wanted.stream_id and producer_id = wanted.producer_id
+        offset 0
+    ) as found
     """
 
     _WRITE = """
@@ -275,7 +289,7 @@ class ProtocolStreams:
             closing_epoch = change.epoch,
             closing_sequence = change.sequence
         from change
-        where streams.id = change.id
+        where streams.id = change.id and streams.id = any($1)
     )
     insert into streamkeep.producers (stream_id, producer_id, epoch, last_sequence)
     select * from unnest($11::bigint[], $12::text[], $13::bigint[], $14::bigint[])
@@ -332,11 +346,13 @@ class ProtocolStreams:
         union
         select source.id, source.source_id
         from family
-        join streamkeep.streams source on source.id = family.source_id
+        cross join lateral (
+            select id, source_id from streamkeep.streams where id = family.source_id offset 0
+        ) as source
     )
     select {_COLUMNS}
     from streamkeep.streams
-    where streams.id in (select id from family)
+    where streams.id = any(array(select id from family))
     order by streams.id
     for update of streams
     """
