@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
@@ -12,11 +14,16 @@ from streamkeep.storage import (
     DEFAULT_TENANT,
     Append,
     Appended,
+    Expiry,
+    ForkPoint,
     SequenceGap,
     Store,
     StoreUnavailable,
     StreamAppend,
     StreamConfig,
+    StreamExists,
+    StreamGone,
+    StreamNotFound,
     Tail,
 )
 from streamkeep.storage.contract import Ears, ended, key, read_on, running
@@ -218,6 +225,57 @@ async def test_a_database_of_the_first_version_is_brought_up_to_date_with_its_da
         assert await content(store, key().control_path) == b"{}\x1e"
         generation = await running(store, await store.register_owner(), key("r2"))
         await store.commit(generation.owner, [Append(generation.data_stream, 0, b"on")], [])
+
+
+async def test_anything_at_once_on_two_instances_leaves_no_hole_and_nothing_behind(database_url: str) -> None:
+    """Twelve paths, and everybody forks, writes, deletes and expires them: locks cross in every way there is."""
+    async with opened(database_url) as first, opened(database_url) as second:
+
+        async def whole(store: Store, stream_id: int) -> None:
+            read = await store.read(stream_id, 0, 1_000_000)
+            assert len(read.data) == read.tail.position
+
+        async def act(store: Store, choose: random.Random) -> None:
+            paths = choose.sample([f"p{number}" for number in range(12)], choose.randint(2, 6))
+            soon = Expiry(expires_at=datetime.now(UTC) + timedelta(milliseconds=choose.randint(0, 100)))
+            match choose.randrange(10):
+                case 0 | 1 | 2:
+                    results = await store.append([write(path, b"more", is_close=path == "p0") for path in paths])
+                    assert not any(isinstance(result, StoreUnavailable) for result in results)
+                case 3 | 4:
+                    await store.create_stream(
+                        at(paths[0]), StreamConfig("text/plain", choose.choice([soon, None])), b"x"
+                    )
+                case 5 | 6:
+                    config = StreamConfig(fork=ForkPoint(at(paths[1])))
+                    await whole(store, (await store.create_stream(at(paths[0]), config)).stream.id)
+                case 7:
+                    await store.delete_stream(at(paths[0]))
+                case 8:
+                    await store.sweep(3)
+                    await store.merge(2)
+                case _:
+                    await whole(store, (await store.stream(at(paths[0]))).id)
+
+        async def worker(number: int) -> None:
+            choose = random.Random(number)
+            for _ in range(50):
+                with suppress(StreamNotFound, StreamGone, StreamExists):
+                    await act(choose.choice([first, second]), choose)
+
+        await asyncio.gather(*(worker(number) for number in range(12)))
+        connection = await asyncpg.connect(database_url)
+        try:
+            gone = "deleted_at is not null and id not in (select source_id from streamkeep.streams where source_id > 0)"
+            for left in (
+                "chunks where stream_id not in (select id from streamkeep.streams)",
+                "producers where stream_id not in (select id from streamkeep.streams)",
+                "streams where source_id not in (select id from streamkeep.streams)",
+                f"streams where {gone}",
+            ):
+                assert await connection.fetchval(f"select count(*) from streamkeep.{left}") == 0, left
+        finally:
+            await connection.close()
 
 
 _WATCH_COMMITS = """
