@@ -408,7 +408,7 @@ class Subscriptions:
         proof = await self._proof(key, Delivery.PULL_WAKE, token, request)
         await self._change(key, partial(rules.release, proof=proof))
 
-    async def public_keys(self) -> dict[str, object]:
+    async def public_keys(self) -> dict[str, list[dict[str, str]]]:
         """The page of keys that verify webhooks' signatures."""
         return jwks(await self._webhook_keys(), now=datetime.now(UTC))
 

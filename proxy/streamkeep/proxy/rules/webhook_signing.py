@@ -33,7 +33,7 @@ def signature(key: WebhookKey, body: bytes, *, at: int) -> str:
     return f"t={at},kid={key.kid},{ALGORITHM}={_base64url(signed)}"
 
 
-def jwks(keys: Iterable[WebhookKey], *, now: datetime) -> dict[str, object]:
+def jwks(keys: Iterable[WebhookKey], *, now: datetime) -> dict[str, list[dict[str, str]]]:
     """The page of public keys: those in use, and retired ones while signatures of theirs may be on the way."""
     published = [key for key in keys if key.retired_at is None or now < key.retired_at + PUBLISHED_AFTER_RETIREMENT]
     return {
