@@ -50,8 +50,11 @@ def split_text(data: bytes) -> tuple[str, bytes]:
 
 
 def data_frame(payload: str, event_id: str) -> bytes:
-    """A `data` event; `event_id` is the offset after it, which an EventSource gives back as `Last-Event-ID`."""
-    lines = "".join(f"data:{line}\n" for line in _LINE_END.split(payload))
+    """A `data` event; `event_id` is the offset after it, which an EventSource gives back as `Last-Event-ID`.
+
+    A line that begins with a space gets another one before it, since a reader takes one away.
+    """
+    lines = "".join(f"data:{' ' if line.startswith(' ') else ''}{line}\n" for line in _LINE_END.split(payload))
     return f"event: data\nid: {event_id}\n{lines}\n".encode()
 
 
