@@ -373,6 +373,8 @@ class Subscriptions:
             SubscriptionRefused: it is a webhook's.
         """
         await self._check_delivery(key, Delivery.PULL_WAKE)
+        if key.tenant not in self._watch.tenants:
+            await self._refresh_watch()
         # What was appended before this request is pending for it.
         await self._flush()
         decide = partial(rules.claim, worker=worker, wake_id=_new_wake_id())
