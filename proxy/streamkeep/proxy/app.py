@@ -14,12 +14,14 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from streamkeep.proxy import openapi
+from streamkeep.proxy import asgi, openapi
 from streamkeep.proxy.asgi import Guarded
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.routes import operations, transport
+from streamkeep.proxy.routes.protocol import StreamByAnyPath
 from streamkeep.proxy.routes.streams import StreamByIds, StreamByPath, Which
+from streamkeep.proxy.routes.subscriptions import SubscriptionRoutes
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.settings import Settings
@@ -76,11 +78,19 @@ def _postgres(settings: Settings) -> Store:
 def _raw_routes(service: Service) -> list[Route]:
     """Creation and reads pass FastAPI by: no request object, no validation, no response object per call."""
     generation = "/v1/stream/generations/{session_id}/{request_id}"
+    protocol = ["GET", "HEAD", "PUT", "POST", "DELETE"]
     every = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"]
     return [
         Route("/api/{session_id}/{request_id}", Guarded(transport.CreateGeneration(service)), methods=["POST"]),
         *(Route(f"/stream/{which}", Guarded(StreamByIds(service, which)), methods=["GET", "HEAD"]) for which in Which),
         *(Route(f"{generation}/{which}", Guarded(StreamByPath(service, which)), methods=every) for which in Which),
+        Route(
+            "/v1/stream/__ds/{path:anything}",
+            Guarded(SubscriptionRoutes(service)),
+            methods=every,
+            include_in_schema=False,
+        ),
+        Route("/v1/stream/{path:anything}", Guarded(StreamByAnyPath(service)), methods=protocol),
     ]
 
 
@@ -111,5 +121,6 @@ async def _problem_error(request: Request, exc: Exception) -> JSONResponse:
 
 
 def _json(problem: Problem) -> JSONResponse:
-    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **dict(problem.headers)}
+    security = {name.decode(): value.decode() for name, value in asgi.SECURITY_HEADERS}
+    headers = {"Cache-Control": "no-store", **security, **dict(problem.headers)}
     return JSONResponse(problem.body(), status_code=problem.status, headers=headers)

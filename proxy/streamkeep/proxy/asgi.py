@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 Headers = Iterable[tuple[str, str]]
 
-_SECURITY_HEADERS = (
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cross-origin-resource-policy", b"cross-origin"),
 )
@@ -25,7 +25,7 @@ SANDBOX = ("Content-Security-Policy", "sandbox; default-src 'none'")
 
 def raw_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Headers as ASGI wants them, with those that stand on every answer."""
-    return [*((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers), *_SECURITY_HEADERS]
+    return [*((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers), *SECURITY_HEADERS]
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers) -> None:

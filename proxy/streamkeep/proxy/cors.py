@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from streamkeep.proxy import asgi
 from streamkeep.proxy.rules import wire
 
 _METHODS = "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS"
@@ -25,10 +26,21 @@ _REQUEST_HEADERS = (
     wire.REPLAY_FROM_START,
     wire.ACTIVE_GENERATION_TTL,
     wire.LAST_EVENT_ID,
+    wire.CLOSED,
+    wire.STREAM_TTL,
+    wire.STREAM_EXPIRES_AT,
+    wire.STREAM_SEQ,
+    wire.FORKED_FROM,
+    wire.FORK_OFFSET,
+    wire.FORK_SUB_OFFSET,
+    wire.PRODUCER_ID,
+    wire.PRODUCER_EPOCH,
+    wire.PRODUCER_SEQ,
 )
 # Browsers read `*` as a wildcard for requests without credentials; the list serves all others. It cannot name every
 # upstream's headers, so those that this answer carries are added to it.
 _EXPOSED = (
+    "Content-Encoding",
     "Content-Type",
     "ETag",
     "Location",
@@ -40,6 +52,12 @@ _EXPOSED = (
     wire.CLOSED,
     wire.CURSOR,
     wire.SSE_DATA_ENCODING,
+    wire.STREAM_TTL,
+    wire.STREAM_EXPIRES_AT,
+    wire.PRODUCER_EPOCH,
+    wire.PRODUCER_SEQ,
+    wire.PRODUCER_EXPECTED_SEQ,
+    wire.PRODUCER_RECEIVED_SEQ,
     wire.UPSTREAM_STATUS,
     wire.UPSTREAM_CONTENT_ENCODING,
     wire.REPLAYED,
@@ -90,7 +108,7 @@ class Cors:
         return [(b"access-control-allow-origin", allowed), (b"access-control-expose-headers", exposed), *vary]
 
     async def _preflight(self, request: dict[bytes, bytes], allowed: bytes | None, send: Send) -> None:
-        headers = [(b"allow", _METHODS.encode()), (b"x-content-type-options", b"nosniff")]
+        headers = [(b"allow", _METHODS.encode()), *asgi.SECURITY_HEADERS]
         if allowed is not None:
             headers += [
                 (b"access-control-allow-origin", allowed),

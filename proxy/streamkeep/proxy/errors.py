@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.headers import InvalidHeader
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.storage import (
+    ContentTypeMismatch,
     FingerprintMismatch,
     GenerationNotFound,
+    InvalidEpochStart,
+    InvalidFork,
     InvalidOffset,
+    ItemRefused,
+    ProducerFenced,
+    SequenceConflict,
+    SequenceGap,
+    StoreError,
     StoreUnavailable,
+    StreamClosed,
+    StreamExists,
+    StreamGone,
     StreamNotFound,
 )
+from streamkeep.storage.rules.offsets import format_offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +82,53 @@ def problem_of(exc: BaseException) -> Problem | None:
             return Problem(
                 409, "request_conflict", "these ids were used before for a request with another method, URL or body"
             )
-        case StreamNotFound() | GenerationNotFound():
+        case GenerationNotFound():
             return not_found().problem
         case StoreUnavailable():
             return Problem(
                 503, "storage_unavailable", "the database does not answer; try again", (("Retry-After", "1"),)
             )
+        case StoreError():
+            return _stream_problem(exc)
+        case _:
+            return None
+
+
+def _stream_problem(exc: StoreError) -> Problem | None:
+    """The answers of the open protocol (5.1, 5.2)."""
+    match exc:
+        case StreamNotFound():
+            return Problem(404, "not_found", "there is no such stream")
+        case StreamGone():
+            return Problem(410, "gone", "the stream was deleted; only its forks still read its data")
+        case StreamExists():
+            return Problem(409, "stream_exists", str(exc) or "the path is taken by a stream of another configuration")
+        case StreamClosed():
+            headers = ((wire.CLOSED, "true"), (wire.NEXT_OFFSET, format_offset(exc.final_position)))
+            return Problem(409, "stream_closed", "the stream is closed; nothing can be appended", headers)
+        case ContentTypeMismatch():
+            message = (
+                f"the stream's content type is {exc.expected!r}, this request's is {exc.received!r}; "
+                f"send Content-Type: {exc.expected}"
+            )
+            return Problem(409, "content_type_mismatch", message)
+        case SequenceConflict():
+            message = "Stream-Seq must be greater, byte by byte, than that of the stream's last append with one"
+            return Problem(409, "sequence_conflict", message)
+        case ProducerFenced():
+            message = "a newer epoch of this producer writes here; start again with the next epoch and sequence 0"
+            return Problem(403, "producer_fenced", message, ((wire.PRODUCER_EPOCH, str(exc.current_epoch)),))
+        case SequenceGap():
+            headers = (
+                (wire.PRODUCER_EXPECTED_SEQ, str(exc.expected)),
+                (wire.PRODUCER_RECEIVED_SEQ, str(exc.received)),
+            )
+            return Problem(409, "sequence_gap", "an earlier append of this producer is missing", headers)
+        case InvalidEpochStart():
+            return Problem(400, "invalid_epoch_start", "a new epoch begins with Producer-Seq: 0")
+        case InvalidFork():
+            return Problem(400, "invalid_fork", "the fork point is not in the source's data")
+        case ItemRefused():
+            return Problem(409, "read_only", "this stream is written by the proxy alone")
         case _:
             return None

@@ -66,6 +66,7 @@ _READ = [
     _query("expires", "Part of a signed URL: unix seconds", {"type": "integer"}),
     _query("signature", "Part of a signed URL"),
     _query("tenant", "Part of a signed URL, where there are tenants"),
+    _header("If-None-Match", "Entity tags of catch-up reads"),
     _header(wire.LAST_EVENT_ID, "Wins over `offset`; at the end of a closed stream the answer is 204"),
 ]
 _READ_HEADERS = _answered(
@@ -74,8 +75,8 @@ _READ_HEADERS = _answered(
 _READ_ERRORS = _errors(
     _400="`invalid_offset`, `invalid_parameter`, `invalid_id`",
     _401="`signature_invalid`, `signature_expired`",
-    _404="`not_found`: no such generation, or upstream refused it",
-    _410="`gone`: it ended longer ago than data are kept",
+    _404="`not_found`: no such stream or generation, or upstream refused it",
+    _410="`gone`: deleted, or ended longer ago than data are kept",
     _503="`not_started`: upstream has not answered yet; `storage_unavailable`",
 )
 
@@ -91,6 +92,7 @@ def _read(summary: str, parameters: list[Schema]) -> Schema:
                 "headers": {**_READ_HEADERS, **_answered(wire.SSE_DATA_ENCODING)},
             },
             "204": {"description": "Nothing new", "headers": _READ_HEADERS},
+            "304": {"description": "What `If-None-Match` names"},
             **_READ_ERRORS,
         },
     }
@@ -107,7 +109,81 @@ def _head(summary: str, parameters: list[Schema]) -> Schema:
 
 _BY_IDS = [_query("sessionId", "The chat", required=True), _query("requestId", "One call in it", required=True)]
 
+_STREAM_PATH = [_path("path", "The stream: segments with slashes between them, up to 1024 bytes")]
+_WRITE_HEADERS = _answered(wire.NEXT_OFFSET, wire.CLOSED)
+_CREATE_HEADERS = _answered("Location", "Content-Type", wire.STREAM_TTL, wire.STREAM_EXPIRES_AT)
+_PRODUCER_HEADERS = _answered(wire.PRODUCER_EPOCH, wire.PRODUCER_SEQ)
+_OPEN_STREAM: Schema = {
+    "put": {
+        "tags": ["streams"],
+        "summary": "Create a stream, or a fork of one; the body is its first content",
+        "parameters": [
+            *_STREAM_PATH,
+            _header(wire.STREAM_TTL, "Seconds without a read or write after which the stream ends its life"),
+            _header(wire.STREAM_EXPIRES_AT, "An RFC 3339 instant instead"),
+            _header(wire.CLOSED, "`true`: the body is all there will be"),
+            _header(wire.FORKED_FROM, "The URL path of the stream whose data this one shares"),
+            _header(wire.FORK_OFFSET, "Up to where; its tail by default"),
+            _header(wire.FORK_SUB_OFFSET, "Messages, or bytes, beyond that offset"),
+        ],
+        "requestBody": {"content": {"*/*": {}}},
+        "responses": {
+            "201": {"description": "Created", "headers": {**_WRITE_HEADERS, **_CREATE_HEADERS}},
+            "200": {"description": "It is there, as asked for", "headers": {**_WRITE_HEADERS, **_CREATE_HEADERS}},
+            **_errors(
+                _400="`invalid_path`, `invalid_header`, `invalid_offset`, `invalid_fork`, `invalid_json`",
+                _403="`read_only`",
+                _404="`not_found`: the source of the fork",
+                _409="`stream_exists`, `content_type_mismatch`",
+                _413="`body_too_large`",
+                _503="`storage_unavailable`",
+            ),
+        },
+    },
+    "post": {
+        "tags": ["streams"],
+        "summary": "Append, close, or both in one step",
+        "parameters": [
+            *_STREAM_PATH,
+            _header(wire.CLOSED, "`true`: nothing comes after this"),
+            _header(wire.STREAM_SEQ, "Must be greater, byte by byte, than the last one"),
+            _header(wire.PRODUCER_ID, "An idempotent producer; with the two that follow"),
+            _header(wire.PRODUCER_EPOCH, "Its incarnation"),
+            _header(wire.PRODUCER_SEQ, "This append's number in it, from 0"),
+        ],
+        "requestBody": {"content": {"*/*": {}}},
+        "responses": {
+            "200": {"description": "A producer's append is stored", "headers": {**_WRITE_HEADERS, **_PRODUCER_HEADERS}},
+            "204": {
+                "description": "Stored, closed, or a producer's repeat",
+                "headers": {**_WRITE_HEADERS, **_PRODUCER_HEADERS},
+            },
+            **_errors(
+                _400="`empty_append`, `missing_content_type`, `invalid_header`, `invalid_json`, `invalid_epoch_start`",
+                _403="`producer_fenced`, `read_only`",
+                _404="`not_found`",
+                _409="`stream_closed`, `content_type_mismatch`, `sequence_conflict`, `sequence_gap`",
+                _410="`gone`: deleted, and read by forks alone",
+                _413="`body_too_large`",
+                _503="`storage_unavailable`: stored or not",
+            ),
+        },
+    },
+    "get": _read("A stream of the open protocol", _STREAM_PATH),
+    "head": _head("What a stream is, and where it ends", _STREAM_PATH),
+    "delete": {
+        "tags": ["streams"],
+        "summary": "Delete a stream",
+        "parameters": _STREAM_PATH,
+        "responses": {
+            "204": {"description": "Deleted"},
+            **_errors(_403="`read_only`", _404="`not_found`", _410="`gone`: deleted already"),
+        },
+    },
+}
+
 PATHS: Schema = {
+    "/v1/stream/{path}": _OPEN_STREAM,
     "/api/{session_id}/{request_id}": {
         "post": {
             "tags": ["transport"],

@@ -9,6 +9,9 @@ Streams recorded by this process are fed by its writer. For all others one refre
 a slow poll, reads the log once for the whole process.
 
 A reader subscribes first, then reads, then waits. There is no await between looking at the feed and starting to wait.
+
+Pieces of a message stream are whole messages, however the log is cut. A stream with a sliding TTL is touched for as long
+as it has a feed.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from streamkeep.proxy.rules import sse
 from streamkeep.proxy.rules.sse import Encoding
-from streamkeep.storage import Store, StoreError, Tail
+from streamkeep.storage import Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
+from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
 from streamkeep.storage.rules.offsets import format_offset
 
 logger = logging.getLogger(__name__)
@@ -32,6 +37,34 @@ _PIECE_OVERHEAD_BYTES = 512
 _READ_BYTES = 256 * 1024
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
+
+
+async def read_whole(
+    store: Store, stream_id: int, position: int, max_bytes: int, *, is_message_stream: bool = False
+) -> Slice:
+    """A slice of the log; in a message stream it holds whole messages, and at least one even if that is larger.
+
+    Raises:
+        StreamNotFound, StoreUnavailable: from the store.
+    """
+    read = await store.read(stream_id, position, max_bytes)
+    while is_message_stream and not read.data.endswith(SEPARATOR):
+        end = read.data.rfind(SEPARATOR) + 1
+        if end:
+            return Slice(position, read.data[:end], read.tail)
+        more = await store.read(stream_id, read.end, max_bytes)
+        if not more.data:
+            break
+        read = Slice(position, read.data + more.data, more.tail)
+    return read
+
+
+@dataclass(frozen=True, slots=True)
+class Keepalive:
+    """How the life of a stream with a sliding TTL is prolonged while somebody reads it live."""
+
+    touch: Callable[[], Awaitable[object]]
+    every_seconds: float
 
 
 class Piece:
@@ -61,6 +94,8 @@ class Piece:
             return sse.data_frame(sse.base64_payload(self.data), format_offset(self.end)), b""
         if encoding is Encoding.JSON:
             return sse.data_frame(sse.json_payload(self.data), format_offset(self.end)), b""
+        if encoding is Encoding.JSON_BASE64:
+            return sse.data_frame(sse.base64_payload(to_array(self.data)), format_offset(self.end)), b""
         text, rest = sse.split_text(held + self.data)
         return (sse.data_frame(text, format_offset(self.end - len(rest))) if text else b""), rest
 
@@ -69,8 +104,10 @@ class Feed:
     """What this process knows of one stream that is read live here. `tail` is None until somebody looked; `is_gone` when
     the store no longer has it."""
 
-    def __init__(self, stream_id: int) -> None:
+    def __init__(self, stream_id: int, *, is_message_stream: bool) -> None:
         self.stream_id = stream_id
+        self.is_message_stream = is_message_stream
+        self.keeper: asyncio.Task[None] | None = None
         self.tail: Tail | None = None
         self.is_gone = False
         self.readers: set[Reader] = set()
@@ -103,6 +140,11 @@ class Feed:
             if tail == known:
                 return
         self.tail = tail
+        self.wake()
+
+    def end(self) -> None:
+        """There is nothing to read any more."""
+        self.is_gone = True
         self.wake()
 
     def wake(self) -> None:
@@ -168,19 +210,32 @@ class Readers:
         return sum(len(feed.readers) for feed in self._feeds.values())
 
     @contextmanager
-    def reader(self, stream_id: int, position: int, stop: Callable[[], None]) -> Iterator[Reader]:
+    def reader(
+        self,
+        stream_id: int,
+        position: int,
+        stop: Callable[[], None],
+        *,
+        is_message_stream: bool = False,
+        keepalive: Keepalive | None = None,
+    ) -> Iterator[Reader]:
         """Subscribe at a position. `stop` cuts the connection of a peer that takes no bytes."""
         feed = self._feeds.get(stream_id)
-        if feed is None:
-            feed = self._feeds[stream_id] = Feed(stream_id)
+        if feed is None or feed.is_gone:
+            feed = self._feeds[stream_id] = Feed(stream_id, is_message_stream=is_message_stream)
+        if keepalive is not None and feed.keeper is None:
+            feed.keeper = asyncio.create_task(_keep_alive(feed, keepalive))
         reader = Reader(feed, position, stop)
         feed.readers.add(reader)
         try:
             yield reader
         finally:
             feed.readers.discard(reader)
-            if not feed.readers and self._feeds.get(stream_id) is feed:
-                del self._feeds[stream_id]
+            if not feed.readers:
+                if feed.keeper is not None:
+                    feed.keeper.cancel()
+                if self._feeds.get(stream_id) is feed:
+                    del self._feeds[stream_id]
 
     async def pieces(self, reader: Reader) -> list[Piece]:
         """Everything at hand from the reader's position on, from memory or else one read of the log; [] at the tail.
@@ -196,7 +251,7 @@ class Readers:
             position = piece.end
             size += len(piece.data)
         if not found and (feed.tail is None or feed.tail.position > position):
-            read = await self._store.read(feed.stream_id, position, _READ_BYTES)
+            read = await self._read(feed, position)
             feed.see(read.tail)
             if read.data:
                 found.append(Piece(position, read.data))
@@ -217,8 +272,7 @@ class Readers:
         for stream_id in stream_ids:
             feed = self._feeds.get(stream_id)
             if feed is not None:
-                feed.is_gone = True
-                feed.wake()
+                feed.end()
 
     def rotate(self) -> None:
         """Tell live readers to reconnect: those that are here now, and not those that come later."""
@@ -283,8 +337,7 @@ class Readers:
                 continue
             tail = tails.get(stream_id)
             if tail is None:
-                feed.is_gone = True
-                feed.wake()
+                feed.end()
                 continue
             if feed.tail is not None and stream_id not in self._recorded_here:
                 await self._read_on(feed, feed.tail.position, tail)
@@ -294,9 +347,14 @@ class Readers:
         """One read for all readers at the tail. More than one read's worth they take from the log themselves."""
         if tail.position <= position:
             return
-        read = await self._store.read(feed.stream_id, position, _READ_BYTES)
+        read = await self._read(feed, position)
         if read.data and feed.tail is not None and feed.tail.position == position:
             feed.add(Piece(position, read.data))
+
+    async def _read(self, feed: Feed, position: int) -> Slice:
+        return await read_whole(
+            self._store, feed.stream_id, position, _READ_BYTES, is_message_stream=feed.is_message_stream
+        )
 
     async def _tick_for_ever(self) -> None:
         while True:
@@ -308,3 +366,14 @@ class Readers:
                         reader.wake()
                     elif reader.sending_since is not None and now - reader.sending_since > self._stall_seconds:
                         reader.stop()
+
+
+async def _keep_alive(feed: Feed, keepalive: Keepalive) -> None:
+    while not feed.is_gone:
+        await asyncio.sleep(keepalive.every_seconds)
+        try:
+            await keepalive.touch()
+        except (StreamNotFound, StreamGone):
+            feed.end()
+        except StoreError as exc:
+            logger.warning("a stream with live readers could not be touched: %s", type(exc).__name__)

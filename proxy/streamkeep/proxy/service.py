@@ -9,16 +9,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.readers import Readers
+from streamkeep.proxy.registry import Registry
 from streamkeep.proxy.rules.signing import Signer
 from streamkeep.proxy.settings import Settings
+from streamkeep.proxy.subscriptions import Subscriptions
 from streamkeep.storage import Store
+from streamkeep.storage.appender import Appender
 from streamkeep.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
 
 
 class Service:
-    """Store, writer, readers and generations, in the order in which they start and in reverse stop."""
+    """Store, writer, appender, readers and generations, in the order in which they start and in reverse stop."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self.store = store
@@ -30,6 +33,9 @@ class Service:
             stream_budget_bytes=settings.stream_budget_bytes,
             process_budget_bytes=settings.process_budget_bytes,
         )
+        self.appender = Appender(store, self.readers)
+        self.registry = Registry(store, self.appender)
+        self.subscriptions = Subscriptions(store, self.appender, public_url=settings.public_url)
         self.generations = Generations(store, self.writer, self.readers, settings)
         self.is_ready = False
         self.failure: BaseException | None = None
@@ -49,7 +55,11 @@ class Service:
             self._signer = Signer(await self.store.signing_key())
             self.store.listen(self)
             await stack.enter_async_context(self._running("writer", self.writer.run()))
+            await stack.enter_async_context(self._running("appender", self.appender.run()))
             await stack.enter_async_context(self._running("readers", self.readers.run()))
+            await self.subscriptions.open()
+            stack.push_async_callback(self.subscriptions.close)
+            await stack.enter_async_context(self._running("subscriptions", self.subscriptions.run()))
             await self.generations.open()
             stack.push_async_callback(self.generations.close)
             await stack.enter_async_context(self._running("generations", self.generations.run()))

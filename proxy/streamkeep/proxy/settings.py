@@ -45,6 +45,7 @@ class Settings:
 
     max_buffered_request_bytes: int = 1024 * 1024
     max_request_bytes: int = 100 * 1024 * 1024
+    max_append_bytes: int = 10 * 1024 * 1024
     max_response_bytes: int = 1024 * 1024 * 1024
     stream_budget_bytes: int = 256 * 1024
     process_budget_bytes: int = 64 * 1024 * 1024

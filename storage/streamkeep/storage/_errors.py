@@ -2,7 +2,16 @@
 
 StoreError
 ├── InvalidOffset          the token is not one that this store could have issued
-├── StreamNotFound         no such stream
+├── StreamNotFound         no such stream, or it has expired
+├── StreamGone             deleted, and kept only for the forks that need its bytes
+├── StreamExists           the path is taken by a stream of another configuration
+├── StreamClosed           nothing can be appended any more; carries the final tail
+├── ContentTypeMismatch    the append's type is not the stream's; carries both
+├── SequenceConflict       `Stream-Seq` does not come after the last one
+├── ProducerFenced         a newer epoch writes here now; carries it
+├── SequenceGap            an earlier append of this producer is missing; carries expected and received
+├── InvalidEpochStart      a new epoch must begin at sequence 0
+├── InvalidFork            the fork point is not in the source
 ├── GenerationNotFound     no such generation
 ├── FingerprintMismatch    the same ids were used before for another request
 ├── GenerationEnded        it reached its terminal event already
@@ -48,3 +57,57 @@ class ItemRefused(StoreError):
 
 class StoreUnavailable(StoreError):
     """The engine is out of reach; whether the last commit happened is unknown until `settle` says so."""
+
+
+class StreamGone(StoreError):
+    """The stream was deleted; forks still read its bytes."""
+
+
+class StreamExists(StoreError):
+    """The path is in use: by a stream of another configuration, or by a deleted one that forks still need."""
+
+
+class StreamClosed(StoreError):
+    """The stream is closed; `final_position` is its tail for ever."""
+
+    def __init__(self, final_position: int) -> None:
+        super().__init__(f"the stream is closed at {final_position}")
+        self.final_position = final_position
+
+
+class ContentTypeMismatch(StoreError):
+    """The append says one content type, the stream has another."""
+
+    def __init__(self, expected: str, received: str) -> None:
+        super().__init__(f"the stream is {expected}, the append {received}")
+        self.expected = expected
+        self.received = received
+
+
+class SequenceConflict(StoreError):
+    """The writer's sequence is not greater than the last one accepted (protocol 5.2)."""
+
+
+class ProducerFenced(StoreError):
+    """A newer epoch of this producer has written here; the old one is finished."""
+
+    def __init__(self, current_epoch: int) -> None:
+        super().__init__(f"epoch {current_epoch} writes here now")
+        self.current_epoch = current_epoch
+
+
+class SequenceGap(StoreError):
+    """An earlier append of the same producer has not arrived."""
+
+    def __init__(self, expected: int, received: int) -> None:
+        super().__init__(f"expected sequence {expected}, received {received}")
+        self.expected = expected
+        self.received = received
+
+
+class InvalidEpochStart(StoreError):
+    """A producer's new epoch begins with a sequence other than 0."""
+
+
+class InvalidFork(StoreError):
+    """The fork position or sub-offset lies beyond the source's data, or inside a message."""

@@ -6,9 +6,13 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from streamkeep.storage._errors import StoreError
+from streamkeep.storage._subscriptions import SubscriptionStore
 from streamkeep.storage._types import (
     Append,
+    Appended,
     Claim,
+    Created,
     Ending,
     Generation,
     GenerationKey,
@@ -16,6 +20,10 @@ from streamkeep.storage._types import (
     Owner,
     Refusal,
     Slice,
+    StreamAppend,
+    StreamConfig,
+    StreamInfo,
+    StreamKey,
     Tail,
     UpstreamHead,
 )
@@ -142,16 +150,77 @@ class Store(Protocol):
         Beyond the tail the slice is empty and keeps the position.
 
         Raises:
-            StreamNotFound: no such stream, or its data is gone.
+            StreamNotFound: no such stream, it has expired or is deleted, or its data is gone.
         """
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         """The tails of those streams that exist."""
 
+    # Streams of the open protocol: many writers, in any process. Generations' streams are such streams, read only.
+
+    async def create_stream(self, key: StreamKey, config: StreamConfig, data: bytes = b"") -> Created:
+        """Make a stream with its first bytes, or find the one of the same configuration.
+
+        A stream that has expired counts as absent. A fork shares the source's bytes up to its fork point, and its
+        positions go on from there; it inherits content type and expiry where none is given, and no producer state.
+
+        Raises:
+            StreamExists: the path is taken by another configuration (content type, expiry, closed, fork point), or the
+                source of a fork is deleted.
+            StreamNotFound: the source of a fork does not exist.
+            ContentTypeMismatch: a fork's type is not its source's.
+            InvalidFork: the fork point is not in the source.
+            ItemRefused: the path is reserved for generations, or the engine cannot keep such text.
+        """
+
+    async def stream(self, key: StreamKey, *, is_touched: bool = True) -> StreamInfo:
+        """The stream under a path; a touch restarts its sliding TTL.
+
+        It never expires before its TTL has passed since the last touch, and at most a tenth of it, or 10 s, later.
+
+        Raises:
+            StreamNotFound: there is none, or it has expired.
+            StreamGone: it is deleted, or has expired, and only forks may read it.
+        """
+
+    async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
+        """Append for many writers in one transaction; what became of each, in order.
+
+        Serialised in the database for each stream, producer state and data together. An item that fails does not fail
+        the others; several items for one stream take effect in their order. Precedence for one item: a producer's
+        duplicate answers first (on a closed stream the closing tuple alone); then closed, content type, producer,
+        `Stream-Seq` (protocol 5.2, 5.2.1; `rules/appends.py`). A generation's stream answers `StreamClosed` or, while
+        live, `ItemRefused`; so does what the engine cannot keep.
+
+        Raises:
+            StoreUnavailable: unknown for every item; nothing is sent again by the store.
+        """
+
+    async def delete_stream(self, key: StreamKey) -> None:
+        """Delete a stream; while forks need its bytes it is only gone. The last fork's deletion cleans up behind it.
+
+        Raises:
+            StreamNotFound, StreamGone: as `stream`.
+            ItemRefused: it is a generation's.
+        """
+
+    async def list_streams(
+        self, tenant: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[StreamInfo]:
+        """Streams of a tenant whose path begins with `prefix`, in path order, beginning after a path; neither deleted nor
+        expired ones, nor generations' streams."""
+
+    # Subscriptions
+
+    @property
+    def subscriptions(self) -> SubscriptionStore:
+        """Who is to be told when streams grow: the part of the contract that `_subscriptions.py` says."""
+
     # Upkeep: small batches, safe to run in several processes at once
 
     async def sweep(self, limit: int = 100) -> int:
-        """Delete the data of generations past their retention, and rows past theirs; return how many were touched."""
+        """Delete expired streams, the data of generations past their retention, and rows past theirs; return how many
+        were touched. What forks need stays readable for them."""
 
     async def merge(self, limit: int = 20) -> int:
         """Merge the chunks of closed streams into larger, compressed segments; return how many streams were merged."""

@@ -142,3 +142,113 @@ class Slice:
     @property
     def is_up_to_date(self) -> bool:
         return self.end >= self.tail.position
+
+
+# Streams of the open protocol: addressed by path, written by many
+
+
+@dataclass(frozen=True, slots=True)
+class StreamKey:
+    """What names a stream: its tenant, and its path below the stream root, without a leading slash."""
+
+    tenant: str
+    path: str
+
+
+GENERATIONS = "generations/"
+"""The paths below this prefix are those of generations' streams; nobody creates, writes or deletes them by path."""
+
+
+def generation_of(key: StreamKey) -> GenerationKey | None:
+    """The generation whose data or control stream has this path, if it can be one's."""
+    match key.path.split("/"):
+        case ["generations", session_id, request_id, "data" | "control"]:
+            return GenerationKey(key.tenant, session_id, request_id)
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Expiry:
+    """When a stream ends its life by itself: after `ttl_seconds` without a touch (sliding), or at an instant. At most
+    one of the two is given."""
+
+    ttl_seconds: int | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForkPoint:
+    """Where a new stream branches off: a source, and a position in it (None: its tail). `sub_offset` counts messages
+    in a message stream and bytes in any other, from `position` on; None when the request names none."""
+
+    source: StreamKey
+    position: int | None = None
+    sub_offset: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamConfig:
+    """What a creation asks for; a repeat with the same wishes finds the stream. `content_type` and `expiry` are None
+    where the request says nothing: the defaults, or for a fork the source's."""
+
+    content_type: str | None = None
+    expiry: Expiry | None = None
+    is_closed: bool = False
+    fork: ForkPoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamInfo:
+    """A stream as it stands. `is_message_stream`: JSON mode, where stored messages end with a separator byte; the data
+    stream of a generation, and a fork of one, holds upstream's bytes as they came even if they are JSON."""
+
+    id: int
+    key: StreamKey
+    content_type: str
+    is_message_stream: bool
+    tail: Tail
+    expiry: Expiry
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The answer to a creation: the stream, and whether this call made it."""
+
+    stream: StreamInfo
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Producer:
+    """An idempotent writer's name, incarnation and the number of this append (protocol 5.2.1)."""
+
+    id: str
+    epoch: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAppend:
+    """One request to append: bytes in stored form (messages with their separators in a message stream), empty only with
+    `is_close`. `content_type` is None when there is no body. `writer_sequence` is `Stream-Seq`: opaque, compared
+    byte-wise, of the stream's scope."""
+
+    key: StreamKey
+    data: bytes
+    content_type: str | None = None
+    is_close: bool = False
+    producer: Producer | None = None
+    writer_sequence: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What an append came to. `position` is where its bytes begin, `tail` the stream's after it. A duplicate stored
+    nothing, as does closing once more without a producer; `producer` is then the last tuple accepted from it."""
+
+    stream_id: int
+    position: int
+    tail: Tail
+    is_duplicate: bool = False
+    producer: Producer | None = None

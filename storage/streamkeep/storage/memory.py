@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -12,35 +13,80 @@ from streamkeep.storage._errors import (
     GenerationEnded,
     ItemRefused,
     OwnerFenced,
+    StoreError,
+    StreamExists,
+    StreamGone,
     StreamNotFound,
 )
 from streamkeep.storage._store import Listener
 from streamkeep.storage._types import (
+    GENERATIONS,
     Append,
+    Appended,
     Claim,
+    Created,
     Ending,
+    Expiry,
+    ForkPoint,
     Generation,
     GenerationKey,
     Lease,
     Owner,
+    Producer,
     Refusal,
     Retention,
     Slice,
+    StreamAppend,
+    StreamConfig,
+    StreamInfo,
+    StreamKey,
     Tail,
     UpstreamHead,
+    generation_of,
 )
+from streamkeep.storage.memory_subscriptions import MemorySubscriptions
+from streamkeep.storage.rules import content_types, forks
+from streamkeep.storage.rules.appends import StreamState, decide_batch
+from streamkeep.storage.rules.expiry import first_end, is_over, moved_end
 from streamkeep.storage.rules.generations import State, orphaned
 from streamkeep.storage.rules.json_messages import encode_message
+from streamkeep.storage.rules.texts import is_storable
 
 
 @dataclass(slots=True)
 class _Stream:
+    """A stream of either kind. A fork holds a copy of what it shares, so nothing needs to be kept for it; `source` only
+    tells whether a deleted stream may be forgotten. `asked` is what its creation asked for."""
+
+    id: int
+    key: StreamKey
+    content_type: str = content_types.DEFAULT
+    is_message_stream: bool = False
     data: bytearray = field(default_factory=bytearray)
     is_closed: bool = False
+    created_at: datetime = field(default_factory=lambda: _now())
+    is_generation: bool = False
+    is_deleted: bool = False
+    asked: StreamConfig = field(default_factory=StreamConfig)
+    expiry: Expiry = field(default_factory=Expiry)
+    ends_at: datetime | None = None
+    source: int | None = None
+    fork_position: int | None = None
+    writer_sequence: str | None = None
+    closed_by: Producer | None = None
+    producers: dict[str, Producer] = field(default_factory=dict)
 
     @property
     def tail(self) -> Tail:
         return Tail(len(self.data), self.is_closed)
+
+    @property
+    def is_readable(self) -> bool:
+        return not self.is_deleted and not is_over(self.ends_at, _now())
+
+    @property
+    def standing(self) -> forks.Standing:
+        return forks.Standing(self.asked, self.content_type, self.expiry, self.is_closed, self.fork_position)
 
 
 class MemoryStore:
@@ -49,9 +95,11 @@ class MemoryStore:
     def __init__(self, retention: Retention = Retention()) -> None:  # noqa: B008
         self._retention = retention
         self._streams: dict[int, _Stream] = {}
+        self._paths: dict[StreamKey, _Stream] = {}
         self._generations: dict[GenerationKey, Generation] = {}
         self._beats: dict[Owner, int] = {}
         self._listeners: list[Listener] = []
+        self.subscriptions = MemorySubscriptions()
         self._signing_key = secrets.token_bytes(32)
         self._last_id = 0
 
@@ -174,11 +222,84 @@ class MemoryStore:
         return await self.tails(stream_ids)
 
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
-        stream = self._stream(stream_id)
+        stream = self._streams.get(stream_id)
+        if stream is None or not stream.is_readable:
+            raise StreamNotFound(f"no stream {stream_id}")
         return Slice(position, bytes(stream.data[position : position + max_bytes]), stream.tail)
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
-        return {i: self._streams[i].tail for i in stream_ids if i in self._streams}
+        found = (self._streams.get(stream_id) for stream_id in stream_ids)
+        return {stream.id: stream.tail for stream in found if stream is not None and stream.is_readable}
+
+    # Streams of the open protocol
+
+    async def create_stream(self, key: StreamKey, config: StreamConfig, data: bytes = b"") -> Created:
+        if key.path.startswith(GENERATIONS) or not is_storable(key.path):
+            raise ItemRefused(f"no stream can be made at {key.path!r}")
+        try:
+            found = self._find(key)
+        except StreamNotFound:
+            made = self._fork(key, config, config.fork) if config.fork else self._new(key, config)
+            made.data += data
+            made.is_closed = config.is_closed
+            return Created(self._info(made), is_new=True)
+        except StreamGone:
+            raise StreamExists(f"{key.path} is deleted, and forks need it") from None
+        if not forks.is_same_configuration(found.standing, config):
+            raise StreamExists(f"{key.path} has another configuration")
+        return Created(self._info(found), is_new=False)
+
+    async def stream(self, key: StreamKey, *, is_touched: bool = True) -> StreamInfo:
+        stream = self._find(key)
+        if is_touched:
+            self._touch(stream)
+        return self._info(stream)
+
+    async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
+        states: dict[StreamKey, StreamState] = {}
+        producers: dict[tuple[int, str], Producer] = {}
+        for append in appends:
+            with suppress(StreamNotFound, StreamGone):
+                self._find(append.key)
+            stream = self._paths.get(append.key)
+            if stream is not None:
+                states[append.key] = StreamState(
+                    stream.id,
+                    self._content_type(stream),
+                    stream.tail,
+                    stream.writer_sequence,
+                    stream.closed_by,
+                    is_generation=stream.is_generation,
+                    is_gone=not stream.is_readable,
+                )
+                producers |= {(stream.id, name): known for name, known in stream.producers.items()}
+        results, changes = decide_batch(appends, states, producers)
+        for change in changes:
+            stream = self._streams[change.state.id]
+            stream.data += change.data
+            stream.is_closed = change.state.tail.is_closed
+            stream.writer_sequence = change.state.writer_sequence
+            stream.closed_by = change.state.closed_by
+            stream.producers |= change.producers
+            self._touch(stream)
+        return results
+
+    async def delete_stream(self, key: StreamKey) -> None:
+        stream = self._find(key)
+        if stream.is_generation:
+            raise ItemRefused(f"{key.path} goes with its generation")
+        self._remove(stream)
+
+    async def list_streams(
+        self, tenant: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[StreamInfo]:
+        found = [
+            stream
+            for key, stream in self._paths.items()
+            if key.tenant == tenant and key.path.startswith(prefix) and key.path > after
+            if stream.is_readable and not stream.is_generation
+        ]
+        return [self._info(stream) for stream in sorted(found, key=lambda stream: stream.key.path)[:limit]]
 
     # Upkeep
 
@@ -189,8 +310,8 @@ class MemoryStore:
         rows = [g for g in self._generations.values() if g.ended_at is not None]
         due = [g for g in rows if not g.is_swept and g.ended_at is not None and g.ended_at <= data_before][:limit]
         for row in due:
-            self._streams.pop(row.data_stream, None)
-            self._streams.pop(row.control_stream, None)
+            for stream_id in (row.data_stream, row.control_stream):
+                self._forget(self._streams[stream_id])
             # A refused generation guards nothing: its key may be claimed anew, so its row goes with its error body.
             if row.state is State.REFUSED:
                 self._delete(row)
@@ -199,7 +320,10 @@ class MemoryStore:
         expired = [g for g in rows if g.is_swept and g.ended_at is not None and g.ended_at <= row_before][:limit]
         for row in expired:
             self._delete(row)
-        return len(due) + len(expired)
+        over = [s for s in self._streams.values() if not s.is_deleted and is_over(s.ends_at, now)][:limit]
+        for stream in over:
+            self._remove(stream)
+        return len(due) + len(expired) + len(over)
 
     async def merge(self, limit: int = 20) -> int:
         return 0
@@ -212,17 +336,109 @@ class MemoryStore:
         if owner not in self._beats:
             raise OwnerFenced(f"{owner} holds no lease")
 
-    def _stream(self, stream_id: int) -> _Stream:
-        try:
-            return self._streams[stream_id]
-        except KeyError:
-            raise StreamNotFound(f"no stream {stream_id}") from None
-
     def _create(self, owner: Owner, key: GenerationKey, fingerprint: bytes | None) -> Generation:
-        data, control = self._next_id(), self._next_id()
-        self._streams[data], self._streams[control] = _Stream(), _Stream()
-        row = Generation(self._next_id(), key, 1, State.CREATING, owner, data, control, fingerprint, _now())
+        data = self._add(_Stream(self._next_id(), StreamKey(key.tenant, key.data_path), is_generation=True))
+        control = self._add(
+            _Stream(
+                self._next_id(),
+                StreamKey(key.tenant, key.control_path),
+                content_types.JSON,
+                is_message_stream=True,
+                is_generation=True,
+            )
+        )
+        row = Generation(self._next_id(), key, 1, State.CREATING, owner, data.id, control.id, fingerprint, _now())
         return self._put(row)
+
+    def _add(self, stream: _Stream) -> _Stream:
+        self._streams[stream.id] = self._paths[stream.key] = stream
+        return stream
+
+    def _find(self, key: StreamKey) -> _Stream:
+        """The readable stream under a path; one that has expired and that no fork needs is forgotten on the way."""
+        stream = self._paths.get(key)
+        if stream is not None and not stream.is_readable and not stream.is_deleted:
+            self._remove(stream)
+            stream = self._paths.get(key)
+        if stream is None:
+            raise StreamNotFound(f"no stream {key.path!r}")
+        if stream.is_deleted:
+            raise StreamGone(f"{key.path} is deleted")
+        return stream
+
+    def _new(self, key: StreamKey, config: StreamConfig) -> _Stream:
+        content_type = config.content_type or content_types.DEFAULT
+        own_expiry = config.expiry or Expiry()
+        return self._add(
+            _Stream(
+                self._next_id(),
+                key,
+                content_type,
+                content_types.is_json(content_type),
+                asked=config,
+                expiry=own_expiry,
+                ends_at=first_end(own_expiry, _now()),
+            )
+        )
+
+    def _fork(self, key: StreamKey, config: StreamConfig, point: ForkPoint) -> _Stream:
+        if point.source.tenant != key.tenant:
+            raise StreamNotFound(f"no stream {point.source.path!r}")
+        try:
+            source = self._find(point.source)
+        except StreamGone:
+            raise StreamExists(f"the source {point.source.path} is deleted") from None
+        content_type = forks.inherited_content_type(config, self._content_type(source))
+        search = forks.resolve(point, tail=len(source.data), is_message_stream=source.is_message_stream)
+        found: bytes | None = None
+        while True:
+            try:
+                start, size = search.send(found) if found is not None else next(search)
+            except StopIteration as end:
+                position: int = end.value
+                break
+            found = bytes(source.data[start : start + size])
+        fork = self._new(key, replace(config, expiry=config.expiry or source.expiry))
+        fork.asked, fork.content_type, fork.is_message_stream = config, content_type, source.is_message_stream
+        fork.source, fork.fork_position = source.id, position
+        fork.data += source.data[:position]
+        return fork
+
+    def _content_type(self, stream: _Stream) -> str:
+        generation_key = generation_of(stream.key)
+        if generation_key is None or stream.is_message_stream:
+            return stream.content_type
+        head = self._generations[generation_key].head
+        return (head and head.content_type) or content_types.DEFAULT
+
+    def _info(self, stream: _Stream) -> StreamInfo:
+        return StreamInfo(
+            stream.id,
+            stream.key,
+            self._content_type(stream),
+            stream.is_message_stream,
+            stream.tail,
+            stream.expiry,
+            stream.created_at,
+        )
+
+    def _touch(self, stream: _Stream) -> None:
+        stream.ends_at = moved_end(stream.expiry.ttl_seconds, stream.ends_at, _now()) or stream.ends_at
+
+    def _remove(self, stream: _Stream) -> None:
+        """Delete a stream, and what was deleted before and only waited for it."""
+        stream.is_deleted = True
+        gone: _Stream | None = stream
+        while gone is not None and not gone.is_readable and not self._has_forks(gone):
+            self._forget(gone)
+            gone = self._streams.get(gone.source) if gone.source is not None else None
+
+    def _has_forks(self, stream: _Stream) -> bool:
+        return any(other.source == stream.id for other in self._streams.values())
+
+    def _forget(self, stream: _Stream) -> None:
+        del self._streams[stream.id]
+        del self._paths[stream.key]
 
     def _put(self, row: Generation) -> Generation:
         self._generations[row.key] = row

@@ -23,12 +23,19 @@ class Encoding(StrEnum):
     TEXT = "text"
     JSON = "json"
     BASE64 = "base64"
+    JSON_BASE64 = "json-base64"
+
+    @property
+    def is_base64(self) -> bool:
+        return self in (Encoding.BASE64, Encoding.JSON_BASE64)
 
 
-def encoding_for(content_type: str | None, *, is_message_stream: bool = False) -> Encoding:
-    """Text for `text/*` and JSON types, base64 for all others and while the type is unknown."""
+def encoding_for(content_type: str | None, *, is_message_stream: bool = False, is_base64: bool = False) -> Encoding:
+    """Text for `text/*` and JSON types, base64 for all others, where it is asked for, and while the type is unknown."""
     if is_message_stream:
-        return Encoding.JSON
+        return Encoding.JSON_BASE64 if is_base64 else Encoding.JSON
+    if is_base64:
+        return Encoding.BASE64
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type.startswith("text/") or media_type == "application/json":
         return Encoding.TEXT
@@ -43,8 +50,10 @@ def split_text(data: bytes) -> tuple[str, bytes]:
 
 
 def data_frame(payload: str, event_id: str) -> bytes:
-    """A `data` event; `event_id` is the offset after it, which an EventSource gives back as `Last-Event-ID`."""
-    # Readers strip one space: a line that begins with one is given another.
+    """A `data` event; `event_id` is the offset after it, which an EventSource gives back as `Last-Event-ID`.
+
+    A line that begins with a space gets another one before it, since a reader takes one away.
+    """
     lines = "".join(f"data:{' ' if line.startswith(' ') else ''}{line}\n" for line in _LINE_END.split(payload))
     return f"event: data\nid: {event_id}\n{lines}\n".encode()
 

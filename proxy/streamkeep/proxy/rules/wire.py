@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import parse_qsl
 
+from streamkeep.storage.rules.offsets import parse_offset
+
 # Request headers
 PROXY_URL = "X-Proxy-Url"
 PROXY_METHOD = "X-Proxy-Method"
@@ -17,13 +19,24 @@ RESUME_ACTIVE_GENERATION = "X-Resume-Active-Generation"
 REPLAY_FROM_START = "X-Replay-From-Start"
 ACTIVE_GENERATION_TTL = "X-Active-Generation-TTL"
 LAST_EVENT_ID = "Last-Event-ID"
+STREAM_TTL = "Stream-TTL"
+STREAM_EXPIRES_AT = "Stream-Expires-At"
+STREAM_SEQ = "Stream-Seq"
+FORKED_FROM = "Stream-Forked-From"
+FORK_OFFSET = "Stream-Fork-Offset"
+FORK_SUB_OFFSET = "Stream-Fork-Sub-Offset"
+PRODUCER_ID = "Producer-Id"
+PRODUCER_EPOCH = "Producer-Epoch"
+PRODUCER_SEQ = "Producer-Seq"
 
-# Response headers
+# Response headers; some of those above are answered as well
 NEXT_OFFSET = "Stream-Next-Offset"
 UP_TO_DATE = "Stream-Up-To-Date"
 CLOSED = "Stream-Closed"
 CURSOR = "Stream-Cursor"
 SSE_DATA_ENCODING = "Stream-SSE-Data-Encoding"
+PRODUCER_EXPECTED_SEQ = "Producer-Expected-Seq"
+PRODUCER_RECEIVED_SEQ = "Producer-Received-Seq"
 UPSTREAM_STATUS = "Upstream-Status"
 UPSTREAM_CONTENT_ENCODING = "Upstream-Content-Encoding"
 REPLAYED = "Streamkeep-Replayed"
@@ -119,7 +132,7 @@ def single_parameters(query_string: bytes) -> dict[str, str]:
 
 
 def read_query(parameters: Mapping[str, str], *, last_event_id: str | None) -> ReadQuery:
-    """What a read asks for. `Last-Event-ID` wins over `offset`. Raises: BadRequest."""
+    """What a read asks for. `Last-Event-ID` wins over `offset`. Raises: BadRequest, InvalidOffset."""
     live_text = parameters.get("live")
     try:
         live = None if live_text is None else Live(live_text)
@@ -131,4 +144,6 @@ def read_query(parameters: Mapping[str, str], *, last_event_id: str | None) -> R
     if encoding is not None and live is not Live.SSE:
         raise BadRequest("invalid_parameter", "encoding=base64 goes with live=sse")
     offset = last_event_id or parameters.get("offset")
+    if offset is not None:
+        parse_offset(offset)
     return ReadQuery(offset, live, parameters.get("cursor"), encoding is not None)

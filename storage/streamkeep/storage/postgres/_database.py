@@ -34,6 +34,10 @@ _RESERVED_CONNECTIONS = 2
 _RELEASE_SECONDS = 1.0
 _IDLE_SECONDS = 60.0
 
+# Said here and not left to the role's defaults: statements after a lock must see what it waited for. And a plan that was
+# made and kept while a table was small must not read all of it once it is large. All in one round trip.
+_BEGIN = "begin isolation level read committed; set local synchronous_commit = on; set local enable_seqscan = off"
+
 # The transaction was rolled back through no fault of its own, so running it again is safe.
 _ROLLED_BACK = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
 
@@ -140,10 +144,18 @@ class Database:
         """Run `work` in one durable READ COMMITTED transaction; it may run again when the database rolled it back."""
 
         async def transaction(connection: Connection) -> T:
-            # Said here and not left to the role's defaults: statements after a lock must see what it waited for.
-            async with connection.transaction(isolation="read_committed"):
-                await connection.execute("set local synchronous_commit = on")
-                return await work(connection)
+            await connection.execute(_BEGIN)
+            try:
+                result = await work(connection)
+            except BaseException:
+                try:
+                    if not connection.is_closed():
+                        await connection.execute("rollback")
+                except DRIVER_ERRORS:
+                    connection.terminate()
+                raise
+            await connection.execute("commit")
+            return result
 
         return await self._run(transaction, is_urgent=is_urgent, deadline_seconds=deadline_seconds)
 

@@ -29,12 +29,13 @@ from streamkeep.storage._errors import (
     OwnerFenced,
     StoreError,
     StoreUnavailable,
-    StreamNotFound,
 )
 from streamkeep.storage._store import Listener
 from streamkeep.storage._types import (
     Append,
+    Appended,
     Claim,
+    Created,
     Ending,
     Generation,
     GenerationKey,
@@ -43,13 +44,19 @@ from streamkeep.storage._types import (
     Refusal,
     Retention,
     Slice,
+    StreamAppend,
+    StreamConfig,
+    StreamInfo,
+    StreamKey,
     Tail,
     UpstreamHead,
 )
+from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
 from streamkeep.storage.postgres._database import Connection, Database
 from streamkeep.storage.postgres._listen import CANCELS_CHANNEL, Feed, Notifier, format_payload, new_sender
 from streamkeep.storage.postgres._migrate import migrate
-from streamkeep.storage.postgres._segments import RAW, unpack
+from streamkeep.storage.postgres._streams import ProtocolStreams
+from streamkeep.storage.postgres._subscriptions import PostgresSubscriptions
 from streamkeep.storage.postgres._upkeep import Upkeep
 from streamkeep.storage.rules.generations import State, orphaned
 from streamkeep.storage.rules.json_messages import encode_message
@@ -58,7 +65,6 @@ logger = logging.getLogger(__name__)
 
 _SIGNING_KEY_BYTES = 32
 _MAX_CLAIM_ATTEMPTS = 10
-_MAX_ROWS_PER_READ = 4096
 
 _COLUMNS = """id, tenant, session_id, request_id, epoch, state, owner_id, owner_epoch, data_stream, control_stream,
     fingerprint, created_at, head, refusal_body, code, message, is_cancel_requested, ended_at, is_swept"""
@@ -81,22 +87,11 @@ def _fence(condition: str = "") -> str:
 _BELONGS_TO_FENCE = "(owner_id, owner_epoch) is not distinct from (fence.id, fence.epoch)"
 
 
-def _end_of_chunks(stream_id: str) -> str:
-    """The tail of an open stream, as an expression: the end of its last chunk, None when it has none."""
-    return f"""(
-        select last.position + last.size
-        from streamkeep.chunks last
-        where last.stream_id = {stream_id}
-        order by last.position desc
-        limit 1
-    )"""
-
-
 def _expected(stream_id: str, position: str) -> str:
     """That position if it is the tail of that stream and the stream is open; otherwise the statement fails."""
     return f"""case {position}
         when (
-            select coalesce({_end_of_chunks("stream.id")}, 0)
+            select coalesce({end_of_chunks("stream.id")}, 0)
             from streamkeep.streams stream
             where stream.id = {stream_id} and stream.final_position is null
         ) then {position}
@@ -128,6 +123,9 @@ class PostgresStore:
             dsn, pool_size=pool_size, deadline_seconds=deadline_seconds, is_pooled=direct_dsn is not None
         )
         self._upkeep = Upkeep(self._database, retention, merge_after_seconds=merge_after_seconds)
+        self._chunks = Chunks(self._database)
+        self.subscriptions = PostgresSubscriptions(self._database)
+        self._streams = ProtocolStreams(self._database, self._chunks, self._announce)
         self._sender = new_sender()
         self._feed = Feed(
             self._direct_dsn, self._sender, cancel_requests=self._own_cancel_requests, deadline_seconds=deadline_seconds
@@ -226,7 +224,7 @@ class PostgresStore:
 
     _LIVE = f"""
     select {_COLUMNS},
-           coalesce({_end_of_chunks("data_stream")}, 0) as tail,
+           coalesce({end_of_chunks("data_stream")}, 0) as tail,
            extract(epoch from clock_timestamp() - created_at)::float8 as age_seconds
     from streamkeep.generations
     where owner_id = $1 and owner_epoch = $2 and ended_at is null
@@ -515,21 +513,13 @@ class PostgresStore:
 
     _SETTLE = "update streamkeep.owners set settled = settled + 1 where id = $1 and epoch = $2 returning settled"
 
-    _TAILS = f"""
-    select id,
-           coalesce(final_position, {_end_of_chunks("streams.id")}, 0) as tail,
-           final_position is not null as is_closed
-    from streamkeep.streams
-    where id = any($1::bigint[])
-    """
-
     async def settle(self, owner: Owner, stream_ids: Collection[int]) -> dict[int, Tail]:
         async def work(connection: Connection) -> tuple[int, dict[int, Tail]] | None:
             # Waits for commits that hold the row; those that come later carry the wrong number.
             row = await connection.fetchrow(self._SETTLE, owner.id, owner.epoch)
             if row is None:
                 return None
-            return row["settled"], _tails(await connection.fetch(self._TAILS, list(stream_ids)))
+            return row["settled"], await self._chunks.tails(stream_ids, connection)
 
         settled = await self._database.transact(work, is_urgent=True)
         if settled is None:
@@ -537,72 +527,35 @@ class PostgresStore:
         self._settled[owner], tails = settled
         return tails
 
-    # Bounded in rows too: a live stream may have come in single bytes. Of a large raw row only the part is fetched.
-    _READ = f"""
-    with stream as materialized (
-        select id,
-               coalesce(final_position, {_end_of_chunks("streams.id")}, 0) as tail,
-               final_position is not null as is_closed
-        from streamkeep.streams
-        where id = $1
-    )
-    select stream.tail, stream.is_closed, found.position, found.size, found.encoding, found.data
-    from stream
-    left join lateral (
-        select position, size, encoding,
-               case encoding
-                   when {RAW} then substring(
-                       data
-                       from (greatest($2 - position, 0) + 1)::int
-                       for least(position + size - $2, $3::bigint, $2 + $3 - position)::int
-                   )
-                   else data
-               end as data
-        from streamkeep.chunks
-        where stream_id = $1
-          and position < $2 + $3
-          and position + size > $2
-          and position >= coalesce(
-              (select max(first.position) from streamkeep.chunks first
-               where first.stream_id = $1 and first.position <= $2),
-              0
-          )
-        order by position
-        limit {_MAX_ROWS_PER_READ}
-    ) as found on true
-    order by found.position
-    """
-
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
-        rows = await self._database.fetch(self._READ, stream_id, position, max_bytes)
-        if not rows:
-            raise StreamNotFound(f"no stream {stream_id}")
-        pieces = []
-        end = position
-        for row in rows:
-            if row["position"] is None:
-                continue
-            data = row["data"]
-            start = max(row["position"], position)
-            if row["encoding"] != RAW:
-                skip = start - row["position"]
-                data = unpack(row["encoding"], row["size"], data)[skip : skip + position + max_bytes - start]
-            if start != end:
-                raise StoreError(f"stream {stream_id} has a hole at {end}")
-            pieces.append(data)
-            end += len(data)
-        tail = Tail(rows[0]["tail"], rows[0]["is_closed"])
-        if end == position < tail.position and max_bytes > 0:
-            raise StoreError(f"stream {stream_id} has a hole at {end}")
-        return Slice(position, b"".join(pieces), tail)
+        return await self._chunks.read(stream_id, position, max_bytes)
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
-        return _tails(await self._database.fetch(self._TAILS, list(stream_ids)))
+        return await self._chunks.tails(stream_ids)
+
+    # Streams of the open protocol
+
+    async def create_stream(self, key: StreamKey, config: StreamConfig, data: bytes = b"") -> Created:
+        return await self._streams.create(key, config, data)
+
+    async def stream(self, key: StreamKey, *, is_touched: bool = True) -> StreamInfo:
+        return await self._streams.stream(key, is_touched=is_touched)
+
+    async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
+        return await self._streams.append(appends)
+
+    async def delete_stream(self, key: StreamKey) -> None:
+        await self._streams.delete(key)
+
+    async def list_streams(
+        self, tenant: str, *, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[StreamInfo]:
+        return await self._streams.list_streams(tenant, prefix, after, limit)
 
     # Upkeep
 
     async def sweep(self, limit: int = 100) -> int:
-        return await self._upkeep.sweep(limit)
+        return await self._upkeep.sweep(limit) + await self._streams.sweep(limit)
 
     async def merge(self, limit: int = 20) -> int:
         return await self._upkeep.merge(limit)
@@ -655,10 +608,6 @@ def _head_json(head: UpstreamHead) -> str:
 def _head(text: str) -> UpstreamHead:
     status, content_type, content_encoding, headers = json.loads(text)
     return UpstreamHead(status, content_type, content_encoding, tuple((name, value) for name, value in headers))
-
-
-def _tails(rows: Sequence[asyncpg.Record]) -> dict[int, Tail]:
-    return {row["id"]: Tail(row["tail"], row["is_closed"]) for row in rows}
 
 
 def _append_arrays(appends: Sequence[Append]) -> tuple[list[int], list[int], list[bytes]]:

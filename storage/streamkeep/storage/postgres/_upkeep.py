@@ -18,6 +18,67 @@ logger = logging.getLogger(__name__)
 _DEADLINE_SECONDS = 60.0
 
 
+class Upkeep:
+    def __init__(self, database: Database, retention: Retention, *, merge_after_seconds: float) -> None:
+        self._database = database
+        self._retention = retention
+        self._merge_after_seconds = merge_after_seconds
+
+    async def sweep(self, limit: int) -> int:
+        """One batch: the data of generations past their retention, then rows past theirs."""
+
+        async def work(connection: Connection) -> int:
+            due = await connection.fetch(_LOCK_DUE, self._retention.data_seconds, limit)
+            if due:
+                ids = [row["id"] for row in due]
+                streams = [stream for row in due for stream in (row["data_stream"], row["control_stream"])]
+                await connection.fetch(_LOCK_STREAMS, streams)
+                kept = {row["id"] for row in await connection.fetch(_KEEP_FOR_FORKS, streams)}
+                streams = [stream for stream in streams if stream not in kept]
+                await connection.execute(_DELETE_CHUNKS, streams)
+                await connection.execute(_DELETE_STREAMS, streams)
+                await connection.execute(_DELETE_REFUSED, ids)
+                await connection.execute(_MARK_SWEPT, ids)
+            expired = await connection.execute(_DELETE_ROWS, self._retention.row_seconds, limit)
+            return len(due) + int(expired.rpartition(" ")[2])
+
+        return await self._database.transact(work, deadline_seconds=_DEADLINE_SECONDS)
+
+    async def merge(self, limit: int) -> int:
+        """Merge up to `limit` streams, each in a transaction of its own."""
+        for merged in range(limit):
+            if not await self._database.transact(self._merge_next, deadline_seconds=_DEADLINE_SECONDS):
+                return merged
+        return limit
+
+    async def _merge_next(self, connection: Connection) -> bool:
+        """Merge one stream, a segment at a time. Readers see all old rows or all new ones, which hold the same bytes."""
+        stream = await connection.fetchrow(_LOCK_UNMERGED, self._merge_after_seconds)
+        if stream is None:
+            return False
+        stream_id, position, final_position = stream["id"], stream["start"], stream["final_position"]
+        while position < final_position:
+            run = await connection.fetchrow(_RUN, stream_id, position, SEGMENT_BYTES)
+            if run is None or run["data"] is None or run["run_end"] - position != len(run["data"]):
+                # Nothing writes such rows. Should they exist all the same, keep them for whoever comes to look.
+                logger.error("stream %s has no whole chunks at %s; it is left as it is", stream_id, position)
+                break
+            segments = await asyncio.to_thread(pack, position, run["data"])
+            if run["chunks"] > len(segments) or any(segment.encoding != RAW for segment in segments):
+                await connection.execute(_DELETE_RUN, stream_id, position, run["run_end"])
+                await connection.execute(
+                    _INSERT_SEGMENTS,
+                    stream_id,
+                    [segment.position for segment in segments],
+                    [segment.size for segment in segments],
+                    [segment.encoding for segment in segments],
+                    [segment.data for segment in segments],
+                )
+            position = run["run_end"]
+        await connection.execute(_MARK_MERGED, stream_id)
+        return True
+
+
 _LOCK_DUE = """
 select id, data_stream, control_stream
 from streamkeep.generations
@@ -28,6 +89,13 @@ for update skip locked
 """
 
 _LOCK_STREAMS = "select id from streamkeep.streams where id = any($1::bigint[]) order by id for update"
+
+# Without a path: the generation's key may be claimed anew while forks still read the bytes.
+_KEEP_FOR_FORKS = """
+update streamkeep.streams set path = null, deleted_at = clock_timestamp()
+where id = any($1::bigint[]) and exists (select from streamkeep.streams fork where fork.source_id = streams.id)
+returning id
+"""
 
 _DELETE_CHUNKS = "delete from streamkeep.chunks where stream_id = any($1::bigint[])"
 
@@ -51,7 +119,7 @@ where id in (
 """
 
 _LOCK_UNMERGED = """
-select id, final_position
+select id, coalesce(fork_position, 0) as start, final_position
 from streamkeep.streams
 where closed_at <= clock_timestamp() - make_interval(secs => $1) and merged_at is null
 order by closed_at
@@ -75,65 +143,3 @@ from unnest($2::bigint[], $3::int[], $4::smallint[], $5::bytea[]) as segment
 """
 
 _MARK_MERGED = "update streamkeep.streams set merged_at = clock_timestamp() where id = $1"
-
-
-class Upkeep:
-    """What runs beside everything else, in batches small enough to disturb nobody; see `Store.sweep` and `Store.merge`."""
-
-    def __init__(self, database: Database, retention: Retention, *, merge_after_seconds: float) -> None:
-        self._database = database
-        self._retention = retention
-        self._merge_after_seconds = merge_after_seconds
-
-    async def sweep(self, limit: int) -> int:
-        """One batch: the data of generations past their retention, then rows past theirs."""
-
-        async def work(connection: Connection) -> int:
-            due = await connection.fetch(_LOCK_DUE, self._retention.data_seconds, limit)
-            if due:
-                ids = [row["id"] for row in due]
-                streams = [stream for row in due for stream in (row["data_stream"], row["control_stream"])]
-                await connection.fetch(_LOCK_STREAMS, streams)
-                await connection.execute(_DELETE_CHUNKS, streams)
-                await connection.execute(_DELETE_STREAMS, streams)
-                await connection.execute(_DELETE_REFUSED, ids)
-                await connection.execute(_MARK_SWEPT, ids)
-            expired = await connection.execute(_DELETE_ROWS, self._retention.row_seconds, limit)
-            return len(due) + int(expired.rpartition(" ")[2])
-
-        return await self._database.transact(work, deadline_seconds=_DEADLINE_SECONDS)
-
-    async def merge(self, limit: int) -> int:
-        """Merge up to `limit` streams, each in a transaction of its own."""
-        for merged in range(limit):
-            if not await self._database.transact(self._merge_next, deadline_seconds=_DEADLINE_SECONDS):
-                return merged
-        return limit
-
-    async def _merge_next(self, connection: Connection) -> bool:
-        """Merge one stream, a segment at a time. Readers see all old rows or all new ones, which hold the same bytes."""
-        stream = await connection.fetchrow(_LOCK_UNMERGED, self._merge_after_seconds)
-        if stream is None:
-            return False
-        stream_id, final_position = stream["id"], stream["final_position"]
-        position = 0
-        while position < final_position:
-            run = await connection.fetchrow(_RUN, stream_id, position, SEGMENT_BYTES)
-            if run is None or run["data"] is None or run["run_end"] - position != len(run["data"]):
-                # Nothing writes such rows. Should they exist all the same, keep them for whoever comes to look.
-                logger.error("stream %s has no whole chunks at %s; it is left as it is", stream_id, position)
-                break
-            segments = await asyncio.to_thread(pack, position, run["data"])
-            if run["chunks"] > len(segments) or any(segment.encoding != RAW for segment in segments):
-                await connection.execute(_DELETE_RUN, stream_id, position, run["run_end"])
-                await connection.execute(
-                    _INSERT_SEGMENTS,
-                    stream_id,
-                    [segment.position for segment in segments],
-                    [segment.size for segment in segments],
-                    [segment.encoding for segment in segments],
-                    [segment.data for segment in segments],
-                )
-            position = run["run_end"]
-        await connection.execute(_MARK_MERGED, stream_id)
-        return True

@@ -1,0 +1,328 @@
+"""Reading a stream, whoever writes it: catch-up, long-poll, SSE and HEAD (protocol 5.5 to 5.8). The hot path.
+
+A reader's connection ends with its stream, with its time (it reconnects), with its peer, or with a stall; only the first
+of these is told with an end mark. A stream that is deleted or expires under its readers ends their connections without one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from streamkeep.proxy import asgi
+from streamkeep.proxy.errors import not_found
+from streamkeep.proxy.readers import Feed, Keepalive, Piece, Reader, Readers, read_whole
+from streamkeep.proxy.rules import caching, sse, wire
+from streamkeep.proxy.rules.caching import CachePolicy
+from streamkeep.proxy.rules.cursors import next_cursor
+from streamkeep.proxy.rules.sse import Encoding
+from streamkeep.proxy.settings import Settings
+from streamkeep.storage import InvalidOffset, Slice, Store, StoreError, Tail
+from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
+from streamkeep.storage.rules.offsets import NOW, START, format_offset, parse_offset
+
+_PAGE_BYTES = 1024 * 1024
+# A body of this size takes long enough to compress that other requests should not wait for it.
+_GZIP_IN_THREAD_BYTES = 64 * 1024
+_GZIP_LEVEL = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A stream as its readers see it. `headers` stand on every answer, `head_headers` on that to HEAD. `tail` is where
+    the stream ended when it was looked up; None: nobody looked. `is_shared`: shared caches may keep what is read."""
+
+    stream_id: int
+    content_type: str
+    is_message_stream: bool = False
+    headers: tuple[tuple[str, str], ...] = ()
+    head_headers: tuple[tuple[str, str], ...] = ()
+    tail: Tail | None = None
+    is_shared: bool = False
+    keepalive: Keepalive | None = None
+
+    def body(self, data: bytes) -> bytes:
+        return to_array(data) if self.is_message_stream else data
+
+    def encoding(self, *, is_base64: bool) -> Encoding:
+        return sse.encoding_for(self.content_type, is_message_stream=self.is_message_stream, is_base64=is_base64)
+
+    def caching(self, policy: CachePolicy) -> tuple[str, str]:
+        return ("Cache-Control", policy if self.is_shared else CachePolicy.NONE)
+
+
+class Parts(Protocol):
+    """What reading needs of the running service."""
+
+    store: Store
+    readers: Readers
+    settings: Settings
+
+
+class Reads:
+    """The ways to read, for any way to name a stream."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._settings = parts.settings
+
+    async def answer(self, target: Target, query: wire.ReadQuery, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a GET or HEAD.
+
+        Raises:
+            InvalidOffset: the offset is beyond the tail, or inside a message.
+        """
+        if scope["method"] == "HEAD":
+            await self._head(target, send)
+            return
+        position = parse_offset(query.offset if query.offset is not None else START)
+        if position is None:
+            tail = await self._tail(target)
+            if query.live is None:
+                await self._nothing_yet(target, tail, send)
+                return
+            position = tail.position
+        else:
+            await self._check_bound(target, position)
+        if query.live is wire.Live.SSE:
+            await self._sse(target, position, query, scope, receive, send)
+        elif query.live is wire.Live.LONG_POLL:
+            await self._long_poll(target, position, query, receive, send)
+        else:
+            await self._catch_up(target, position, scope, send)
+
+    async def _tail(self, target: Target) -> Tail:
+        if target.tail is not None:
+            return target.tail
+        tails = await self._parts.store.tails([target.stream_id])
+        if target.stream_id not in tails:
+            raise not_found()
+        return tails[target.stream_id]
+
+    async def _check_bound(self, target: Target, position: int) -> None:
+        """A legal offset lies within the stream; in one of messages it is the start, or follows a message."""
+        if target.tail is not None and position >= target.tail.position:
+            if position > target.tail.position:
+                raise InvalidOffset("the offset is beyond the tail")
+        elif target.is_message_stream and position:
+            before = await self._parts.store.read(target.stream_id, position - 1, 1)
+            if before.data not in (b"", SEPARATOR):
+                raise InvalidOffset("the offset lies inside a message")
+
+    async def _head(self, target: Target, send: Send) -> None:
+        tail = await self._tail(target)
+        headers = [*target.headers, *target.head_headers, ("Content-Type", target.content_type), asgi.NO_STORE]
+        headers += _position_headers(tail.position, is_up_to_date=True, is_closed=tail.is_closed)
+        await send({"type": "http.response.start", "status": 200, "headers": asgi.raw_headers(headers)})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _nothing_yet(self, target: Target, tail: Tail, send: Send) -> None:
+        """A catch-up read from `now`: where the tail is, and no data."""
+        headers = [*_body_headers(target), asgi.NO_STORE]
+        headers += _position_headers(tail.position, is_up_to_date=True, is_closed=tail.is_closed)
+        await asgi.answer(send, 200, target.body(b""), headers)
+
+    async def _catch_up(self, target: Target, position: int, scope: Scope, send: Send) -> None:
+        read = await self._page(target, position)
+        if position > read.tail.position:
+            raise InvalidOffset("the offset is beyond the tail")
+        is_closed = read.tail.is_closed and read.is_up_to_date
+        body = target.body(read.data)
+        accepted = asgi.header(scope, b"accept-encoding")
+        is_gzip = caching.is_gzip_wanted(accepted, target.content_type, len(body))
+        tag = caching.entity_tag(target.stream_id, position, read.end, is_closed=is_closed, is_gzip=is_gzip)
+        headers = [*_body_headers(target), target.caching(CachePolicy.SHARED), ("ETag", tag)]
+        headers.append(("Vary", "Accept-Encoding"))
+        headers += _position_headers(read.end, is_up_to_date=read.is_up_to_date, is_closed=is_closed)
+        if caching.matches(asgi.header(scope, b"if-none-match"), tag):
+            await asgi.answer(send, 304, b"", headers)
+            return
+        if is_gzip:
+            body = await _compressed(body)
+            headers.append(("Content-Encoding", "gzip"))
+        await asgi.answer(send, 200, body, headers)
+
+    async def _page(self, target: Target, position: int) -> Slice:
+        if target.tail is not None and target.tail.position == position:
+            return Slice(position, b"", target.tail)
+        return await read_whole(
+            self._parts.store, target.stream_id, position, _PAGE_BYTES, is_message_stream=target.is_message_stream
+        )
+
+    async def _long_poll(
+        self, target: Target, position: int, query: wire.ReadQuery, receive: Receive, send: Send
+    ) -> None:
+        deadline = time.monotonic() + self._settings.long_poll_seconds
+        data: list[bytes] = []
+        async with self._following(target, position, receive, {}) as reader:
+            feed = reader.feed
+            while True:
+                pieces = await self._parts.readers.pieces(reader)
+                data += [piece.data for piece in pieces]
+                if data or _is_at_end(feed, reader) or reader.is_gone or time.monotonic() >= deadline:
+                    break
+                if feed.is_gone:
+                    raise not_found()
+                await reader.wait(deadline)
+            is_closed, is_up_to_date = _is_at_end(feed, reader), _is_up_to_date(feed, reader)
+        if data:
+            policy = CachePolicy.NONE if query.offset == NOW else CachePolicy.SHARED
+            headers = [*_body_headers(target), target.caching(policy)]
+        else:
+            policy = CachePolicy.NONE if query.offset == NOW else CachePolicy.BRIEF
+            headers = [*target.headers, target.caching(policy)]
+        headers += _position_headers(reader.position, is_up_to_date=is_up_to_date, is_closed=is_closed)
+        if not is_closed:
+            headers.append((wire.CURSOR, _cursor(query)))
+        await asgi.answer(send, 200 if data else 204, target.body(b"".join(data)) if data else b"", headers)
+
+    async def _sse(
+        self, target: Target, position: int, query: wire.ReadQuery, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        async with self._following(target, position, receive, scope) as reader:
+            pieces = await self._parts.readers.pieces(reader)
+            if asgi.header(scope, b"last-event-id") and not pieces and _is_at_end(reader.feed, reader):
+                # An EventSource reconnects for ever unless it is told that there is nothing more.
+                await asgi.answer(send, 204, b"", [asgi.NO_STORE, *_position_headers(reader.position, True, True)])
+                return
+            encoding = target.encoding(is_base64=query.is_base64)
+            headers = [
+                *target.headers,
+                ("Content-Type", "text/event-stream"),
+                ("Cache-Control", "no-cache, no-store, no-transform"),
+                ("X-Accel-Buffering", "no"),
+                asgi.SANDBOX,
+            ]
+            if encoding.is_base64:
+                headers.append((wire.SSE_DATA_ENCODING, "base64"))
+            await send({"type": "http.response.start", "status": 200, "headers": asgi.raw_headers(headers)})
+            await self._sse_body(reader, pieces, encoding, _cursor(query), send)
+
+    async def _sse_body(self, reader: Reader, pieces: list[Piece], encoding: Encoding, cursor: str, send: Send) -> None:
+        """Frames until the end of the stream or of the connection's time. One send for all that has gathered."""
+        feed, readers = reader.feed, self._parts.readers
+        rotate_at = time.monotonic() + self._settings.sse_seconds
+        held = b""
+        is_first = True
+        while not (reader.is_gone or feed.is_gone or (time.monotonic() >= rotate_at and not is_first)):
+            is_closed = _is_at_end(feed, reader)
+            frames: list[bytes] = []
+            for piece in pieces:
+                frame, held = piece.frame(encoding, held)
+                if frame:
+                    frames.append(frame)
+                    offset = format_offset(piece.end - len(held))
+                    is_last = piece.end == reader.position
+                    is_up_to_date = is_last and _is_up_to_date(feed, reader)
+                    if not (is_last and is_closed):
+                        frames.append(sse.control_frame(offset, cursor, is_up_to_date=is_up_to_date))
+            if is_closed:
+                if held:
+                    frames.append(sse.data_frame(held.decode("utf-8", "replace"), format_offset(reader.position)))
+                frames.append(sse.closing_frame(format_offset(reader.position)))
+            elif is_first and not frames:
+                is_up_to_date = _is_up_to_date(feed, reader)
+                frames.append(sse.control_frame(_offset(reader, held), cursor, is_up_to_date=is_up_to_date))
+            is_first = False
+            if frames:
+                await _send_body(reader, b"".join(frames), send, is_last=is_closed)
+            if is_closed:
+                return
+            try:
+                pieces = await readers.pieces(reader)
+                while not pieces and not _is_at_end(feed, reader):
+                    now = time.monotonic()
+                    if reader.is_gone or feed.is_gone or now >= rotate_at:
+                        break
+                    beat_at = now + self._settings.heartbeat_seconds
+                    await reader.wait(min(beat_at, rotate_at))
+                    if time.monotonic() >= beat_at:
+                        await _send_body(reader, sse.HEARTBEAT, send)
+                    pieces = await readers.pieces(reader)
+            except StoreError:
+                # The answer has begun: end it without an end mark, and the reader comes back.
+                break
+        await send({"type": "http.response.body", "body": b""})
+
+    @asynccontextmanager
+    async def _following(
+        self, target: Target, position: int, receive: Receive, scope: Mapping[str, Any]
+    ) -> AsyncIterator[Reader]:
+        """A reader that leaves when its peer does, and is cut off when its peer takes nothing."""
+        task = asyncio.current_task()
+
+        def stop() -> None:
+            abort = scope.get("streamkeep.abort")
+            if abort is not None:
+                abort()
+            elif task is not None:
+                task.cancel()
+
+        with self._parts.readers.reader(
+            target.stream_id,
+            position,
+            stop,
+            is_message_stream=target.is_message_stream,
+            keepalive=target.keepalive,
+        ) as reader:
+            watch = asyncio.create_task(_watch_peer(receive, reader))
+            try:
+                yield reader
+            finally:
+                watch.cancel()
+
+
+async def _send_body(reader: Reader, body: bytes, send: Send, *, is_last: bool = False) -> None:
+    """Send, and let it be seen how long the peer takes."""
+    reader.sending_since = time.monotonic()
+    await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+    reader.sending_since = None
+
+
+async def _watch_peer(receive: Receive, reader: Reader) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    reader.leave()
+
+
+def _is_up_to_date(feed: Feed, reader: Reader) -> bool:
+    return feed.tail is not None and reader.position >= feed.tail.position
+
+
+def _is_at_end(feed: Feed, reader: Reader) -> bool:
+    return feed.tail is not None and feed.tail.is_closed and reader.position >= feed.tail.position
+
+
+def _offset(reader: Reader, held: bytes) -> str:
+    return format_offset(reader.position - len(held))
+
+
+def _cursor(query: wire.ReadQuery) -> str:
+    return next_cursor(query.cursor, now=time.time(), jitter=random.random())
+
+
+def _body_headers(target: Target) -> list[tuple[str, str]]:
+    return [*target.headers, ("Content-Type", target.content_type), asgi.SANDBOX]
+
+
+def _position_headers(position: int, is_up_to_date: bool, is_closed: bool) -> list[tuple[str, str]]:
+    headers = [(wire.NEXT_OFFSET, format_offset(position))]
+    if is_up_to_date:
+        headers.append((wire.UP_TO_DATE, "true"))
+    if is_closed:
+        headers.append((wire.CLOSED, "true"))
+    return headers
+
+
+async def _compressed(body: bytes) -> bytes:
+    if len(body) < _GZIP_IN_THREAD_BYTES:
+        return gzip.compress(body, _GZIP_LEVEL, mtime=0)
+    return await asyncio.to_thread(gzip.compress, body, _GZIP_LEVEL, mtime=0)

@@ -1,0 +1,237 @@
+"""`/v1/stream/{path}`: streams of the open protocol, written by anybody (protocol 5). Raw ASGI, as reads are."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.types import Receive, Scope, Send
+
+from streamkeep.proxy import asgi
+from streamkeep.proxy.errors import ApiError, not_found, problem
+from streamkeep.proxy.readers import Keepalive
+from streamkeep.proxy.reads import Reads, Target
+from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.rules import stream_headers, stream_paths, wire
+from streamkeep.proxy.rules.json_mode import InvalidJson, split_messages
+from streamkeep.proxy.rules.stream_headers import AppendRequest
+from streamkeep.proxy.service import Service
+from streamkeep.storage import (
+    DEFAULT_TENANT,
+    Appended,
+    ContentTypeMismatch,
+    StreamAppend,
+    StreamClosed,
+    StreamConfig,
+    StreamInfo,
+    StreamKey,
+    Tail,
+)
+from streamkeep.storage.rules.json_messages import encode_message
+from streamkeep.storage.rules.offsets import format_offset
+
+# How often a stream with live readers is touched within its TTL, and how often at most.
+_TOUCHES_PER_TTL = 3
+_MIN_TOUCH_SECONDS = 0.25
+
+
+class _AnyPath(Convertor[str]):
+    """The rest of a path, whatever it holds: what is wrong with it is told by `stream_paths`, not by a 404."""
+
+    regex = r"(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("anything", _AnyPath())
+
+
+class StreamByAnyPath:
+    """`PUT POST GET HEAD DELETE /v1/stream/{path}`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._store = service.store
+        self._reads = Reads(service)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = StreamKey(DEFAULT_TENANT, _path(scope))
+        if stream_paths.first_segment(key.path) == stream_paths.OPERATIONS:
+            raise not_found()
+        try:
+            match scope["method"]:
+                case "GET" | "HEAD":
+                    await self._read(key, scope, receive, send)
+                case "PUT":
+                    await self._create(_writable(key), scope, receive, send)
+                case "POST":
+                    await self._append(_writable(key), scope, receive, send)
+                case _:
+                    await self._delete(_writable(key), send)
+        except CallerLeft:
+            return
+
+    async def _read(self, key: StreamKey, scope: Scope, receive: Receive, send: Send) -> None:
+        parameters = wire.single_parameters(scope["query_string"])
+        query = wire.read_query(parameters, last_event_id=asgi.header(scope, b"last-event-id"))
+        if query.live is not None and query.offset is None:
+            raise problem(400, "invalid_parameter", "a live read needs the parameter offset")
+        if stream_paths.first_segment(key.path) == stream_paths.GENERATIONS:
+            raise not_found()
+        if key.path == stream_paths.REGISTRY:
+            await self._service.registry.ensure(key.tenant)
+        stream = await self._store.stream(key, is_touched=scope["method"] != "HEAD")
+        await self._reads.answer(self._target(stream), query, scope, receive, send)
+
+    def _target(self, stream: StreamInfo) -> Target:
+        ttl = stream.expiry.ttl_seconds
+        keepalive = None
+        if ttl is not None:
+            keepalive = Keepalive(
+                lambda: self._store.stream(stream.key), max(ttl / _TOUCHES_PER_TTL, _MIN_TOUCH_SECONDS)
+            )
+        return Target(
+            stream.id,
+            stream.content_type,
+            is_message_stream=stream.is_message_stream,
+            head_headers=_expiry_headers(stream),
+            tail=stream.tail,
+            is_shared=True,
+            keepalive=keepalive,
+        )
+
+    async def _create(self, key: StreamKey, scope: Scope, receive: Receive, send: Send) -> None:
+        values = wire.single_headers(scope["headers"], stream_headers.CREATE_HEADERS)
+        content_type = stream_headers.content_type(values["Content-Type"])
+        config = StreamConfig(
+            content_type,
+            stream_headers.expiry(values),
+            stream_headers.is_true(values[wire.CLOSED]),
+            stream_headers.fork_point(values, key.tenant),
+        )
+        body = await self._body(values["Content-Length"], receive)
+        if body and config.fork is not None and content_type is None:
+            content_type = (await self._store.stream(config.fork.source, is_touched=False)).content_type
+        data = b""
+        if body:
+            data = _stored_form(body) if stream_headers.is_json(content_type) else body
+        created = await self._store.create_stream(key, config, data)
+        stream = created.stream
+        headers = [("Content-Type", stream.content_type), *_tail_headers(stream.tail), *_expiry_headers(stream)]
+        headers += [asgi.NO_STORE, ("Location", self._url(stream.key, scope))]
+        if created.is_new:
+            tail = stream.tail.position
+            self._service.subscriptions.stream_changed(key, stream.id, tail - len(data), tail, is_new=True)
+            await self._service.registry.created(stream)
+        await asgi.answer(send, 201 if created.is_new else 200, b"", headers)
+
+    async def _append(self, key: StreamKey, scope: Scope, receive: Receive, send: Send) -> None:
+        values = wire.single_headers(scope["headers"], stream_headers.APPEND_HEADERS)
+        request = AppendRequest.of(values)
+        body = await self._body(values["Content-Length"], receive)
+        if not body and not request.is_close:
+            raise problem(400, "empty_append", "an append needs a body, or Stream-Closed: true")
+        content_type = None
+        data = b""
+        if body:
+            content_type = stream_headers.content_type(values["Content-Type"])
+            if content_type is None:
+                raise problem(400, "missing_content_type", "an append with a body needs a Content-Type")
+            data = await self._appended_form(key, body, content_type)
+        appended = await self._service.appender.append(
+            StreamAppend(key, data, content_type, request.is_close, request.producer, request.writer_sequence)
+        )
+        if not appended.is_duplicate:
+            self._service.subscriptions.stream_changed(
+                key, appended.stream_id, appended.position, appended.tail.position
+            )
+        is_accepted_data = request.producer is not None and bool(body) and not appended.is_duplicate
+        await asgi.answer(send, 200 if is_accepted_data else 204, b"", _append_headers(request, appended))
+
+    async def _appended_form(self, key: StreamKey, body: bytes, content_type: str) -> bytes:
+        """The bytes to store. What is wrong with the stream is told before what is wrong with the JSON (5.2).
+
+        Raises:
+            ApiError: the body is not JSON, or holds no message.
+            StreamNotFound, StreamGone, StreamClosed, ContentTypeMismatch: as the append itself would raise.
+        """
+        if not stream_headers.is_json(content_type):
+            return body
+        try:
+            data = _stored_form(body)
+            if not data:
+                raise problem(400, "empty_append", "an empty array appends nothing")
+        except ApiError:
+            stream = await self._store.stream(key, is_touched=False)
+            if stream.tail.is_closed:
+                raise StreamClosed(stream.tail.position) from None
+            if not stream.is_message_stream:
+                raise ContentTypeMismatch(stream.content_type, content_type) from None
+            raise
+        return data
+
+    async def _delete(self, key: StreamKey, send: Send) -> None:
+        stream = await self._store.stream(key, is_touched=False)
+        await self._store.delete_stream(key)
+        self._service.readers.drop([stream.id])
+        await self._service.registry.deleted(key)
+        await asgi.answer(send, 204, b"", [asgi.NO_STORE])
+
+    async def _body(self, content_length: str | None, receive: Receive) -> bytes:
+        """The whole request body. Raises: ApiError (413), CallerLeft."""
+        limit = self._service.settings.max_append_bytes
+        if content_length is not None and int(content_length) > limit:
+            raise problem(413, "body_too_large", f"a request may carry up to {limit} bytes; send more of them")
+        body = await RequestBody.read(receive, max_buffered_bytes=limit, max_bytes=limit)
+        return body.content or b""
+
+    def _url(self, key: StreamKey, scope: Scope) -> str:
+        return asgi.base_url(scope, self._service.settings.public_url) + stream_paths.url_path(key.path)
+
+
+def _path(scope: Scope) -> str:
+    """The stream's path, from the request as it was sent: decoding would hide encoded slashes. Raises: BadRequest."""
+    raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    _, root, path = raw.partition(b"?")[0].partition(stream_paths.ROOT.encode())
+    return stream_paths.parse_path(path if root else b"")
+
+
+def _writable(key: StreamKey) -> StreamKey:
+    if stream_paths.is_read_only(key.path):
+        raise problem(403, "read_only", "this stream is written by the proxy alone")
+    return key
+
+
+def _stored_form(body: bytes) -> bytes:
+    """A JSON body as a message stream keeps it. Raises: ApiError."""
+    try:
+        return b"".join(encode_message(message) for message in split_messages(body))
+    except InvalidJson as exc:
+        raise problem(400, "invalid_json", str(exc)) from None
+
+
+def _tail_headers(tail: Tail) -> list[tuple[str, str]]:
+    headers = [(wire.NEXT_OFFSET, format_offset(tail.position))]
+    if tail.is_closed:
+        headers.append((wire.CLOSED, "true"))
+    return headers
+
+
+def _expiry_headers(stream: StreamInfo) -> tuple[tuple[str, str], ...]:
+    if stream.expiry.ttl_seconds is not None:
+        return ((wire.STREAM_TTL, str(stream.expiry.ttl_seconds)),)
+    if stream.expiry.expires_at is not None:
+        return ((wire.STREAM_EXPIRES_AT, stream_headers.format_timestamp(stream.expiry.expires_at)),)
+    return ()
+
+
+def _append_headers(request: AppendRequest, appended: Appended) -> list[tuple[str, str]]:
+    headers = [*_tail_headers(appended.tail), asgi.NO_STORE]
+    producer = appended.producer or request.producer
+    if producer is not None:
+        headers += [(wire.PRODUCER_EPOCH, str(producer.epoch)), (wire.PRODUCER_SEQ, str(producer.sequence))]
+    return headers

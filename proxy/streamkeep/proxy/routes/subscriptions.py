@@ -1,0 +1,236 @@
+"""`/v1/stream/__ds/…`: subscriptions and the keys of their webhooks (protocol 6, 7). Errors are `{"error": {"code", "message"}}`."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote, unquote_to_bytes
+
+from starlette.types import Receive, Scope, Send
+
+from streamkeep.proxy import asgi
+from streamkeep.proxy.errors import ApiError, problem_of
+from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.rules import subscription_requests as requests
+from streamkeep.proxy.rules.subscription_requests import SubscriptionRefused
+from streamkeep.proxy.rules.subscription_tokens import TokenExpired, TokenInvalid
+from streamkeep.proxy.rules.webhook_signing import ALGORITHM
+from streamkeep.proxy.service import Service
+from streamkeep.proxy.subscriptions import link_json
+from streamkeep.storage import (
+    DEFAULT_TENANT,
+    AlreadyClaimed,
+    Delivery,
+    InvalidAck,
+    Link,
+    NoPendingWork,
+    StoreError,
+    Subscription,
+    SubscriptionExists,
+    SubscriptionFenced,
+    SubscriptionKey,
+    SubscriptionNotFound,
+    TooManyLinks,
+)
+from streamkeep.storage.rules.subscriptions import FAILING_AFTER
+
+ROOT = "/v1/stream/__ds/"
+_JWKS_HEADERS = [("Content-Type", "application/jwk-set+json"), ("Cache-Control", "public, max-age=300")]
+
+
+class SubscriptionRoutes:
+    """Everything below the reserved segment."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await _Request(self._service, scope, receive, send).answer()
+        except CallerLeft:
+            return
+        except (SubscriptionRefused, StoreError, ApiError, TokenInvalid, TokenExpired) as exc:
+            refusal = _refusal(exc)
+            if refusal is None:
+                raise
+            error = {"code": refusal.code, "message": str(refusal), **refusal.extra}
+            headers = [("Retry-After", "1")] if refusal.status == 503 else []
+            await asgi.answer_json(send, refusal.status, {"error": error}, headers)
+
+
+class _Request:
+    """One request, taken apart by its path."""
+
+    def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
+        self._service = service
+        self._subscriptions = service.subscriptions
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._method: str = scope["method"]
+        self._base_url = asgi.base_url(scope, service.settings.public_url)
+
+    async def answer(self) -> None:
+        match _segments(self._scope):
+            case ["jwks.json"]:
+                self._allow("GET", "HEAD")
+                await self._jwks()
+            case ["subscriptions", id]:
+                self._allow("PUT", "GET", "HEAD", "DELETE")
+                await self._subscription(_key(id))
+            case ["subscriptions", id, "streams"]:
+                self._allow("POST")
+                await self._subscriptions.link(_key(id), requests.stream_list(await self._json()))
+                await self._no_content()
+            case ["subscriptions", id, "streams", *path]:
+                self._allow("DELETE")
+                await self._subscriptions.unlink(_key(id), requests.stream_path("/".join(path), "the path"))
+                await self._no_content()
+            case ["subscriptions", id, "callback"]:
+                self._allow("POST")
+                await self._acknowledge(_key(id), Delivery.WEBHOOK)
+            case ["subscriptions", id, "ack"]:
+                self._allow("POST")
+                await self._acknowledge(_key(id), Delivery.PULL_WAKE)
+            case ["subscriptions", id, "claim"]:
+                self._allow("POST")
+                await self._claim(_key(id))
+            case ["subscriptions", id, "release"]:
+                self._allow("POST")
+                await self._release(_key(id))
+            case _:
+                raise SubscriptionRefused(404, "NOT_FOUND", "there is nothing here")
+
+    async def _jwks(self) -> None:
+        body = json.dumps(await self._subscriptions.public_keys()).encode()
+        await asgi.answer(self._send, 200, body, _JWKS_HEADERS)
+
+    async def _subscription(self, key: SubscriptionKey) -> None:
+        if self._method == "DELETE":
+            await self._subscriptions.delete(key)
+            await self._no_content()
+            return
+        status = 200
+        if self._method == "PUT":
+            config = requests.config(await self._json())
+            _, is_new = await self._subscriptions.create(key, config, self._base_url)
+            status = 201 if is_new else 200
+        await self._json_answer(status, await self._shown(*await self._subscriptions.subscription(key)))
+
+    async def _claim(self, key: SubscriptionKey) -> None:
+        worker = requests.worker(await self._json())
+        attempt, token = await self._subscriptions.claim(key, worker)
+        await self._json_answer(
+            200,
+            {
+                "wake_id": attempt.wake_id,
+                "generation": attempt.generation,
+                "token": token,
+                "streams": [link_json(link) for link in attempt.links],
+                "lease_ttl_ms": attempt.subscription.config.lease_ttl_ms,
+            },
+        )
+
+    async def _acknowledge(self, key: SubscriptionKey, delivery: Delivery) -> None:
+        request = requests.wake_request(await self._json())
+        next_wake = await self._subscriptions.acknowledge(key, delivery, self._bearer(), request)
+        await self._json_answer(200, {"ok": True, "next_wake": next_wake})
+
+    async def _release(self, key: SubscriptionKey) -> None:
+        request = requests.wake_request(await self._json())
+        await self._subscriptions.release(key, self._bearer(), request)
+        await self._no_content()
+
+    async def _shown(self, subscription: Subscription, links: list[Link]) -> dict[str, object]:
+        config = subscription.config
+        shown: dict[str, object] = {
+            "id": subscription.key.id,
+            "subscription_id": subscription.key.id,
+            "type": config.delivery.value,
+            "pattern": config.pattern,
+            "streams": [link_json(link) for link in links],
+            "lease_ttl_ms": config.lease_ttl_ms,
+            "created_at": subscription.created_at.isoformat().replace("+00:00", "Z"),
+            "status": "failed" if subscription.wake.attempts >= FAILING_AFTER else "active",
+            "description": config.description,
+        }
+        if config.webhook_url is not None:
+            signing = {
+                "alg": ALGORITHM,
+                "kid": await self._subscriptions.key_id(),
+                "jwks_url": f"{self._base_url}{ROOT}jwks.json",
+            }
+            shown["webhook"] = {"url": config.webhook_url, "signing": signing}
+        if config.wake_stream is not None:
+            shown["wake_stream"] = config.wake_stream
+        return shown
+
+    def _allow(self, *methods: str) -> None:
+        if self._method not in methods:
+            message = f"only {', '.join(methods)} can be used here"
+            raise SubscriptionRefused(405, "METHOD_NOT_ALLOWED", message)
+
+    def _bearer(self) -> str:
+        """Raises: TokenInvalid."""
+        scheme, _, token = (asgi.header(self._scope, b"authorization") or "").partition(" ")
+        if scheme.lower() != "bearer":
+            raise TokenInvalid
+        return token.strip()
+
+    async def _json(self) -> dict[str, object]:
+        body = await RequestBody.read(
+            self._receive, max_buffered_bytes=requests.MAX_BODY_BYTES, max_bytes=requests.MAX_BODY_BYTES
+        )
+        return requests.json_object(body.content or b"")
+
+    async def _json_answer(self, status: int, value: object) -> None:
+        await asgi.answer_json(self._send, status, value)
+
+    async def _no_content(self) -> None:
+        await asgi.answer(self._send, 204, b"", [asgi.NO_STORE])
+
+
+def _key(id: str) -> SubscriptionKey:
+    return SubscriptionKey(DEFAULT_TENANT, requests.subscription_id(id))
+
+
+def _segments(scope: Scope) -> list[str]:
+    """The path below the root, decoded after it was split: a subscription's id holds no slash. Raises: SubscriptionRefused."""
+    raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
+    _, _, path = raw.partition(b"?")[0].partition(ROOT.encode())
+    try:
+        return [unquote_to_bytes(segment).decode() for segment in path.split(b"/")]
+    except UnicodeDecodeError:
+        raise requests.refused("the path is not UTF-8") from None
+
+
+def _refusal(exc: Exception) -> SubscriptionRefused | None:
+    """What an exception means here; None for what nobody foresaw."""
+    match exc:
+        case SubscriptionRefused():
+            return exc
+        case TokenInvalid():
+            return SubscriptionRefused(401, "TOKEN_INVALID", "this needs the bearer token of the wake")
+        case TokenExpired():
+            return SubscriptionRefused(401, "TOKEN_EXPIRED", "the token is too old; another wake follows")
+        case SubscriptionNotFound():
+            return SubscriptionRefused(404, "SUBSCRIPTION_NOT_FOUND", "there is no such subscription")
+        case SubscriptionExists():
+            return SubscriptionRefused(
+                409, "SUBSCRIPTION_ALREADY_EXISTS", "the id is taken by a subscription of another configuration"
+            )
+        case SubscriptionFenced():
+            return SubscriptionRefused(409, "FENCED", str(exc))
+        case AlreadyClaimed():
+            extra = {"current_holder": exc.holder, "generation": exc.generation}
+            return SubscriptionRefused(409, "ALREADY_CLAIMED", "another worker holds the lease", extra)
+        case NoPendingWork():
+            return SubscriptionRefused(409, "NO_PENDING_WORK", "every stream is acknowledged up to its tail")
+        case InvalidAck():
+            return SubscriptionRefused(409, "INVALID_OFFSET", str(exc), {"stream": exc.path})
+        case TooManyLinks():
+            return requests.refused(str(exc))
+        case _:
+            problem = problem_of(exc)
+            return (
+                None if problem is None else SubscriptionRefused(problem.status, problem.code.upper(), problem.message)
+            )

@@ -1,0 +1,75 @@
+"""JSON mode on the way in (protocol 9.1): a posted body becomes messages, each kept as it was written.
+
+Nothing is parsed and written again, so big integers, number spelling, key order and repeated keys stay. An array is
+flattened by exactly one level. What Python's parser accepts beyond JSON (`NaN`, `Infinity`) is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import NoReturn
+
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
+
+
+class InvalidJson(ValueError):
+    """The body is not one JSON text in UTF-8, or is nested too deeply."""
+
+
+def split_messages(body: bytes) -> list[bytes]:
+    """The messages of a body: the elements of its array, or the one value that is no array. `[]` gives none.
+
+    Raises:
+        InvalidJson: nothing of the body may be stored.
+    """
+    try:
+        text = body.decode("utf-8")
+        messages, end = _array(text) if text.startswith("[", _after_whitespace(text, 0)) else _one(text)
+    except (json.JSONDecodeError, UnicodeDecodeError) as exc:
+        raise InvalidJson(f"the body is not JSON: {exc}") from None
+    except RecursionError:
+        raise InvalidJson("the body's JSON is nested too deeply") from None
+    if _WHITESPACE.fullmatch(text, end) is None:
+        raise InvalidJson("the body holds more than one JSON text")
+    return [message.encode() for message in messages]
+
+
+def _one(text: str) -> tuple[list[str], int]:
+    start = _after_whitespace(text, 0)
+    end = _value_end(text, start)
+    return [text[start:end]], end
+
+
+def _array(text: str) -> tuple[list[str], int]:
+    position = _after_whitespace(text, _after_whitespace(text, 0) + 1)
+    messages: list[str] = []
+    if text.startswith("]", position):
+        return messages, position + 1
+    while True:
+        end = _value_end(text, position)
+        messages.append(text[position:end])
+        position = _after_whitespace(text, end)
+        if text.startswith("]", position):
+            return messages, position + 1
+        if not text.startswith(",", position):
+            raise json.JSONDecodeError("expected ',' or ']'", text, position)
+        position = _after_whitespace(text, position + 1)
+
+
+def _after_whitespace(text: str, position: int) -> int:
+    found = _WHITESPACE.match(text, position)
+    return position if found is None else found.end()
+
+
+def _value_end(text: str, position: int) -> int:
+    _, end = _DECODER.raw_decode(text, position)
+    return end
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidJson(f"{name} is not JSON")
+
+
+# Numbers are never made: their size does not matter here, and Python refuses to make the largest.
+_DECODER = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant)

@@ -1,0 +1,83 @@
+"""Webhooks on the wire: one signed POST per attempt, over a transport that reaches no private address by accident."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from enum import Enum
+
+import httpx
+
+from streamkeep.proxy.rules.webhook_signing import SIGNATURE, signature
+from streamkeep.proxy.rules.webhook_urls import webhook_target
+from streamkeep.proxy.upstream import PRIVATE, UpstreamTransport
+from streamkeep.storage import WebhookKey
+
+logger = logging.getLogger(__name__)
+
+DEADLINE_SECONDS = 10.0
+_MAX_ANSWER_BYTES = 64 * 1024
+
+
+class Answer(Enum):
+    """What a receiver made of a webhook."""
+
+    DONE = "done"
+    ACCEPTED = "accepted"
+    FAILED = "failed"
+
+
+class Webhooks:
+    """Sends webhooks: no redirects, no cookies, no proxies from the environment, and a bound on time and answer."""
+
+    def __init__(self) -> None:
+        self._transport = UpstreamTransport()
+
+    async def close(self) -> None:
+        await self._transport.aclose()
+
+    async def send(self, url: str, value: object, key: WebhookKey, *, at: int) -> Answer:
+        """POST a value as JSON; never raises for what the receiver, or the way to it, does."""
+        body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        target = webhook_target(url)
+        request = httpx.Request(
+            "POST",
+            url,
+            headers={"Content-Type": "application/json", SIGNATURE: signature(key, body, at=at)},
+            content=body,
+            extensions={
+                PRIVATE: target.is_this_machine,
+                "timeout": {"connect": DEADLINE_SECONDS, "read": DEADLINE_SECONDS, "write": DEADLINE_SECONDS},
+            },
+        )
+        try:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                return await self._answer(request)
+        except (httpx.TransportError, TimeoutError) as exc:
+            logger.info("a webhook to %s failed: %s", request.url.host, type(exc).__name__)
+            return Answer.FAILED
+
+    async def _answer(self, request: httpx.Request) -> Answer:
+        response = await self._transport.handle_async_request(request)
+        try:
+            if not 200 <= response.status_code < 300:
+                logger.info("a webhook to %s was answered with %s", request.url.host, response.status_code)
+                return Answer.FAILED
+            body = bytearray()
+            assert isinstance(response.stream, httpx.AsyncByteStream)
+            async for piece in response.stream:
+                body += piece
+                if len(body) > _MAX_ANSWER_BYTES:
+                    return Answer.ACCEPTED
+            return Answer.DONE if _says_done(bytes(body)) else Answer.ACCEPTED
+        finally:
+            await response.aclose()
+
+
+def _says_done(body: bytes) -> bool:
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("done") is True

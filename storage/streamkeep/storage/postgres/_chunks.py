@@ -1,0 +1,152 @@
+"""Reading bytes: where a stream ends, and what stands at a position.
+
+A fork has no chunks below its fork position: they are its source's, or the source's source's, cut where each branched
+off. A read goes there only for positions below that point, and what it finds there can no longer change or go away
+while the fork exists. So it needs no snapshot in common with the fork's own chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import asyncpg
+
+from streamkeep.storage._errors import StoreError, StreamNotFound
+from streamkeep.storage._types import Slice, Tail
+from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.postgres._segments import RAW, unpack
+
+_MAX_ROWS_PER_READ = 4096
+
+
+def end_of_chunks(stream_id: str) -> str:
+    """The tail of a generation's open stream, as an expression: the end of its last chunk, None when it has none."""
+    return f"""(
+        select last.position + last.size
+        from streamkeep.chunks last
+        where last.stream_id = {stream_id}
+        order by last.position desc
+        limit 1
+    )"""
+
+
+_IS_READABLE = "deleted_at is null and (ends_at is null or ends_at > clock_timestamp())"
+
+_TAIL = f"""coalesce(final_position, tail, {end_of_chunks("streams.id")}, 0) as tail,
+    final_position is not null as is_closed"""
+
+# Bounded in rows too: a live stream may have come in single bytes. Of a large raw row only the part is fetched.
+_FOUND = f"""
+    select position, size, encoding,
+           case encoding
+               when {RAW} then substring(
+                   data
+                   from (greatest($2 - position, 0) + 1)::int
+                   for least(position + size - $2, $3::bigint, $2 + $3 - position)::int
+               )
+               else data
+           end as data
+    from streamkeep.chunks
+    where stream_id = $1
+      and position < $2 + $3
+      and position + size > $2
+      and position >= coalesce(
+          (select max(first.position) from streamkeep.chunks first
+           where first.stream_id = $1 and first.position <= $2),
+          0
+      )
+    order by position
+    limit {_MAX_ROWS_PER_READ}
+"""
+
+
+class Chunks:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    _TAILS = f"select id, {_TAIL} from streamkeep.streams where id = any($1::bigint[]) and {_IS_READABLE}"
+
+    async def tails(self, stream_ids: Collection[int], connection: Connection | None = None) -> dict[int, Tail]:
+        rows = await (connection or self._database).fetch(self._TAILS, list(stream_ids))
+        return {row["id"]: Tail(row["tail"], row["is_closed"]) for row in rows}
+
+    _READ = f"""
+    with stream as materialized (
+        select {_TAIL}, fork_position from streamkeep.streams where id = $1 and {_IS_READABLE}
+    )
+    select stream.tail, stream.is_closed, stream.fork_position, found.position, found.size, found.encoding, found.data
+    from stream
+    left join lateral ({_FOUND}) as found on true
+    order by found.position
+    """
+
+    async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
+        """As `Store.read`."""
+        rows = await self._database.fetch(self._READ, stream_id, position, max_bytes)
+        if not rows:
+            raise StreamNotFound(f"no stream {stream_id}")
+        stream = rows[0]
+        tail = Tail(stream["tail"], stream["is_closed"])
+        own = [row for row in rows if row["position"] is not None]
+        end = position + max_bytes
+        fork_position = stream["fork_position"]
+        if fork_position is None or position >= fork_position:
+            data = _joined(stream_id, own, position, end)
+            if not data and position < min(tail.position, end):
+                raise StoreError(f"stream {stream_id} has a hole at {position}")
+            return Slice(position, data, tail)
+        inherited = await self._inherited(stream_id, position, min(end, fork_position))
+        if position + len(inherited) == fork_position:
+            inherited += _joined(stream_id, own, fork_position, end)
+        return Slice(position, inherited, tail)
+
+    # A source holds the positions from its own fork position up to the lowest one on the way to it.
+    _SOURCES = """
+    with recursive line as (
+        select id, source_id, fork_position, fork_position as upper, 1 as depth from streamkeep.streams where id = $1
+        union all
+        select source.id, source.source_id, source.fork_position, least(line.upper, source.fork_position), depth + 1
+        from line
+        cross join lateral (
+            select id, source_id, fork_position from streamkeep.streams where id = line.source_id offset 0
+        ) as source
+        where line.fork_position > $2
+    )
+    select source_id as id, upper
+    from line
+    where source_id is not null and fork_position > $2
+    order by upper, depth desc
+    """
+
+    async def _inherited(self, stream_id: int, position: int, end: int) -> bytes:
+        """The bytes of a fork's sources from `position` on; up to `end`, or fewer when they lie in very many rows."""
+        pieces = []
+        start = position
+        for source in await self._database.fetch(self._SOURCES, stream_id, position):
+            upper = min(source["upper"], end)
+            if position >= upper:
+                continue
+            rows = await self._database.fetch(_FOUND, source["id"], position, upper - position)
+            pieces.append(_joined(source["id"], rows, position, upper))
+            position += len(pieces[-1])
+            if position < upper:
+                break
+        if position == start < end:
+            raise StreamNotFound(f"no stream {stream_id}")  # Deleted since, and its sources with it.
+        return b"".join(pieces)
+
+
+def _joined(stream_id: int, rows: Sequence[asyncpg.Record], position: int, end: int) -> bytes:
+    """The bytes of these rows from `position` up to at most `end`."""
+    pieces = []
+    for row in rows:
+        data = row["data"]
+        start = max(row["position"], position)
+        if row["encoding"] != RAW:
+            skip = start - row["position"]
+            data = unpack(row["encoding"], row["size"], data)[skip : skip + end - start]
+        if start != position:
+            raise StoreError(f"stream {stream_id} has a hole at {position}")
+        pieces.append(data)
+        position += len(data)
+    return b"".join(pieces)

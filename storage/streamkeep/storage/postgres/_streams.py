@@ -1,0 +1,577 @@
+"""Streams of the open protocol: made, forked, written and deleted by anybody, in any process.
+
+Everything that changes such a stream holds its row's lock, and looks at other tables in a statement after the one that
+took the lock, so that it sees what whoever held the lock before has left. Locks are taken in the order of ids, those of
+one transaction in one statement. A source is always older than its forks, and whoever makes or removes a fork locks the
+whole line of sources with it.
+
+A plan is made once and kept, often while a table is small. So statements are written such that there is no choice but
+to look rows up by key: `= any(…)` instead of a join, and `offset 0`, which keeps a lookup for each row what it is.
+
+Whether a stream has expired is asked of the database's clock in every statement that finds a stream. The sweep only
+tidies up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+
+import asyncpg
+
+from streamkeep.storage._errors import (
+    ItemRefused,
+    StoreError,
+    StoreUnavailable,
+    StreamExists,
+    StreamGone,
+    StreamNotFound,
+)
+from streamkeep.storage._types import (
+    GENERATIONS,
+    Appended,
+    Created,
+    Expiry,
+    ForkPoint,
+    Producer,
+    StreamAppend,
+    StreamConfig,
+    StreamInfo,
+    StreamKey,
+    Tail,
+    generation_of,
+)
+from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
+from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.rules import content_types, forks
+from streamkeep.storage.rules.appends import Change, StreamState, decide_batch
+from streamkeep.storage.rules.expiry import life_seconds, moved_end
+from streamkeep.storage.rules.texts import is_storable
+
+_MAX_ATTEMPTS = 10
+
+# Sorts after every character that a path can have.
+_LAST_CHARACTER = "\U0010ffff"
+
+_IS_OVER = "coalesce(streams.ends_at <= clock_timestamp(), false)"
+
+_HAS_FORKS = "exists (select from streamkeep.streams fork where fork.source_id = streams.id)"
+
+# Whether forks need a stream is asked only where it matters: of one that has expired.
+_COLUMNS = f"""streams.id, tenant, path, content_type, is_message_stream, streams.created_at,
+    coalesce(final_position, tail, {end_of_chunks("streams.id")}, 0) as tail, final_position is not null as is_closed,
+    ttl_seconds, ends_at, is_expiry_inherited, source_id, fork_position, source_path, asked_position, asked_sub_offset,
+    writer_sequence, closing_producer, closing_epoch, closing_sequence,
+    deleted_at is not null as is_deleted,
+    {_IS_OVER} as is_over,
+    {_IS_OVER} and {_HAS_FORKS} as is_over_for_readers_only,
+    clock_timestamp() as now"""
+
+
+class ProtocolStreams:
+    """The part of the store that is addressed by path. `announce` tells other processes which streams changed."""
+
+    def __init__(self, database: Database, chunks: Chunks, announce: Callable[..., None]) -> None:
+        self._database = database
+        self._chunks = chunks
+        self._announce = announce
+
+    # Creation
+
+    _CREATE = """
+    with made as (
+        insert into streamkeep.streams (
+            tenant, path, content_type, is_message_stream, tail, final_position, closed_at, merged_at,
+            ttl_seconds, ends_at, is_expiry_inherited,
+            source_id, fork_position, source_path, asked_position, asked_sub_offset
+        )
+        select $1::text, $2::text, $3::text, $4::boolean, tail,
+               case when $5::boolean then tail end,
+               case when $5 then clock_timestamp() end,
+               case when $5 and tail = coalesce($11, 0) then clock_timestamp() end,
+               $7::bigint, coalesce(clock_timestamp() + make_interval(secs => $8), $9::timestamptz), $10::boolean,
+               $12::bigint, $11, $13::text, $14::bigint, $15::bigint
+        from (select coalesce($11::bigint, 0) + length($6::bytea) as tail) as content
+        on conflict (tenant, path) do nothing
+        returning id, tail, created_at, set_config('synchronous_commit', 'on', true)
+    ), written as (
+        insert into streamkeep.chunks (stream_id, position, size, data)
+        select id, coalesce($11, 0), length($6), $6 from made where length($6) > 0
+    )
+    select id, tail, created_at from made
+    """
+
+    async def create(self, key: StreamKey, config: StreamConfig, data: bytes) -> Created:
+        if key.path.startswith(GENERATIONS) or not is_storable(key.path):
+            raise ItemRefused(f"no stream can be made at {key.path!r}")
+        for _ in range(_MAX_ATTEMPTS):
+            if config.fork is None:
+                made = await self._insert(self._database, _Plan.of(key, config), data)
+                if made is not None:
+                    return Created(made, is_new=True)
+            found = await self._find(key)
+            if found is None:
+                if config.fork is None:
+                    continue  # Deleted meanwhile.
+            elif not found["is_over"] or _is_gone(found):
+                if _is_gone(found):
+                    raise StreamExists(f"{key.path} is deleted, and forks need it")
+                if not forks.is_same_configuration(_standing(found), config):
+                    raise StreamExists(f"{key.path} has another configuration")
+                return Created(_info(found), is_new=False)
+            plan = _Plan.of(key, config) if config.fork is None else await self._plan_fork(key, config, config.fork)
+            if (made := await self._replace(plan, data)) is not None:
+                return Created(made, is_new=True)
+        raise StoreUnavailable(f"{key.path} changed {_MAX_ATTEMPTS} times while it was being made")
+
+    async def _plan_fork(self, key: StreamKey, config: StreamConfig, point: ForkPoint) -> _Plan:
+        """What the fork will be. The source may be looked at without a lock: its bytes never change."""
+        source = await self._find(point.source) if point.source.tenant == key.tenant else None
+        if source is None or (source["is_over"] and not _is_gone(source)):
+            raise StreamNotFound(f"no stream {point.source.path!r}")
+        if _is_gone(source):
+            raise StreamExists(f"the source {point.source.path} is deleted")
+        info = _info(source)
+        content_type = forks.inherited_content_type(config, info.content_type)
+        search = forks.resolve(point, tail=info.tail.position, is_message_stream=info.is_message_stream)
+        found: bytes | None = None
+        while True:
+            try:
+                start, size = next(search) if found is None else search.send(found)
+            except StopIteration as end:
+                return _Plan(
+                    key,
+                    config,
+                    content_type,
+                    info.is_message_stream,
+                    info.expiry if config.expiry is None else config.expiry,
+                    info.id,
+                    end.value,
+                )
+            found = (await self._chunks.read(info.id, start, size)).data
+
+    async def _replace(self, plan: _Plan, data: bytes) -> StreamInfo | None:
+        """Make a stream in the place of an expired one, if there is one; None when things have changed meanwhile."""
+
+        async def work(connection: Connection) -> tuple[StreamInfo | None, list[int]]:
+            family = await self._lock_family(connection, plan.key.tenant, plan.paths)
+            removed: list[int] = []
+            if plan.source_id is not None:
+                source = family.get(plan.source_id)
+                if source is None or source["path"] is None or source["is_over"] or source["is_deleted"]:
+                    return None, []
+            for row in family.values():
+                if row["path"] == plan.key.path:
+                    if not row["is_over"] or row["is_deleted"]:
+                        return None, []
+                    removed = await self._remove(connection, row, family)
+                    if row["id"] not in removed:
+                        return None, []
+            return await self._insert(connection, plan, data), removed
+
+        made, removed = await self._database.transact(work)
+        self._announce(*removed)
+        return made
+
+    async def _insert(self, on: Database | Connection, plan: _Plan, data: bytes) -> StreamInfo | None:
+        values = plan.values(data)
+        if isinstance(on, Database):
+            row = await on.fetch_row(self._CREATE, *values)
+        else:
+            row = await on.fetchrow(self._CREATE, *values)
+        if row is None:
+            return None
+        return StreamInfo(
+            row["id"],
+            plan.key,
+            plan.content_type,
+            plan.is_message_stream,
+            Tail(row["tail"], plan.config.is_closed),
+            plan.expiry,
+            row["created_at"],
+        )
+
+    # Finding
+
+    _FIND = f"""
+    select {_COLUMNS}, (
+        select generations.head
+        from streamkeep.generations
+        where generations.tenant = $1 and session_id = $3 and request_id = $4 and refusal_body is null
+    ) as head
+    from streamkeep.streams
+    where tenant = $1 and path = $2
+    """
+
+    async def _find(self, key: StreamKey) -> asyncpg.Record | None:
+        if not is_storable(key.path):
+            return None
+        generation = generation_of(key)
+        ids = (None, None) if generation is None else (generation.session_id, generation.request_id)
+        return await self._database.fetch_row(self._FIND, key.tenant, key.path, *ids)
+
+    # The end of a busy stream may be lost with a crash by as much as it may be late.
+    _TOUCH = """
+    update streamkeep.streams set ends_at = greatest(ends_at, $2)
+    from (select set_config('synchronous_commit', 'off', true)) as setting
+    where id = $1 and deleted_at is null and ends_at > clock_timestamp()
+    """
+
+    async def stream(self, key: StreamKey, *, is_touched: bool) -> StreamInfo:
+        row = _readable(key, await self._find(key))
+        if is_touched:
+            end = moved_end(row["ttl_seconds"], row["ends_at"], row["now"])
+            if end is not None and not await self._database.execute(self._TOUCH, row["id"], end):
+                raise StreamNotFound(f"no stream {key.path!r}")
+        return _info(row)
+
+    _LIST = f"""
+    select {_COLUMNS}, null as head
+    from streamkeep.streams
+    where tenant = $1 and content_type is not null and deleted_at is null and not {_IS_OVER}
+      and path collate "C" >= $2 and path collate "C" < $3 and path collate "C" > $4
+    order by path collate "C"
+    limit $5
+    """
+
+    async def list_streams(self, tenant: str, prefix: str, after: str, limit: int) -> list[StreamInfo]:
+        if not is_storable(prefix + after):
+            return []
+        rows = await self._database.fetch(self._LIST, tenant, prefix, prefix + _LAST_CHARACTER, after, limit)
+        return [_info(row) for row in rows]
+
+    # Appends
+
+    _LOCK = f"""
+    select {_COLUMNS}
+    from streamkeep.streams
+    where streams.id = any(array(
+        select found.id
+        from unnest($1::text[], $2::text[]) as wanted (tenant, path)
+        cross join lateral (
+            select id from streamkeep.streams where tenant = wanted.tenant and path = wanted.path offset 0
+        ) as found
+    ))
+    order by streams.id
+    for update of streams
+    """
+
+    _PRODUCERS = """
+    select found.*
+    from unnest($1::bigint[], $2::text[]) as wanted (stream_id, producer_id)
+    cross join lateral (
+        select stream_id, producer_id, epoch, last_sequence
+        from streamkeep.producers
+        where stream_id = wanted.stream_id and producer_id = wanted.producer_id
+        offset 0
+    ) as found
+    """
+
+    _WRITE = """
+    with change as (
+        select *
+        from unnest(
+            $1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::boolean[], $6::text[], $7::timestamptz[],
+            $8::text[], $9::bigint[], $10::bigint[]
+        ) as change (id, position, data, tail, is_closed, writer_sequence, ends_at, producer, epoch, sequence)
+    ), written as (
+        insert into streamkeep.chunks (stream_id, position, size, data)
+        select id, position, length(data), data from change where length(data) > 0
+    ), updated as (
+        update streamkeep.streams
+        set tail = change.tail,
+            final_position = case when change.is_closed then change.tail end,
+            closed_at = case when change.is_closed then clock_timestamp() end,
+            merged_at = case when change.is_closed and change.tail = coalesce(fork_position, 0) then clock_timestamp() end,
+            writer_sequence = change.writer_sequence,
+            ends_at = change.ends_at,
+            closing_producer = change.producer,
+            closing_epoch = change.epoch,
+            closing_sequence = change.sequence
+        from change
+        where streams.id = change.id and streams.id = any($1)
+    )
+    insert into streamkeep.producers (stream_id, producer_id, epoch, last_sequence)
+    select * from unnest($11::bigint[], $12::text[], $13::bigint[], $14::bigint[])
+    on conflict (stream_id, producer_id) do update
+    set epoch = excluded.epoch, last_sequence = excluded.last_sequence, updated_at = clock_timestamp()
+    """
+
+    async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
+        wanted = {append.key for append in appends if is_storable(append.key.path)}
+        # Not locked: their owners write them, and never the rows of two streams in the order that is ours.
+        generations = [row for key in wanted if generation_of(key) and (row := await self._find(key)) is not None]
+        keys = [key for key in wanted if generation_of(key) is None]
+
+        async def work(connection: Connection) -> tuple[list[Appended | StoreError], list[Change]]:
+            rows = await connection.fetch(self._LOCK, [key.tenant for key in keys], [key.path for key in keys])
+            rows += generations
+            found = {StreamKey(row["tenant"], row["path"]): row for row in rows if not row["is_over"] or _is_gone(row)}
+            states = {key: _state(row) for key, row in found.items()}
+            known = await self._known_producers(connection, appends, states)
+            results, changes = decide_batch(appends, states, known)
+            if changes:
+                ends = {
+                    row["id"]: moved_end(row["ttl_seconds"], row["ends_at"], row["now"]) or row["ends_at"]
+                    for row in found.values()
+                }
+                await connection.execute(self._WRITE, *_change_arrays(changes, ends), *_producer_arrays(changes))
+            return results, changes
+
+        results, changes = await self._database.transact(work)
+        self._announce(*(change.state.id for change in changes))
+        return results
+
+    async def _known_producers(
+        self, connection: Connection, appends: Iterable[StreamAppend], states: dict[StreamKey, StreamState]
+    ) -> dict[tuple[int, str], Producer]:
+        wanted = {
+            (states[append.key].id, append.producer.id)
+            for append in appends
+            if append.producer is not None and append.key in states and is_storable(append.producer.id)
+        }
+        if not wanted:
+            return {}
+        rows = await connection.fetch(self._PRODUCERS, [stream for stream, _ in wanted], [name for _, name in wanted])
+        return {
+            (row["stream_id"], row["producer_id"]): Producer(row["producer_id"], row["epoch"], row["last_sequence"])
+            for row in rows
+        }
+
+    # Deletion
+
+    _LOCK_FAMILY = f"""
+    with recursive family as (
+        select id, source_id from streamkeep.streams where tenant = $1 and path = any($2::text[])
+        union
+        select source.id, source.source_id
+        from family
+        cross join lateral (
+            select id, source_id from streamkeep.streams where id = family.source_id offset 0
+        ) as source
+    )
+    select {_COLUMNS}
+    from streamkeep.streams
+    where streams.id = any(array(select id from family))
+    order by streams.id
+    for update of streams
+    """
+
+    async def _lock_family(
+        self, connection: Connection, tenant: str, paths: Sequence[str]
+    ) -> dict[int, asyncpg.Record]:
+        """Lock the streams under these paths and all that they come from; by id."""
+        rows = await connection.fetch(self._LOCK_FAMILY, tenant, paths)
+        return {row["id"]: row for row in rows}
+
+    _KEEP = f"""
+    update streamkeep.streams set deleted_at = coalesce(deleted_at, clock_timestamp())
+    where id = $1 and {_HAS_FORKS}
+    """
+
+    _DELETE = """
+    with chunks as (
+        delete from streamkeep.chunks where stream_id = $1
+    ), producers as (
+        delete from streamkeep.producers where stream_id = $1
+    )
+    delete from streamkeep.streams where id = $1
+    """
+
+    async def _remove(
+        self, connection: Connection, row: asyncpg.Record, family: dict[int, asyncpg.Record]
+    ) -> list[int]:
+        """Delete a locked stream, or mark it where forks need it; then the sources that only waited for this. The ids of
+        those that no longer exist."""
+        removed: list[int] = []
+        gone: asyncpg.Record | None = row
+        while gone is not None:
+            kept = await connection.execute(self._KEEP, gone["id"])
+            if kept != "UPDATE 0":
+                break
+            await connection.execute(self._DELETE, gone["id"])
+            removed.append(gone["id"])
+            source = family.get(gone["source_id"])
+            gone = source if source is not None and (source["is_deleted"] or source["is_over"]) else None
+        return removed
+
+    async def delete(self, key: StreamKey) -> None:
+        async def work(connection: Connection) -> list[int]:
+            family = await self._lock_family(connection, key.tenant, [key.path])
+            row = _readable(key, next((row for row in family.values() if row["path"] == key.path), None))
+            if row["content_type"] is None:
+                raise ItemRefused(f"{key.path} goes with its generation")
+            return [row["id"], *await self._remove(connection, row, family)]
+
+        if not is_storable(key.path):
+            raise StreamNotFound(f"no stream {key.path!r}")
+        self._announce(*await self._database.transact(work))
+
+    _OVER = """
+    select tenant, path
+    from streamkeep.streams
+    where ends_at <= clock_timestamp() and deleted_at is null
+    order by ends_at
+    limit $1
+    """
+
+    async def sweep(self, limit: int) -> int:
+        """Delete streams that have expired, or mark those that forks need; return how many."""
+        touched = 0
+        for found in await self._database.fetch(self._OVER, limit):
+            key = StreamKey(found["tenant"], found["path"])
+
+            async def work(connection: Connection, key: StreamKey = key) -> list[int]:
+                family = await self._lock_family(connection, key.tenant, [key.path])
+                row = next((row for row in family.values() if row["path"] == key.path), None)
+                if row is None or row["is_deleted"] or not row["is_over"]:
+                    return []
+                return [row["id"], *await self._remove(connection, row, family)]
+
+            ids = await self._database.transact(work)
+            self._announce(*ids)
+            touched += bool(ids)
+        return touched
+
+
+class _Plan:
+    """A stream that is to be made, with everything resolved."""
+
+    __slots__ = ("config", "content_type", "expiry", "fork_position", "is_message_stream", "key", "source_id")
+
+    def __init__(
+        self,
+        key: StreamKey,
+        config: StreamConfig,
+        content_type: str,
+        is_message_stream: bool,
+        expiry: Expiry,
+        source_id: int | None = None,
+        fork_position: int | None = None,
+    ) -> None:
+        self.key = key
+        self.config = config
+        self.content_type = content_type
+        self.is_message_stream = is_message_stream
+        self.expiry = expiry
+        self.source_id = source_id
+        self.fork_position = fork_position
+
+    @classmethod
+    def of(cls, key: StreamKey, config: StreamConfig) -> _Plan:
+        """A stream of its own."""
+        content_type = config.content_type or content_types.DEFAULT
+        return cls(key, config, content_type, content_types.is_json(content_type), config.expiry or Expiry())
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.key.path] if self.config.fork is None else [self.key.path, self.config.fork.source.path]
+
+    def values(self, data: bytes) -> tuple[object, ...]:
+        fork, ttl_seconds = self.config.fork, self.expiry.ttl_seconds
+        return (
+            self.key.tenant,
+            self.key.path,
+            self.content_type,
+            self.is_message_stream,
+            self.config.is_closed,
+            data,
+            ttl_seconds,
+            None if ttl_seconds is None else life_seconds(ttl_seconds),
+            self.expiry.expires_at,
+            self.config.expiry is None,
+            self.fork_position,
+            self.source_id,
+            fork and fork.source.path,
+            fork and fork.position,
+            fork and fork.sub_offset,
+        )
+
+
+def _is_gone(row: asyncpg.Record) -> bool:
+    """Whether forks are all that it is still there for."""
+    return bool(row["is_deleted"] or row["is_over_for_readers_only"])
+
+
+def _readable(key: StreamKey, row: asyncpg.Record | None) -> asyncpg.Record:
+    if row is not None and _is_gone(row):
+        raise StreamGone(f"{key.path} is deleted")
+    if row is None or row["is_over"]:
+        raise StreamNotFound(f"no stream {key.path!r}")
+    return row
+
+
+def _info(row: asyncpg.Record) -> StreamInfo:
+    key = StreamKey(row["tenant"], row["path"])
+    content_type, is_message_stream = row["content_type"], row["is_message_stream"]
+    if content_type is None:
+        is_message_stream = key.path.endswith("/control")
+        content_type = content_types.JSON if is_message_stream else _content_type_of_head(row["head"])
+    return StreamInfo(
+        row["id"],
+        key,
+        content_type,
+        is_message_stream,
+        Tail(row["tail"], row["is_closed"]),
+        _expiry(row),
+        row["created_at"],
+    )
+
+
+def _content_type_of_head(head: str | None) -> str:
+    return (json.loads(head)[1] if head is not None else None) or content_types.DEFAULT
+
+
+def _expiry(row: asyncpg.Record) -> Expiry:
+    return Expiry(row["ttl_seconds"], row["ends_at"] if row["ttl_seconds"] is None else None)
+
+
+def _standing(row: asyncpg.Record) -> forks.Standing:
+    fork = None
+    if row["source_id"] is not None:
+        source = StreamKey(row["tenant"], row["source_path"])
+        fork = ForkPoint(source, row["asked_position"], row["asked_sub_offset"])
+    expiry = _expiry(row)
+    asked = StreamConfig(expiry=None if row["is_expiry_inherited"] else expiry, fork=fork)
+    return forks.Standing(asked, row["content_type"], expiry, row["is_closed"], row["fork_position"])
+
+
+def _state(row: asyncpg.Record) -> StreamState:
+    closed_by = None
+    if row["closing_producer"] is not None:
+        closed_by = Producer(row["closing_producer"], row["closing_epoch"], row["closing_sequence"])
+    return StreamState(
+        row["id"],
+        row["content_type"] or content_types.DEFAULT,
+        Tail(row["tail"], row["is_closed"]),
+        row["writer_sequence"],
+        closed_by,
+        is_generation=row["content_type"] is None,
+        is_gone=_is_gone(row),
+    )
+
+
+def _change_arrays(changes: Sequence[Change], ends: dict[int, object]) -> tuple[list[object], ...]:
+    states = [change.state for change in changes]
+    return (
+        [state.id for state in states],
+        [change.position for change in changes],
+        [change.data for change in changes],
+        [state.tail.position for state in states],
+        [state.tail.is_closed for state in states],
+        [state.writer_sequence for state in states],
+        [ends[state.id] for state in states],
+        [state.closed_by and state.closed_by.id for state in states],
+        [state.closed_by and state.closed_by.epoch for state in states],
+        [state.closed_by and state.closed_by.sequence for state in states],
+    )
+
+
+def _producer_arrays(changes: Sequence[Change]) -> tuple[list[object], ...]:
+    moved = [(change.state.id, producer) for change in changes for producer in change.producers.values()]
+    return (
+        [stream for stream, _ in moved],
+        [producer.id for _, producer in moved],
+        [producer.epoch for _, producer in moved],
+        [producer.sequence for _, producer in moved],
+    )

@@ -1,0 +1,3 @@
+export default {
+  test: { include: ["conformance.test.mjs"], exclude: [], testTimeout: 5000 },
+}

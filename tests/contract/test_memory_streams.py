@@ -1,0 +1,13 @@
+"""The memory store keeps the contract for streams of the open protocol."""
+
+import pytest
+
+pytest.register_assert_rewrite("streamkeep.storage.contract_streams")
+
+from streamkeep.storage import MemoryStore, Retention, Store
+from streamkeep.storage.contract_streams import StreamContract
+
+
+class TestMemoryStreams(StreamContract):
+    def make_store(self, *, retention: Retention = Retention()) -> Store:  # noqa: B008
+        return MemoryStore(retention)

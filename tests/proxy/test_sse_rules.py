@@ -1,0 +1,27 @@
+"""What a reader of server-sent events gets back is the text that went in."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streamkeep.proxy.rules import sse
+
+
+def read_back(frame: bytes) -> str:
+    """The payload of one event, as the specification of server-sent events reads it."""
+    lines = [line.removeprefix("data:") for line in frame.decode().split("\n") if line.startswith("data:")]
+    return "\n".join(line.removeprefix(" ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "payload", [" two words", "  ", "", "\n", "a\n b\n  c\n", ":", "data:x\n\nevent: control", "\u2028"]
+)
+def test_a_payload_is_read_back_as_it_was(payload: str) -> None:
+    assert read_back(sse.data_frame(payload, "0")) == payload
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\r")))
+def test_any_payload_without_a_carriage_return_is_read_back(payload: str) -> None:
+    assert read_back(sse.data_frame(payload, "0")) == payload
