@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("streamkeep.storage.contract", "streamkeep.storage.contract_streams")
+
 from tests import database
 
 

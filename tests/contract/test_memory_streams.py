@@ -1,9 +1,5 @@
 """The memory store keeps the contract for streams of the open protocol."""
 
-import pytest
-
-pytest.register_assert_rewrite("streamkeep.storage.contract_streams")
-
 from streamkeep.storage import MemoryStore, Retention, Store
 from streamkeep.storage.contract_streams import StreamContract
 

@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.register_assert_rewrite("streamkeep.storage.contract_streams")
-
 from streamkeep.storage import Retention, Store
 from streamkeep.storage.contract_streams import StreamContract
 from streamkeep.storage.postgres import PostgresStore
