@@ -201,6 +201,7 @@ class Readers:
         self._recorded_here: set[int] = set()
         self._stale: set[int] = set()
         self._refresh = asyncio.Event()
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"Readers({self.count} of {len(self._feeds)} streams)"
@@ -227,6 +228,8 @@ class Readers:
             feed.keeper = asyncio.create_task(_keep_alive(feed, keepalive))
         reader = Reader(feed, position, stop)
         feed.readers.add(reader)
+        if self._is_closed:
+            reader.leave()
         try:
             yield reader
         finally:
@@ -279,6 +282,11 @@ class Readers:
         for feed in self._feeds.values():
             for reader in feed.readers:
                 reader.leave()
+
+    def close(self) -> None:
+        """The last call of a process that ends: later readers get what there is, and are told to reconnect too."""
+        self._is_closed = True
+        self.rotate()
 
     # Audience of the writer
 

@@ -187,7 +187,7 @@ class Server(uvicorn.Server):
                 logger.info("waiting for %d generations; stop again to skip this", self._service.generations.running)
             await self._service.drain()
         finally:
-            self._service.readers.rotate()
+            self._service.readers.close()
             self.should_exit = True
 
 
