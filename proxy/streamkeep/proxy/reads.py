@@ -212,7 +212,7 @@ class Reads:
         rotate_at = time.monotonic() + self._settings.sse_seconds
         held = b""
         is_first = True
-        while not (reader.is_gone or feed.is_gone or (time.monotonic() >= rotate_at and not is_first)):
+        while is_first or not (reader.is_gone or feed.is_gone or time.monotonic() >= rotate_at):
             is_closed = _is_at_end(feed, reader)
             frames: list[bytes] = []
             for piece in pieces:
