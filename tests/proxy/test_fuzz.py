@@ -10,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPResponse
+from itertools import count
+from typing import TypeVar
 from urllib.parse import quote_from_bytes, urlsplit
 
 import anyio.from_thread
@@ -19,7 +21,10 @@ from hypothesis import strategies as st
 
 from tests.serving import served_process
 
+T = TypeVar("T")
+
 START = f"{0:016d}_{0:016d}"
+HERE = b"HERE"  # stands for a name that each example has for itself
 NOWHERE = "http://127.0.0.1:9/"  # the port for discarding, where nobody listens
 
 pytestmark = pytest.mark.slow
@@ -32,6 +37,11 @@ class Request:
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
 
+    def among(self, name: bytes) -> Request:
+        """The same request, about the streams of one example."""
+        headers = tuple((header, value.replace(HERE, name)) for header, value in self.headers)
+        return Request(self.method, self.target.replace(HERE, name), headers, self.body.replace(HERE, name))
+
     def encode(self) -> bytes:
         sized = (b"Content-Length", b"%d" % len(self.body))
         lines = [b"%b: %b" % line for line in ((b"Host", b"x"), (b"Connection", b"close"), sized, *self.headers)]
@@ -43,6 +53,7 @@ class Target:
 
     def __init__(self, url: str) -> None:
         self._address = (urlsplit(url).hostname, urlsplit(url).port)
+        self.numbers = count()
 
     def send(self, request: Request) -> tuple[HTTPResponse, bytes]:
         """The answer, read to its end."""
@@ -66,11 +77,7 @@ def target(database_url: str) -> Iterator[Target]:
         anyio.from_thread.start_blocking_portal("asyncio") as portal,
         portal.wrap_async_context_manager(served_process(database_url=database_url, environ=environ)) as process,
     ):
-        found = Target(process.url)
-        for path, headers, body in STREAMS:
-            answer, _ = found.send(Request(b"PUT", b"/v1/stream/" + path, headers, body))
-            assert answer.status == 201
-        yield found
+        yield Target(process.url)
 
 
 def typed(kind: bytes, *more: tuple[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
@@ -81,7 +88,7 @@ STREAMS = [
     (b"a", typed(b"text/plain"), "snow ☃".encode()),
     (b"j", typed(b"application/json"), b'[1,{"a":"b"}]'),
     (b"c", typed(b"application/octet-stream", (b"Stream-Closed", b"true")), bytes(range(256))),
-    (b"a/f", typed(b"text/plain", (b"Stream-Forked-From", b"/v1/stream/a")), b"own"),
+    (b"a/f", typed(b"text/plain", (b"Stream-Forked-From", b"/v1/stream/HERE/a")), b"own"),
 ]
 
 # What requests are made of: what is right, what is nearly right, and anything.
@@ -133,7 +140,14 @@ INSTANTS = [
     b"2000-02-30T00:00:00Z",
 ]
 KINDS = [b"text/plain", b"application/json", b"application/json; charset=utf-8", b"application/octet-stream", b"text/"]
-SOURCES = [b"/v1/stream/a", b"/v1/stream/j", b"/v1/stream/a/f", b"/v1/stream/none", b"/v1/stream/%00", b"http://x/"]
+SOURCES = [
+    b"/v1/stream/HERE/a",
+    b"/v1/stream/HERE/j",
+    b"/v1/stream/HERE/a/f",
+    b"/v1/stream/none",
+    b"/v1/stream/%00",
+    b"http://x/",
+]
 VALUES = st.one_of(
     st.sampled_from(NUMBERS + WORDS + OFFSETS + INSTANTS + KINDS + SOURCES + [NOWHERE.encode()]),
     st.binary(max_size=12).map(lambda value: bytes(byte for byte in value if byte >= 32 and byte != 127)),
@@ -173,10 +187,23 @@ HEADERS = {
 }
 
 
+def mostly(right: st.SearchStrategy[T], wrong: st.SearchStrategy[T]) -> st.SearchStrategy[T]:
+    return st.integers(0, 5).flatmap(lambda die: wrong if die == 5 else right)
+
+
+PRODUCER = (b"Producer-Id", b"Producer-Epoch", b"Producer-Seq")
+FORKS = {
+    b"Stream-Forked-From": [*SOURCES[:3], *SOURCES],
+    b"Stream-Fork-Offset": OFFSETS,
+    b"Stream-Fork-Sub-Offset": NUMBERS[:3],
+    b"Stream-TTL": [b"60"],
+}
+
+
 def one_of(known: dict[bytes, list[bytes]]) -> st.SearchStrategy[tuple[bytes, bytes]]:
     """A name, with a value that is likely right."""
     return st.sampled_from(sorted(known)).flatmap(
-        lambda name: st.tuples(st.just(name), st.sampled_from(known[name]) | VALUES)
+        lambda name: st.tuples(st.just(name), mostly(st.sampled_from(known[name]), VALUES))
     )
 
 
@@ -219,7 +246,7 @@ BODIES = st.one_of(
 QUERIES = st.lists(one_of(PARAMETERS), max_size=3).map(
     lambda pairs: b"&".join(name + b"=" + quote_from_bytes(value, safe="%").encode() for name, value in pairs)
 )
-REQUESTS = st.builds(
+ANYTHING = st.builds(
     lambda method, path, query, headers, body: Request(method, path + (b"?" + query if query else b""), headers, body),
     METHODS,
     PATHS,
@@ -228,20 +255,98 @@ REQUESTS = st.builds(
     BODIES,
 )
 
+# Requests that get further than the first check: the right shape, with one or two wrong things in it.
+
+STREAM_PATHS = st.sampled_from(
+    [b"/v1/stream/HERE/" + name for name in (b"a", b"j", b"c", b"a/f", b"new", b"new/f", b"wake")]
+)
+STREAM_KINDS = mostly(st.sampled_from([b"text/plain", b"application/json"]), st.sampled_from(KINDS))
+STREAM_HEADERS = {name: values for name, values in HEADERS.items() if name.startswith((b"Stream-", b"Producer-"))}
+WRITES = st.builds(
+    lambda method, path, kind, headers, body: Request(method, path, typed(kind, *headers), body),
+    st.sampled_from([b"PUT", b"POST", b"POST", b"DELETE"]),
+    STREAM_PATHS,
+    STREAM_KINDS,
+    st.one_of(
+        st.just(()),
+        st.tuples(one_of(STREAM_HEADERS)),
+        st.tuples(one_of(FORKS), one_of(FORKS)),
+        st.tuples(*(st.tuples(st.just(name), st.sampled_from([b"0", b"1", b"2"])) for name in sorted(PRODUCER))),
+    ),
+    mostly(st.sampled_from([b"[1]", b'["a",{"b":null}]', b"text", b""]), BODIES),
+)
+READS = st.builds(
+    lambda method, path, query, headers: Request(method, path + b"?" + query, headers, b""),
+    st.sampled_from([b"GET", b"GET", b"HEAD"]),
+    STREAM_PATHS | st.just(b"/v1/stream/__registry__"),
+    st.tuples(
+        st.sampled_from([b"offset=-1", b"offset=now", b"offset=" + OFFSETS[0], b"offset=" + OFFSETS[2], b"cursor=1"]),
+        mostly(
+            st.sampled_from([b"", b"&cursor=9"]),
+            # Seldom, since a live read waits for the tick of a second.
+            st.sampled_from([b"&live=sse", b"&live=sse&encoding=base64", b"&live=long-poll"]),
+        ),
+    ).map(b"".join),
+    st.lists(one_of(HEADERS), max_size=1).map(tuple),
+)
+SUBSCRIPTION_PATHS = [
+    b"",
+    b"",
+    b"/streams",
+    b"/streams/a",
+    b"/streams/%00",
+    b"/claim",
+    b"/ack",
+    b"/release",
+    b"/callback",
+]
+SUBSCRIBING = st.builds(
+    lambda method, name, path, body, changes: Request(
+        method,
+        b"/v1/stream/__ds/subscriptions/" + name + path,
+        typed(b"application/json", (b"Authorization", b"Bearer x")),
+        json.dumps({**body, **changes}).encode(),
+    ),
+    st.sampled_from([b"PUT", b"PUT", b"POST", b"POST", b"GET", b"DELETE"]),
+    st.sampled_from([b"HERE", b"HERE.2"]),
+    st.sampled_from(SUBSCRIPTION_PATHS),
+    st.sampled_from(
+        [
+            {"type": "webhook", "pattern": "HERE/**", "webhook": {"url": NOWHERE + "hook"}},
+            {"type": "pull-wake", "streams": ["HERE/a", "HERE/j"], "wake_stream": "HERE/wake"},
+            {"worker": "w"},
+            {"generation": 1, "wake_id": "w", "acks": [{"stream": "HERE/a", "offset": START}]},
+        ]
+    ),
+    mostly(st.just({}), SUBSCRIPTION),
+)
+CALLS = st.builds(
+    lambda method, path, headers, body: Request(method, path, ((b"X-Proxy-Url", NOWHERE.encode()), *headers), body),
+    st.sampled_from([b"POST", b"POST", b"GET"]),
+    st.sampled_from([b"/api/chat/1", b"/api/chat/2", b"/api/chat/active", b"/api/chat/1/cancel"]),
+    st.lists(one_of(HEADERS), max_size=2).map(tuple),
+    BODIES,
+)
+REQUESTS = st.one_of(WRITES, WRITES, READS, SUBSCRIBING, CALLS, ANYTHING)
+
 
 @settings(
-    max_examples=600,
+    max_examples=500,
     derandomize=True,
     deadline=None,
     database=None,
     phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
-@given(requests=st.lists(REQUESTS, min_size=1, max_size=5))
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=8))
 def test_no_request_makes_the_server_fail(
     target: Target, capfd: pytest.CaptureFixture[str], requests: list[Request]
 ) -> None:
-    for request in requests:
+    name = b"%d" % next(target.numbers)
+    for path, headers, body in STREAMS:
+        answer, _ = target.send(Request(b"PUT", b"/v1/stream/HERE/" + path, headers, body).among(name))
+        assert answer.status == 201
+    for request in (unnamed.among(name) for unnamed in requests):
         answer, content = target.send(request)
         is_call = request.target.startswith(b"/api/")
         assert answer.status < 500 or (is_call and answer.status == 502), (request, answer.status, content)
