@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from streamkeep.proxy.settings import InvalidSetting, Settings
+from streamkeep.storage import StoreError
 from streamkeep.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
 _SERVE_EPILOG = """\
@@ -53,7 +55,13 @@ def serve_command(argv: Sequence[str]) -> int:
         return _serve(settings)
     except KeyboardInterrupt:
         return 0
-    except (OSError, EmbeddedPostgresError) as exc:
+    except EmbeddedPostgresError as exc:
+        print(f"streamkeep: {exc}", file=sys.stderr)
+        return 1
+    except StoreError as exc:
+        print(f"streamkeep: the database at DATABASE_URL cannot be used: {exc}", file=sys.stderr)
+        return 1
+    except OSError as exc:
         print(f"streamkeep: {exc}", file=sys.stderr)
         return 1
 
@@ -78,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings) -> int:
     from streamkeep.proxy.app import create_app
     from streamkeep.proxy.server import bind, serve
+    from streamkeep.storage.postgres import migrate
 
     with ExitStack() as stack:
         listener = stack.enter_context(bind(settings.host, settings.port))
@@ -90,6 +99,9 @@ def _serve(settings: Settings) -> int:
                 )
             )
             settings = replace(settings, database_url=postgres.dsn)
+        else:
+            # Before the server starts: what is wrong with a database is told in one line.
+            asyncio.run(migrate(settings.direct_database_url or settings.database_url))
         host, port = listener.getsockname()[:2]
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         return serve(create_app(settings=settings), listener, announce=lambda: _announce(base, where, settings))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
 
@@ -117,6 +118,15 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _database_url(text: str) -> str:
+    """Said here in words of ours: a driver's complaint about a URL quotes it, password and all."""
+    if not text.startswith(("postgres://", "postgresql://")):
+        raise ValueError("must be a postgresql:// URL")
+    if "@" in urlsplit(text).path:
+        raise ValueError("cannot be read; special characters in its password must be percent-encoded")
+    return text
+
+
 def _flag(text: str) -> bool:
     try:
         return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
@@ -138,8 +148,8 @@ _BY_UNIT: dict[str, Callable[[str], Any]] = {
 _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "host": str,
     "port": _port,
-    "database_url": str,
-    "direct_database_url": str,
+    "database_url": _database_url,
+    "direct_database_url": _database_url,
     "database_pool_size": _size,
     "data_dir": Path,
     "postgres_bin": Path,

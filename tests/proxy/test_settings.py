@@ -1,0 +1,50 @@
+"""Settings: a bad value stops the start, names its variable, and quotes no secret."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from streamkeep.proxy import InvalidSetting, Settings
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("STREAMKEEP_PORT", "http"),
+        ("STREAMKEEP_PORT", "65536"),
+        ("STREAMKEEP_LONG_POLL_SECONDS", "0"),
+        ("STREAMKEEP_LONG_POLL_SECONDS", "nan"),
+        ("STREAMKEEP_STREAM_BUDGET_BYTES", "-1"),
+        ("STREAMKEEP_UPSTREAM_RETRIES", "-1"),
+        ("STREAMKEEP_PUBLIC_URL", "proxy.example"),
+        ("STREAMKEEP_ALLOW", "ftp://example.com/**"),
+        ("STREAMKEEP_LOG_LEVEL", "loud"),
+        ("STREAMKEEP_OBSERVE_ENDINGS", "perhaps"),
+        ("DATABASE_URL", "mysql://localhost/db"),
+    ],
+)
+def test_a_bad_value_names_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(InvalidSetting, match=variable):
+        Settings.from_env({variable: value})
+
+
+def test_an_empty_variable_is_an_absent_one_but_for_the_allowlist() -> None:
+    settings = Settings.from_env({"STREAMKEEP_PORT": "", "DATABASE_URL": "", "STREAMKEEP_ALLOW": ""})
+    assert (settings.port, settings.database_url, settings.allow.globs) == (4000, None, ())
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://me:word/secret@127.0.0.1:5432/db", "postgresql://me:secret@127.0.0.1:1/db"]
+)
+def test_a_database_that_cannot_be_used_is_told_in_one_line_without_its_password(url: str) -> None:
+    command = [sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0"]
+    done = subprocess.run(command, env={"DATABASE_URL": url}, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith("streamkeep: ")
+    assert "DATABASE_URL" in done.stderr
+    assert "secret" not in done.stderr + done.stdout
+    assert "word" not in done.stderr.replace("password", "")
+    assert "Traceback" not in done.stderr
