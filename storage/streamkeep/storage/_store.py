@@ -1,4 +1,4 @@
-"""The contract that every store keeps; `storage/contract.py` tests it and `memory.py` is the one to read first."""
+"""The contract that every store keeps; `contract.py` and `contract_streams.py` test it. Read `memory.py` first."""
 
 from __future__ import annotations
 
