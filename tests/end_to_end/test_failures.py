@@ -438,6 +438,30 @@ async def test_a_reader_that_never_reads_is_cut_loose_and_slows_nobody(database_
         writer.close()
 
 
+async def test_readers_that_never_read_do_not_grow_the_process(database_url: str) -> None:
+    body = random.Random(11).randbytes(60 * 1024 * 1024)
+    async with (
+        served_process(database_url=database_url) as process,
+        upstream(ticking(body, pieces=600, seconds=1)) as server,
+    ):
+        proxy = Side(process)
+        await proxy.create("chat", "1", server.url)  # type: ignore[misc]
+        host, port = process.url.removeprefix("http://").split(":")
+        stuck = []
+        for _ in range(20):
+            _, writer = await asyncio.open_connection(host, int(port), limit=1024)
+            query = "sessionId=chat&requestId=1&live=sse&encoding=base64"
+            writer.write(f"GET /stream/data?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            stuck.append(writer)
+        before = psutil.Process(process.process.pid).memory_info().rss
+        event = await proxy.ending("chat", "1")  # type: ignore[misc]
+        grown = psutil.Process(process.process.pid).memory_info().rss - before
+        for writer in stuck:
+            writer.transport.abort()
+    assert (event["code"], event["sha256"]) == ("complete", hashlib.sha256(body).hexdigest())
+    assert grown < len(body) // 2, "twenty readers, none of whom holds the stream"
+
+
 async def test_data_are_swept_after_their_retention_and_the_ids_stay_taken(database_url: str) -> None:
     from streamkeep.storage import Retention
 
