@@ -405,7 +405,7 @@ class Generations:
                 if row is not None and self._is_unattended(row):
                     unavailable = our_refusal(503, "storage_unavailable", "the database did not answer; try again")
                     with suppress(OwnerFenced, GenerationEnded):
-                        await self._store.refuse(row, unavailable, b"")
+                        await self._store.refuse(row, unavailable, row.fingerprint)
                 return
 
     def _is_unattended(self, row: Generation) -> bool:
