@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from streamkeep.proxy.forwarding import Forwarder
 from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.registry import Registry
@@ -37,6 +38,7 @@ class Service:
         self.registry = Registry(store, self.appender)
         self.subscriptions = Subscriptions(store, self.appender, public_url=settings.public_url)
         self.generations = Generations(store, self.writer, self.readers, settings)
+        self.forwarder = Forwarder(self.generations, settings)
         self.is_ready = False
         self.failure: BaseException | None = None
         self._signer: Signer | None = None

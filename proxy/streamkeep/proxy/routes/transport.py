@@ -7,18 +7,16 @@ import time
 from datetime import UTC
 from typing import Annotated, Any
 
-import httpx
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import ApiError, problem
-from streamkeep.proxy.generations import NOT_UPSTREAMS, UpstreamRequest
-from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.forwarding import Destination
+from streamkeep.proxy.generations import NOT_UPSTREAMS
+from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.rules import wire
-from streamkeep.proxy.rules.allowlist import Refused
-from streamkeep.proxy.rules.headers import forwarded_headers
 from streamkeep.proxy.service import Service
 from streamkeep.storage import DEFAULT_TENANT, Code, Generation, GenerationKey, Refusal, State
 
@@ -40,35 +38,20 @@ class CreateGeneration:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._settings = service.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         ids = scope["path_params"]
         key = _key(ids["session_id"], ids["request_id"])
         headers = wire.single_headers(
-            scope["headers"], (wire.PROXY_URL, wire.PROXY_METHOD, wire.RESUME_ACTIVE_GENERATION, "Content-Length")
+            scope["headers"], (wire.PROXY_URL, wire.PROXY_METHOD, wire.RESUME_ACTIVE_GENERATION)
         )
         if wire.is_resume(headers[wire.RESUME_ACTIVE_GENERATION]):
             await self._resume(key, scope, send)
             return
         method = wire.upstream_method(headers[wire.PROXY_METHOD])
-        url, may_be_private = self._upstream_url(headers[wire.PROXY_URL])
-        forwarded = forwarded_headers(scope["headers"])
-        content_length = headers["Content-Length"]
-        if content_length is not None and int(content_length) > self._settings.max_request_bytes:
-            raise problem(
-                413, "body_too_large", f"request bodies may have up to {self._settings.max_request_bytes} bytes"
-            )
+        destination = self._destination(headers[wire.PROXY_URL])
         try:
-            body = await RequestBody.read(
-                receive,
-                max_buffered_bytes=self._settings.max_buffered_request_bytes,
-                max_bytes=self._settings.max_request_bytes,
-            )
-            if body.content is None and content_length is not None:
-                forwarded.append((b"Content-Length", content_length.encode()))
-            request = UpstreamRequest(method, url, forwarded, body, may_be_private)
-            row, is_replay = await self._service.generations.create(key, request)
+            row, is_replay = await self._service.forwarder.forward(key, method, destination, scope, receive)
         except CallerLeft:
             return
         await self._answer(row, scope, send, is_replay=is_replay)
@@ -80,19 +63,10 @@ class CreateGeneration:
         else:
             await self._answer_found(row, scope, send, is_replay=True)
 
-    def _upstream_url(self, value: str | None) -> tuple[str, bool]:
-        if value is None or not value.strip():
+    def _destination(self, url: str | None) -> Destination:
+        if url is None or not url.strip():
             raise problem(400, "missing_upstream_url", f"the header {wire.PROXY_URL} names the URL to call")
-        try:
-            httpx.URL(value.strip())
-        except httpx.InvalidURL as exc:
-            raise problem(400, "invalid_upstream_url", f"{wire.PROXY_URL} cannot be called: {exc}") from exc
-        decision = self._settings.allow.decide(value.strip())
-        if isinstance(decision, Refused):
-            if decision.is_malformed:
-                raise problem(400, "invalid_upstream_url", decision.message)
-            raise problem(403, "upstream_not_allowed", decision.message)
-        return value.strip(), decision.private
+        return self._service.forwarder.allowed(url.strip())
 
     async def _answer(self, row: Generation, scope: Scope, send: Send, *, is_replay: bool) -> None:
         if row.state is State.REFUSED and row.refusal is not None:

@@ -1,0 +1,78 @@
+"""From a caller's request to a generation: what every route that calls upstream does alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import httpx
+from starlette.types import Receive, Scope
+
+from streamkeep.proxy.errors import problem
+from streamkeep.proxy.generations import Generations, UpstreamRequest
+from streamkeep.proxy.request_body import RequestBody
+from streamkeep.proxy.rules import wire
+from streamkeep.proxy.rules.allowlist import Refused
+from streamkeep.proxy.rules.headers import forwarded_headers
+from streamkeep.proxy.settings import Settings
+from streamkeep.storage import Generation, GenerationKey
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a request may go: it was allowed already. `headers` are ours to add, and replace the caller's."""
+
+    url: str
+    may_be_private: bool
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Forwarder:
+    """Sends callers' requests upstream as generations."""
+
+    def __init__(self, generations: Generations, settings: Settings) -> None:
+        self._generations = generations
+        self._settings = settings
+
+    def allowed(self, url: str) -> Destination:
+        """The destination that a caller's URL names. Raises: ApiError (400, 403)."""
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as exc:
+            raise problem(400, "invalid_upstream_url", f"the URL cannot be called: {exc}") from exc
+        decision = self._settings.allow.decide(url)
+        if isinstance(decision, Refused):
+            if decision.is_malformed:
+                raise problem(400, "invalid_upstream_url", decision.message)
+            raise problem(403, "upstream_not_allowed", decision.message)
+        return Destination(url, decision.private)
+
+    async def forward(
+        self, key: GenerationKey, method: str, destination: Destination, scope: Scope, receive: Receive
+    ) -> tuple[Generation, bool]:
+        """Call upstream with the caller's headers and body, or join whoever did: the row once upstream's verdict is known,
+        and whether it was a replay.
+
+        Raises:
+            ApiError: the request is too large, or as `Generations.create` says.
+            BadRequest, InvalidHeader: its headers cannot be forwarded.
+            CallerLeft: there is nobody to answer.
+            FingerprintMismatch, StoreUnavailable: as `Generations.create` says.
+        """
+        headers = _replaced(forwarded_headers(scope["headers"]), destination.headers)
+        limit = self._settings.max_request_bytes
+        content_length = wire.single_headers(scope["headers"], ("Content-Length",))["Content-Length"]
+        if content_length is not None and int(content_length) > limit:
+            raise problem(413, "body_too_large", f"request bodies may have up to {limit} bytes")
+        body = await RequestBody.read(
+            receive, max_buffered_bytes=self._settings.max_buffered_request_bytes, max_bytes=limit
+        )
+        if body.content is None and content_length is not None:
+            headers.append((b"Content-Length", content_length.encode()))
+        request = UpstreamRequest(method, destination.url, headers, body, destination.may_be_private)
+        return await self._generations.create(key, request)
+
+
+def _replaced(headers: list[tuple[bytes, bytes]], ours: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    names = {name.lower() for name, _ in ours}
+    return [*(pair for pair in headers if pair[0].lower() not in names), *ours]
