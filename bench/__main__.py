@@ -1,4 +1,4 @@
-"""`python -m bench`: what streamkeep costs, beside a direct call and a bare pass-through. README.md explains it."""
+"""`python -m bench`: what streamkeep costs, beside a direct call, a bare pass-through and the open protocol's reference server. README.md explains it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,22 @@ from pathlib import Path
 
 import uvloop
 
+from bench.appends import Writing, write
 from bench.load import Load, Outcome
 from bench.machine import describe_machine
 from bench.processes import Cores, StartFailed, server
-from bench.report import UPSTREAM, Comparison, result_entry
-from bench.systems import SYSTEMS, Site, System
+from bench.report import UPSTREAM, AppendComparison, AppendFigures, Comparison, RelayComparison, result_entry
+from bench.systems import STREAM_SERVERS, SYSTEMS, Place, Site, StreamServer, System
 from bench.workload import MIN_CHUNK_BYTES, Workload
 
 _WARM_UP = Workload(generations=10, rate=30, chunk_bytes=200, seconds=0.5, ramp_seconds=0.1)
+# Few streams: with more than a hundred in all, the reference server answers 404 for some of those that it made.
+_WARM_UP_WRITERS = 8
+_WARM_UP_SECONDS = 1.0
 _SHOWN_FAULTS = 10
+
+RELAY = "relay"
+APPEND = "append"
 
 
 def main() -> int:
@@ -42,7 +49,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="streamkeep-bench-", dir=chosen.data_dir) as name:
         machine = describe_machine(Path(name))
         try:
-            comparisons = uvloop.run(_compare_all(chosen, cores, Path(name)))
+            comparisons = uvloop.run(_compare_all(chosen, Place(cores, Path(name))))
         except StartFailed as exc:
             _say(f"bench: {exc}")
             return 1
@@ -53,7 +60,7 @@ def main() -> int:
     for comparison in comparisons:
         _say(f"\n{comparison.to_markdown()}")
     if chosen.append is not None:
-        entry = result_entry(machine, date=started_at[:10], command=command, comparisons=comparisons)
+        entry = result_entry(machine, date=started_at[:10], command=command, comparisons=comparisons, note=chosen.note)
         with chosen.append.open("a", encoding="utf-8") as results:
             results.write(f"\n{entry}\n")
     faults = [fault for comparison in comparisons for fault in comparison.faults]
@@ -73,10 +80,11 @@ def main() -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure streamkeep beside a direct call and a bare pass-through. Progress and tables go to "
+        description="Measure streamkeep beside a direct call, a bare pass-through and the reference server. Progress and tables go to "
         "stderr, the result as JSON to stdout. Ends with 1 when a byte was lost or changed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--rows", nargs="+", choices=[RELAY, APPEND], default=[RELAY, APPEND], help="what to measure")
     parser.add_argument(
         "--generations",
         type=int,
@@ -89,48 +97,86 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--chunk-bytes", type=int, default=200, help=f"size of a chunk, {MIN_CHUNK_BYTES} at least")
     parser.add_argument("--seconds", type=float, default=7, help="length of each stream")
     parser.add_argument("--ramp", type=float, default=2, help="seconds over which the streams are started")
+    parser.add_argument("--writers", type=int, default=64, help="connections that append at once")
+    parser.add_argument("--append-bytes", type=int, default=200, help="size of an append")
+    parser.add_argument("--append-seconds", type=float, default=5, help="length of each measurement of appends")
+    names = list(dict.fromkeys([*SYSTEMS, *STREAM_SERVERS]))
     parser.add_argument(
-        "--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), metavar="NAME", help="which to measure"
+        "--systems",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="NAME",
+        help=f"which to measure: {', '.join(names)}",
     )
     parser.add_argument("--no-pin", dest="pin", action="store_false", help="leave the choice of cores to the kernel")
     parser.add_argument("--data-dir", type=Path, help="where the database lies; a temporary folder if not given")
     parser.add_argument("--append", type=Path, metavar="FILE", help="also append an entry to a file like RESULTS.md")
+    parser.add_argument("--note", help="what to remember about the entry, say that the machine was busy")
     chosen = parser.parse_args(arguments)
     if chosen.chunk_bytes < MIN_CHUNK_BYTES:
         parser.error(f"--chunk-bytes must be {MIN_CHUNK_BYTES} at least: a chunk carries a time and looks real")
     if min(chosen.generations) < 1 or chosen.rate <= 0 or chosen.seconds <= 0 or chosen.ramp < 0:
         parser.error("--generations, --rate and --seconds must be positive, and --ramp not negative")
+    if min(chosen.writers, chosen.append_bytes) < 1 or chosen.append_seconds <= 0:
+        parser.error("--writers, --append-bytes and --append-seconds must be positive")
     return chosen
 
 
-async def _compare_all(chosen: argparse.Namespace, cores: Cores | None, folder: Path) -> list[Comparison]:
+async def _compare_all(chosen: argparse.Namespace, place: Place) -> list[Comparison]:
     task = asyncio.current_task()
     assert task is not None
     # A polite kill stops the servers too, as Ctrl-C does.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return [
-        await _compare(
-            Workload(generations, chosen.rate, chosen.chunk_bytes, chosen.seconds, chosen.ramp),
-            chosen.systems,
-            cores,
-            folder,
-        )
-        for generations in chosen.generations
-    ]
+    comparisons: list[Comparison] = []
+    if RELAY in chosen.rows and (names := [name for name in SYSTEMS if name in chosen.systems]):
+        for generations in chosen.generations:
+            workload = Workload(generations, chosen.rate, chosen.chunk_bytes, chosen.seconds, chosen.ramp)
+            comparisons.append(await _compare_relays(workload, names, place))
+    if APPEND in chosen.rows and (names := [name for name in STREAM_SERVERS if name in chosen.systems]):
+        comparisons.append(await _compare_appends(chosen, names, place))
+    return comparisons
 
 
-async def _compare(workload: Workload, names: Sequence[str], cores: Cores | None, folder: Path) -> Comparison:
+async def _compare_relays(workload: Workload, names: Sequence[str], place: Place) -> RelayComparison:
     """The systems one after the other, each started afresh."""
     outcomes: dict[str, Outcome] = {}
-    load_core = None if cores is None else cores.load
     command = (sys.executable, "-m", "bench.upstream")
-    async with server(*command, log=folder / "upstream.log", core=load_core) as upstream:
-        site = Site(upstream, cores, folder)
+    async with server(*command, log=place.folder / "upstream.log", core=place.load_core) as upstream:
+        site = Site(place, upstream)
         for name in names:
             _say(f"{name}: {workload.generations} generations, {workload.expected_seconds:.0f} s …")
             async with SYSTEMS[name](site) as system:
                 outcomes[name] = await _measure(system, workload, site)
-    return Comparison(workload, outcomes)
+    return RelayComparison(workload, outcomes)
+
+
+async def _compare_appends(chosen: argparse.Namespace, names: Sequence[str], place: Place) -> AppendComparison:
+    """The servers one after the other, each started afresh. Who is not ours may be missing."""
+    servers: dict[str, AppendFigures] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        _say(f"{name}: appends, {3 * chosen.append_seconds:.0f} s …")
+        try:
+            async with STREAM_SERVERS[name](place) as stream_server:
+                servers[name] = await _measure_appends(chosen, stream_server)
+        except StartFailed as exc:
+            if name == "streamkeep":
+                raise
+            left_out[name] = str(exc)
+    return AppendComparison(chosen.append_bytes, chosen.append_seconds, chosen.writers, servers, left_out)
+
+
+async def _measure_appends(chosen: argparse.Namespace, stream_server: StreamServer) -> AppendFigures:
+    alone = Writing(1, chosen.append_bytes, chosen.append_seconds)
+    crowd = replace(alone, writers=chosen.writers)
+    await write(stream_server, replace(alone, writers=_WARM_UP_WRITERS, seconds=_WARM_UP_SECONDS), "warm-up")
+    return AppendFigures(
+        stream_server.durability,
+        plain=await write(stream_server, alone, "plain"),
+        producer=await write(stream_server, replace(alone, has_producer=True), "producer"),
+        crowd=await write(stream_server, crowd, "crowd"),
+    )
 
 
 async def _measure(system: System, workload: Workload, site: Site) -> Outcome:

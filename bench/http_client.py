@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Self, cast
 from urllib.parse import urlsplit
 
@@ -33,6 +33,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._received_at_ns = 0
         self._status = 0
+        self._headers: dict[str, str] = {}
         self._deliver: Deliver = _ignore
         self._on_head: Callable[[int], None] = _nothing
         self._answered: asyncio.Future[None] | None = None
@@ -49,6 +50,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def header(self, name: str) -> str:
+        """A header of the last answer, by its name in lower case; "" where there is none."""
+        return self._headers.get(name, "")
+
     async def request(
         self,
         method: str,
@@ -58,20 +63,22 @@ class Connection(asyncio.Protocol):
         body: bytes = b"",
         deliver: Deliver | None = None,
         on_head: Callable[[int], None] | None = None,
+        wanted: Collection[int] = (200,),
     ) -> bytes:
         """Send a request; returns the body when the answer is complete, or b"" where `deliver` took it.
 
         `on_head` gets the instant at which the answer's head was here.
 
         Raises:
-            RequestFailed: the status is not 200, or the connection ended.
+            RequestFailed: the status is none of those `wanted`, or the connection ended.
         """
         assert self._transport is not None
         collected: list[bytes] = []
         self._status = 0
+        self._headers = {}
         self._on_head = on_head or _nothing
         self._deliver = lambda data, at_ns: (
-            deliver(data, at_ns) if deliver is not None and self._status == 200 else collected.append(data)
+            deliver(data, at_ns) if deliver is not None and self._status in wanted else collected.append(data)
         )
         self._answered = asyncio.get_running_loop().create_future()
         fields = {"Host": self._host, **(headers or {})}
@@ -81,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._transport.write("\r\n".join(lines).encode("ascii") + body)
         await self._answered
         answer = b"".join(collected)
-        if self._status != 200:
+        if self._status not in wanted:
             message = f"{method} {target.partition('?')[0]}: {self._status} {answer[:_SHOWN_BYTES]!r}"
             raise RequestFailed(message, self._status)
         return answer
@@ -104,6 +111,9 @@ class Connection(asyncio.Protocol):
             self.close()
 
     # Called by the parser
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         self._status = self._parser.get_status_code()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+from bench.appends import Written
 from bench.histogram import Histogram
 from bench.load import LOAD, OTHERS, Cost, Outcome
 from bench.systems import POSTGRES, PROXY
@@ -22,8 +23,8 @@ _MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """One workload on several systems, by their names, in the order in which they ran."""
+class RelayComparison:
+    """One workload of generations on several systems, by their names, in the order in which they ran."""
 
     workload: Workload
     outcomes: Mapping[str, Outcome]
@@ -36,6 +37,7 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         workload = self.workload
         return {
+            "measured": "relay",
             "generations": workload.generations,
             "chunksPerSecond": workload.rate,
             "chunkBytes": workload.chunk_bytes,
@@ -111,7 +113,76 @@ class Comparison:
         }
 
 
-def result_entry(machine: Mapping[str, Any], *, date: str, command: str, comparisons: Sequence[Comparison]) -> str:
+@dataclass(frozen=True, slots=True)
+class AppendFigures:
+    """What one server did: one writer alone, the same with a producer's headers, and a crowd of writers."""
+
+    durability: str
+    plain: Written
+    producer: Written
+    crowd: Written
+
+    @property
+    def phases(self) -> dict[str, Written]:
+        return {"plain": self.plain, "producer": self.producer, "crowd": self.crowd}
+
+
+@dataclass(frozen=True, slots=True)
+class AppendComparison:
+    """Appends to several servers of the open protocol, by their names, in the order in which they ran. `left_out` says
+    which could not be started, and why."""
+
+    append_bytes: int
+    seconds: float
+    writers: int
+    servers: Mapping[str, AppendFigures]
+    left_out: Mapping[str, str]
+
+    @property
+    def faults(self) -> list[str]:
+        """Every stream that does not hold what was acknowledged."""
+        return [
+            f"{name}, {phase}: {fault}"
+            for name, figures in self.servers.items()
+            for phase, written in figures.phases.items()
+            for fault in written.faults
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "measured": "append",
+            "appendBytes": self.append_bytes,
+            "seconds": self.seconds,
+            "writers": self.writers,
+            "systems": {
+                name: {
+                    "durability": figures.durability,
+                    **{phase: _written_to_json(written) for phase, written in figures.phases.items()},
+                }
+                for name, figures in self.servers.items()
+            },
+            "leftOut": dict(self.left_out),
+        }
+
+    def to_markdown(self) -> str:
+        """A table that can be read as it stands."""
+        title = (
+            f"Appends of {self.append_bytes} bytes by `POST /v1/stream/…`, for {self.seconds:g} s each: one writer, one "
+            f"writer with a producer's headers, and {self.writers} writers with a connection and a stream each:"
+        )
+        parts = [title]
+        if self.servers:
+            parts.append(_table([_append_figures(name, figures) for name, figures in self.servers.items()]))
+        parts += [f"{name} was left out: {reason.splitlines()[0]}" for name, reason in self.left_out.items()]
+        return "\n\n".join(parts)
+
+
+Comparison: TypeAlias = RelayComparison | AppendComparison
+
+
+def result_entry(
+    machine: Mapping[str, Any], *, date: str, command: str, comparisons: Sequence[Comparison], note: str | None = None
+) -> str:
     """A section for RESULTS.md: when, on what, by which command, and the tables."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     hardware = f"{machine['cores']} cores, {machine['cpu']}, {machine['kernel']}, Python {machine['python']}"
@@ -121,11 +192,34 @@ def result_entry(machine: Mapping[str, Any], *, date: str, command: str, compari
         [
             f"## {date}, revision {machine['revision'] or 'unknown'}",
             f"{hardware}; {state}. {versions}.",
+            *([f"**{note}**"] if note else []),
             f"`{command}`",
             *(comparison.to_markdown() for comparison in comparisons),
             f"**{faults} streams did not come whole.**" if faults else "Every stream came whole.",
         ]
     )
+
+
+def _append_figures(name: str, figures: AppendFigures) -> dict[str, str]:
+    crowd = figures.crowd
+    return {
+        "system": name,
+        "an answered append is": figures.durability,
+        "plain ms p50 / p99": _percentiles(figures.plain.latency, 50, 99, digits=2),
+        "producer ms p50 / p99": _percentiles(figures.producer.latency, 50, 99, digits=2),
+        "crowd appends/s": _shown(crowd.appends_per_second, 0),
+        "crowd ms p50 / p99": _percentiles(crowd.latency, 50, 99),
+        "server µs/append": _shown(crowd.micros_per_append(PROXY), 1),
+        "Postgres µs/append": _shown(crowd.micros_per_append(POSTGRES), 1),
+    }
+
+
+def _written_to_json(written: Written) -> dict[str, Any]:
+    return {
+        "latency": written.latency.to_json(),
+        "appendsPerSecond": round(written.appends_per_second, 1),
+        "cpuMicrosPerAppend": {name: _rounded(written.micros_per_append(name), 2) for name in written.cpu_seconds},
+    }
 
 
 def _own_part(name: str, outcome: Outcome) -> dict[str, str]:
@@ -167,10 +261,10 @@ def _table(rows: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _percentiles(histogram: Histogram, *percents: float) -> str:
+def _percentiles(histogram: Histogram, *percents: float, digits: int = 1) -> str:
     if not histogram.count:
         return _NOTHING
-    return " / ".join(_shown(histogram.percentile_ms(percent), 1) for percent in percents)
+    return " / ".join(_shown(histogram.percentile_ms(percent), digits) for percent in percents)
 
 
 def _percent(share: float | None) -> str:

@@ -1,4 +1,8 @@
-"""The systems that are measured side by side, each started for one run and stopped after it."""
+"""The systems that are measured side by side, each started for one run and stopped after it.
+
+There are two kinds: ways to an upstream, which relay generations, and servers of the open protocol, which keep streams
+that are appended to.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.processes import Cores, Server, pinned, server
+from bench.processes import Cores, Server, StartFailed, pinned, server
 from bench.routes import DurableRoute, PlainRoute, Route
 from streamkeep.storage.embedded import EmbeddedPostgres
+from tests import node
 
 PROXY = "proxy"
 POSTGRES = "postgres"
+
+_REFERENCE = Path(__file__).parent / "reference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +34,36 @@ class System:
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """Where systems run: the upstream that they lead to, their cores, and a folder for logs and data."""
+class StreamServer:
+    """A server of the open protocol. `durability` says what an answered append has survived."""
 
-    upstream: Server
+    url: str
+    parties: dict[str, int]
+    durability: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where systems run: their cores, and a folder for logs and data."""
+
     cores: Cores | None
     folder: Path
 
     @property
     def server_core(self) -> int | None:
         return None if self.cores is None else self.cores.servers
+
+    @property
+    def load_core(self) -> int | None:
+        return None if self.cores is None else self.cores.load
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place, and the upstream that its systems lead to."""
+
+    place: Place
+    upstream: Server
 
 
 @asynccontextmanager
@@ -49,8 +76,8 @@ def _pass_through(transport: str) -> Callable[[Site], AbstractAsyncContextManage
     async def start(site: Site) -> AsyncIterator[System]:
         command = (sys.executable, "-m", "bench.passthrough")
         arguments = ("--origin", site.upstream.url, "--transport", transport)
-        log = site.folder / f"pass-through-{transport}.log"
-        async with server(*command, *arguments, log=log, core=site.server_core) as passing:
+        log = site.place.folder / f"pass-through-{transport}.log"
+        async with server(*command, *arguments, log=log, core=site.place.server_core) as passing:
             yield System(PlainRoute(passing.url), {PROXY: passing.pid})
 
     return start
@@ -58,10 +85,37 @@ def _pass_through(transport: str) -> Callable[[Site], AbstractAsyncContextManage
 
 @asynccontextmanager
 async def _streamkeep(site: Site) -> AsyncIterator[System]:
-    """The proxy as users run it, on a fresh database. Postgres is ours to start, so that its processes are counted
-    apart; the thread that supervises it keeps to the core on which it was started."""
-    with tempfile.TemporaryDirectory(prefix="postgres-", dir=site.folder) as data_dir:
-        with pinned(site.server_core):
+    async with _proxy(site.place, allow=f"{site.upstream.url}/**") as (proxy, postmaster):
+        yield System(DurableRoute(proxy.url, site.upstream.url), {PROXY: proxy.pid, POSTGRES: postmaster})
+
+
+@asynccontextmanager
+async def _streamkeep_streams(place: Place) -> AsyncIterator[StreamServer]:
+    async with _proxy(place, allow="") as (proxy, postmaster):
+        durability = "Postgres: one transaction, synced to disk"
+        yield StreamServer(proxy.url, {PROXY: proxy.pid, POSTGRES: postmaster}, durability)
+
+
+@asynccontextmanager
+async def _reference(place: Place) -> AsyncIterator[StreamServer]:
+    """The protocol's reference server with its file store. Raises: StartFailed."""
+    try:
+        home = node.project(_REFERENCE)
+    except node.InstallFailed as exc:
+        raise StartFailed(str(exc)) from exc
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=place.folder) as data_dir:
+        command = (str(node.NODE), str(home / "server.mjs"), data_dir)
+        async with server(*command, log=place.folder / "reference.log", core=place.server_core) as reference:
+            durability = "files: the bytes synced to disk, tail and producers behind them in LMDB"
+            yield StreamServer(reference.url, {PROXY: reference.pid}, durability)
+
+
+@asynccontextmanager
+async def _proxy(place: Place, *, allow: str) -> AsyncIterator[tuple[Server, int]]:
+    """The proxy as users run it, on a fresh database; with the process id of its Postgres. Postgres is ours to start, so
+    that its processes are counted apart; the thread that supervises it keeps to the core on which it was started."""
+    with tempfile.TemporaryDirectory(prefix="postgres-", dir=place.folder) as data_dir:
+        with pinned(place.server_core):
             postgres = EmbeddedPostgres.start(Path(data_dir))
         with postgres:
             postmaster = postgres.postmaster_pid
@@ -69,13 +123,12 @@ async def _streamkeep(site: Site) -> AsyncIterator[System]:
             environ = {
                 **{name: "" for name in os.environ if name.startswith("STREAMKEEP_")},
                 "DATABASE_URL": postgres.dsn,
-                "STREAMKEEP_ALLOW": f"{site.upstream.url}/**",
+                "STREAMKEEP_ALLOW": allow,
             }
             command = (sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0")
-            log = site.folder / "streamkeep.log"
-            async with server(*command, log=log, core=site.server_core, environ=environ) as proxy:
-                route = DurableRoute(proxy.url, site.upstream.url)
-                yield System(route, {PROXY: proxy.pid, POSTGRES: postmaster})
+            log = place.folder / "streamkeep.log"
+            async with server(*command, log=log, core=place.server_core, environ=environ) as proxy:
+                yield proxy, postmaster
 
 
 SYSTEMS: dict[str, Callable[[Site], AbstractAsyncContextManager[System]]] = {
@@ -84,4 +137,10 @@ SYSTEMS: dict[str, Callable[[Site], AbstractAsyncContextManager[System]]] = {
     "pass-through-fast": _pass_through("streamkeep"),
     "streamkeep": _streamkeep,
 }
-"""By the name that the command line knows; the order is that of a run."""
+"""The ways to an upstream, by the name that the command line knows; the order is that of a run."""
+
+STREAM_SERVERS: dict[str, Callable[[Place], AbstractAsyncContextManager[StreamServer]]] = {
+    "streamkeep": _streamkeep_streams,
+    "reference": _reference,
+}
+"""The servers of the open protocol, likewise."""

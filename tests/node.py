@@ -1,4 +1,4 @@
-"""Node.js for tests: the interpreter and npm from a wheel, and packages installed by name into a cache of the repository."""
+"""Node.js for tests and measurements: the interpreter and npm from a wheel, and packages installed by name into a cache of the repository."""
 
 from __future__ import annotations
 
@@ -19,10 +19,17 @@ _CACHE = Path(__file__).parents[1] / "build" / "node"
 _INSTALL_SECONDS = 300
 
 
+class InstallFailed(Exception):
+    """npm could not install what a `package.json` names; the message is what npm said."""
+
+
 def project(folder: Path) -> Path:
     """A copy of a folder of scripts beside the packages that its `package.json` names, installed on first use.
 
     npm's own configuration says where packages come from; there is no lock file, since such a file would.
+
+    Raises:
+        InstallFailed: a package is not to be had.
     """
     digest = hashlib.sha256((folder / "package.json").read_bytes()).hexdigest()[:16]
     home = _CACHE / f"{folder.name}-{digest}"
@@ -35,7 +42,8 @@ def project(folder: Path) -> Path:
         done = subprocess.run(
             command, cwd=home, env=_environ(), timeout=_INSTALL_SECONDS, capture_output=True, check=False
         )
-        assert done.returncode == 0, f"npm install failed: {done.stdout!r} {done.stderr!r}"
+        if done.returncode:
+            raise InstallFailed(f"npm install failed: {done.stdout!r} {done.stderr!r}")
         (home / ".installed").touch()
     return home
 
