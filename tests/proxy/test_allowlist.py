@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from streamkeep.proxy.rules.addresses import is_private_host, is_public_address
+from streamkeep.proxy.rules.addresses import is_private_host, is_public_address, may_reach
 from streamkeep.proxy.rules.allowlist import (
     DEFAULT_GLOBS,
     MAX_URL_BYTES,
@@ -445,3 +445,47 @@ def test_any_other_address_is_not(address: str) -> None:
 )
 def test_a_name_with_a_public_meaning_is_not_private(host: str) -> None:
     assert not is_private_host(host)
+
+
+REACHED = [
+    # host, address, and whether it is reached without and with permission for addresses that are not public
+    ("api.example.com", "8.8.8.8", True, True),
+    ("api.example.com", "10.0.0.5", False, True),
+    ("api.example.com", "192.168.1.5", False, True),
+    ("api.example.com", "172.20.0.5", False, True),
+    ("api.example.com", "100.64.0.5", False, True),
+    ("api.example.com", "127.0.0.1", False, True),
+    ("api.example.com", "::1", False, True),
+    ("api.example.com", "fd12::5", False, True),
+    ("api.example.com", "0.0.0.0", False, False),
+    ("api.example.com", "169.254.169.254", False, False),
+    ("api.example.com", "100.100.100.200", False, False),
+    ("api.example.com", "168.63.129.16", False, False),
+    ("api.example.com", "192.0.0.192", False, False),
+    ("api.example.com", "fd00:ec2::254", False, False),
+    ("api.example.com", "fe80::1", False, False),
+    ("api.example.com", "224.0.0.1", False, False),
+    ("api.example.com", "255.255.255.255", False, False),
+    ("api.example.com", "::ffff:10.0.0.5", False, False),
+    ("api.example.com", "2002:a00:5::", False, False),
+    ("metadata.google.internal", "169.254.169.254", False, False),
+    ("169.254.169.254", "169.254.169.254", False, True),
+    ("fd00:ec2::254", "fd00:ec2:0::254", False, True),
+    ("::ffff:10.0.0.5", "::ffff:a00:5", False, True),
+    ("10.0.0.5", "169.254.169.254", False, False),
+    ("0.0.0.0", "127.0.0.1", False, True),
+    ("localhost", "127.0.0.1", False, True),
+    ("LOCALHOST.", "::1", False, True),
+    ("localhost", "10.0.0.5", False, False),
+    ("api.localhost", "fd12::5", False, False),
+    ("api.example.com", "not an address", False, False),
+    ("", "", False, False),
+]
+
+
+@pytest.mark.parametrize(("host", "address", "freely", "with_permission"), REACHED)
+def test_a_name_never_leads_where_only_a_spelled_address_may(
+    host: str, address: str, freely: bool, with_permission: bool
+) -> None:
+    assert may_reach(host, address, may_be_private=False) is freely
+    assert may_reach(host, address, may_be_private=True) is with_permission

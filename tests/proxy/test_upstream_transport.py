@@ -6,7 +6,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
@@ -932,76 +932,75 @@ async def test_a_request_without_the_extension_may_not_go_to_a_private_address(t
             await transport.handle_async_request(httpx.Request("GET", server.url))
 
 
-async def test_a_host_is_resolved_once_and_reached_by_a_checked_address(
-    transport: UpstreamTransport, monkeypatch: pytest.MonkeyPatch, anyio_backend: tuple[str, dict[str, Any]]
-) -> None:
+class Names:
+    """A resolver that plays a script: each question about any name gets the next answer, the last one for ever."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.asked: list[str] = []
+        self._answers = answers
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        self.asked.append(host)
+        return self._answers[min(len(self.asked), len(self._answers)) - 1]
+
+
+@asynccontextmanager
+async def resolving(*answers: list[str]) -> AsyncIterator[tuple[UpstreamTransport, Names]]:
+    names = Names(*answers)
+    transport = UpstreamTransport(tls=client_tls(), resolve=names)
+    try:
+        yield transport, names
+    finally:
+        await transport.aclose()
+    assert transport.open_connections == 0
+
+
+async def test_a_host_is_resolved_once_and_reached_by_a_checked_address() -> None:
     """The name's second answer would be another one: whoever asked twice would go there unchecked."""
-    if anyio_backend[1]["use_uvloop"]:
-        pytest.skip("uvloop resolves inside libuv")
-    asked: list[str] = []
-    ask = socket.getaddrinfo
-
-    def rebinding(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
-        asked.append(host)
-        return ask("127.0.0.1" if len(asked) == 1 else "127.0.0.2", port, *args, **kwargs)
-
-    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
-    async with RawServer(answering(OK)) as server:
+    async with RawServer(answering(OK)) as server, resolving(["127.0.0.1"], ["127.0.0.2"]) as (transport, names):
         assert await body_of(await send(transport, f"http://rebinding.example:{server.port}/")) == b"ok"
-    assert asked == ["rebinding.example"]
+    assert names.asked == ["rebinding.example"]
 
 
 @pytest.mark.parametrize("private", ["127.0.0.1", "::1", "169.254.169.254", "::ffff:10.0.0.1"])
-async def test_one_private_address_among_public_ones_refuses_them_all(
-    transport: UpstreamTransport,
-    monkeypatch: pytest.MonkeyPatch,
-    anyio_backend: tuple[str, dict[str, Any]],
-    private: str,
-) -> None:
-    if anyio_backend[1]["use_uvloop"]:
-        pytest.skip("uvloop resolves inside libuv")
-
-    def mixed(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
-        return [
-            (socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
-            for address in ("8.8.8.8", private)
-        ]
-
-    monkeypatch.setattr(socket, "getaddrinfo", mixed)
-    with pytest.raises(AddressRefused, match="not a public address"):
-        await send(transport, "http://mixed.example/", may_be_private=False)
+async def test_one_private_address_among_public_ones_refuses_them_all(private: str) -> None:
+    for answer in (["8.8.8.8", private], [private, "8.8.8.8"]):
+        async with resolving(answer) as (transport, _):
+            with pytest.raises(AddressRefused, match="not public") as refusal:
+                await send(transport, "http://mixed.example/", may_be_private=False)
+            assert private not in str(refusal.value)
 
 
-async def test_addresses_are_tried_in_turn(
-    transport: UpstreamTransport, monkeypatch: pytest.MonkeyPatch, anyio_backend: tuple[str, dict[str, Any]]
-) -> None:
-    if anyio_backend[1]["use_uvloop"]:
-        pytest.skip("uvloop resolves inside libuv")
+@pytest.mark.parametrize("host", ["models.example", "localhost", "models.localhost", "127.0.0.1"])
+@pytest.mark.parametrize("answer", ["169.254.169.254", "fd00:ec2::254", "100.100.100.200", "fe80::1%eth0", "nonsense"])
+async def test_a_permission_for_a_name_is_none_for_metadata(host: str, answer: str) -> None:
+    async with resolving([answer]) as (transport, _):
+        with pytest.raises(AddressRefused):
+            await send(transport, f"http://{host}:9/")
 
-    def several(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
-        return [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
-            for address in ("127.0.0.9", "127.0.0.8", "127.0.0.1")
-        ]
 
-    monkeypatch.setattr(socket, "getaddrinfo", several)
-    async with RawServer(answering(OK)) as server:
+async def test_localhost_is_this_machine_whatever_a_resolver_says() -> None:
+    async with resolving(["10.0.0.1"]) as (transport, _):
+        with pytest.raises(AddressRefused):
+            await send(transport, "http://localhost:9/")
+
+
+async def test_a_name_without_addresses_is_a_connect_error() -> None:
+    async with resolving([]) as (transport, _):
+        with pytest.raises(httpx.ConnectError, match="does not resolve"):
+            await send(transport, "http://nothing.example/")
+
+
+async def test_addresses_are_tried_in_turn() -> None:
+    answer = ["127.0.0.9", "127.0.0.8", "127.0.0.1"]
+    async with RawServer(answering(OK)) as server, resolving(answer) as (transport, _):
         assert await body_of(await send(transport, f"http://several.example:{server.port}/")) == b"ok"
 
 
-async def test_an_address_that_does_not_answer_leaves_time_for_the_next(
-    transport: UpstreamTransport, monkeypatch: pytest.MonkeyPatch, anyio_backend: tuple[str, dict[str, Any]]
-) -> None:
-    if anyio_backend[1]["use_uvloop"]:
-        pytest.skip("uvloop resolves inside libuv")
-
-    def silent_first(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
-
+async def test_an_address_that_does_not_answer_leaves_time_for_the_next() -> None:
     timeout = httpx.Timeout(DEADLINE_SECONDS, connect=0.4)
-    async with RawServer(answering(OK)) as server:
+    async with RawServer(answering(OK)) as server, resolving(["127.0.0.2", "127.0.0.1"]) as (transport, _):
         with full_server("127.0.0.2", server.port):
-            monkeypatch.setattr(socket, "getaddrinfo", silent_first)
             url = f"http://silent.example:{server.port}/"
             assert await body_of(await send(transport, url, timeout=timeout)) == b"ok"
 

@@ -25,22 +25,26 @@ from streamkeep.proxy.routes.subscriptions import SubscriptionRoutes
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.settings import Settings
+from streamkeep.proxy.upstream import Resolver, system_resolver
 from streamkeep.storage import Retention, Store, StoreError
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _FORESEEN: tuple[type[Exception], ...] = (ApiError, BadRequest, StoreError)
 
 
-def create_app(*, store: Store | None = None, settings: Settings | None = None) -> FastAPI:
+def create_app(
+    *, store: Store | None = None, settings: Settings | None = None, resolve: Resolver = system_resolver
+) -> FastAPI:
     """The proxy as an ASGI application, over any store; Postgres at `settings.database_url` when none is given.
 
-    The store is opened and closed with the application. `app.state.service` gives access to its parts.
+    The store is opened and closed with the application. `resolve` finds the addresses of upstreams and webhooks; they
+    are checked whoever found them. `app.state.service` gives access to its parts.
 
     Raises:
         ValueError: neither a store nor a database URL.
     """
     settings = settings or Settings()
-    service = Service(store or _postgres(settings), settings)
+    service = Service(store or _postgres(settings), settings, resolve)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -46,7 +46,7 @@ from streamkeep.proxy.request_body import CallerLeft, RequestBody
 from streamkeep.proxy.rules.endings import EndingObserver
 from streamkeep.proxy.rules.headers import kept_headers
 from streamkeep.proxy.settings import Settings
-from streamkeep.proxy.upstream import AddressRefused, UpstreamTransport
+from streamkeep.proxy.upstream import AddressRefused, Resolver, UpstreamTransport
 from streamkeep.storage import (
     Claim,
     Code,
@@ -190,7 +190,7 @@ class Call:
 class Generations:
     """All generations as seen from this process. `open` before use; `run` does the background work."""
 
-    def __init__(self, store: Store, writer: Writer, readers: Readers, settings: Settings) -> None:
+    def __init__(self, store: Store, writer: Writer, readers: Readers, settings: Settings, resolve: Resolver) -> None:
         self.is_draining = False
         self._store = store
         self._writer = writer
@@ -202,7 +202,7 @@ class Generations:
         self._owner: Owner | None = None
         self._registering = asyncio.Lock()
         self._client = httpx.AsyncClient(
-            transport=UpstreamTransport(),
+            transport=UpstreamTransport(resolve=resolve),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             follow_redirects=False,
             trust_env=False,

@@ -14,6 +14,7 @@ from streamkeep.proxy.registry import Registry
 from streamkeep.proxy.rules.signing import Signer
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.subscriptions import Subscriptions
+from streamkeep.proxy.upstream import Resolver
 from streamkeep.storage import Store
 from streamkeep.storage.appender import Appender
 from streamkeep.storage.writer import Writer
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 class Service:
     """Store, writer, appender, readers and generations, in the order in which they start and in reverse stop."""
 
-    def __init__(self, store: Store, settings: Settings) -> None:
+    def __init__(self, store: Store, settings: Settings, resolve: Resolver) -> None:
         self.store = store
         self.settings = settings
         self.readers = Readers(store, stall_seconds=settings.reader_stall_seconds)
@@ -36,8 +37,8 @@ class Service:
         )
         self.appender = Appender(store, self.readers)
         self.registry = Registry(store, self.appender)
-        self.subscriptions = Subscriptions(store, self.appender, public_url=settings.public_url)
-        self.generations = Generations(store, self.writer, self.readers, settings)
+        self.subscriptions = Subscriptions(store, self.appender, resolve, public_url=settings.public_url)
+        self.generations = Generations(store, self.writer, self.readers, settings, resolve)
         self.forwarder = Forwarder(self.generations, settings)
         self.is_ready = False
         self.failure: BaseException | None = None

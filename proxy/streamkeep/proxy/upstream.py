@@ -7,7 +7,8 @@ limit on connections, no decoding. What holds for callers:
   request has left. After any other exception upstream may have acted on it. Nothing is ever sent twice from here.
 - *Addresses are checked where sockets are made.* A host is resolved once, every address found is checked, and the
   socket goes to a checked address, never to the name again. That covers all spellings of an address, and names whose
-  answers change. Only `request.extensions["streamkeep.private"] = True` lets a request reach addresses that are not public.
+  answers change. Only `request.extensions["streamkeep.private"] = True` lets a request reach addresses that are not
+  public, as far as `rules/addresses.py` says.
 - *Time-outs.* `connect` covers resolving, connecting and TLS; `write` each wait for upstream to take bytes; `read` the
   wait for the response's head alone. How long a body may take, or be silent, is for its reader to say. Nobody ever waits
   for a place in the pool.
@@ -19,9 +20,10 @@ Send with `httpx.Request(...)` and `client.send(request, stream=True)`: `client.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -37,10 +39,15 @@ from streamkeep.proxy.http1 import (
     in_chunks,
     is_closing,
 )
-from streamkeep.proxy.rules.addresses import is_public_address
+from streamkeep.proxy.rules.addresses import may_reach
+
+logger = logging.getLogger(__name__)
 
 PRIVATE = "streamkeep.private"
 """The request extension that admits addresses that are not public; only `True` counts."""
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+"""A host and a port in, numeric addresses out, in the order to try them. Raises: OSError, UnicodeError."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Upstream counts an idle connection's time from its own side and earlier than we do.
@@ -55,12 +62,18 @@ class AddressRefused(httpx.ConnectError):
     """The host leads to an address that is not public, and the request may not go to one. Nothing was sent."""
 
 
+async def system_resolver(host: str, port: int) -> list[str]:
+    """What the machine's own resolver says."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
+
+
 class UpstreamTransport(httpx.AsyncBaseTransport):
     """Sends requests to upstreams and keeps finished connections for the next one to the same origin.
 
     Idle connections are kept for `idle_seconds`, or less where upstream says so, and `max_idle` of them at most. A
     response buffers up to `max_buffered_bytes` of its body. `tls` replaces the system's trust store; its ALPN protocols
-    are set here.
+    are set here. What `resolve` answers is checked, and trusted no further.
     """
 
     def __init__(
@@ -70,12 +83,14 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         idle_seconds: float = 3.0,
         max_idle: int = 100,
         tls: ssl.SSLContext | None = None,
+        resolve: Resolver = system_resolver,
     ) -> None:
         self._idle_seconds = idle_seconds
         self._max_idle = max_idle
         self._scratch = memoryview(bytearray(max_buffered_bytes))
         self._tls = tls or ssl.create_default_context()
         self._tls.set_alpn_protocols(["http/1.1"])
+        self._resolve = resolve
         self._open: set[Connection] = set()
         self._idle: dict[Connection, asyncio.TimerHandle] = {}
         self._is_closed = False
@@ -177,10 +192,27 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         """Raises: AddressRefused, httpx.ConnectError, httpx.ConnectTimeout."""
         try:
             async with asyncio.timeout(seconds) as deadline:
-                addresses = await _resolve(origin)
+                addresses = await self._addresses(origin)
                 return await self._connect_to_any(origin, addresses, deadline.when())
         except TimeoutError:
             raise httpx.ConnectTimeout(f"no connection to {origin.host} in time") from None
+
+    async def _addresses(self, origin: Origin) -> list[str]:
+        """The addresses of a host, in the order to try them.
+
+        Raises:
+            AddressRefused: one of them may not be reached. Not even the others are: who mixes them has a plan.
+            httpx.ConnectError: there are none.
+        """
+        try:
+            addresses = list(await self._resolve(origin.host, origin.port))
+        except (OSError, UnicodeError) as exc:
+            raise httpx.ConnectError(f"{origin.host} does not resolve: {exc}") from exc
+        if not addresses:
+            raise httpx.ConnectError(f"{origin.host} does not resolve to any address")
+        for address in addresses:
+            _check(origin, address)
+        return addresses
 
     async def _connect_to_any(self, origin: Origin, addresses: list[str], deadline: float | None) -> Connection:
         """Try one address after the other, each with a fair share of the time that is left."""
@@ -211,9 +243,12 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         if self._is_closed:
             connection.abort()
             raise httpx.ConnectError("the transport was closed meanwhile")
-        if peer is not None and not _may_reach(origin, peer):
-            connection.abort()
-            raise AddressRefused(f"{origin.host} led to {peer}, which is not a public address")
+        if peer is not None:
+            try:
+                _check(origin, peer)
+            except AddressRefused:
+                connection.abort()
+                raise
         return connection
 
 
@@ -307,26 +342,11 @@ def _content_of(request: httpx.Request) -> bytes | None:
         return None
 
 
-async def _resolve(origin: Origin) -> list[str]:
-    """The addresses of a host, in the order to try them.
-
-    Raises:
-        AddressRefused: one of them may not be reached. Not even the others are: who mixes them has a plan.
-        httpx.ConnectError: there are none.
-    """
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as exc:
-        raise httpx.ConnectError(f"{origin.host} does not resolve: {exc}") from exc
-    addresses = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
-    for address in addresses:
-        if not _may_reach(origin, address):
-            raise AddressRefused(
-                f"{origin.host} leads to {address}, which is not a public address; only a rule that spells a private "
-                "host admits such"
-            )
-    return addresses
-
-
-def _may_reach(origin: Origin, address: str) -> bool:
-    return origin.may_be_private or is_public_address(address)
+def _check(origin: Origin, address: str) -> None:
+    """Raises: AddressRefused, without the address: whoever asked is not to learn how private names resolve."""
+    if not may_reach(origin.host, address, may_be_private=origin.may_be_private):
+        logger.warning("%s leads to %s, where no request of this kind may go", origin.host, address)
+        raise AddressRefused(
+            f"{origin.host} leads to an address that is not public; only a rule that spells a private host, or one "
+            "marked `private:`, admits such"
+        )

@@ -11,7 +11,7 @@ import httpx
 
 from streamkeep.proxy.rules.webhook_signing import SIGNATURE, signature
 from streamkeep.proxy.rules.webhook_urls import webhook_target
-from streamkeep.proxy.upstream import PRIVATE, UpstreamTransport
+from streamkeep.proxy.upstream import PRIVATE, Resolver, UpstreamTransport
 from streamkeep.storage import WebhookKey
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ class Answer(Enum):
 class Webhooks:
     """Sends webhooks: no redirects, no cookies, no proxies from the environment, and a bound on time and answer."""
 
-    def __init__(self) -> None:
-        self._transport = UpstreamTransport()
+    def __init__(self, resolve: Resolver) -> None:
+        self._transport = UpstreamTransport(resolve=resolve)
 
     async def close(self) -> None:
         await self._transport.aclose()

@@ -8,7 +8,7 @@ is judged by that address (mapped, NAT64), or refused altogether where nothing p
 
 from __future__ import annotations
 
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 _NOT_PUBLIC_V4 = tuple(
     IPv4Network(network)
@@ -44,6 +44,18 @@ _NOT_PUBLIC_V6 = tuple(
 _NAT64 = IPv6Network("64:ff9b::/96")
 _ISATAP_MARKS = frozenset({0x0000_5EFE, 0x0200_5EFE})
 
+# Where people run servers of their own. Left out of what is not public: link-local and metadata addresses, multicast.
+_LOOPBACK = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
+_PRIVATE = (
+    *_LOOPBACK,
+    IPv4Network("10.0.0.0/8"),
+    IPv4Network("100.64.0.0/10"),
+    IPv4Network("172.16.0.0/12"),
+    IPv4Network("192.168.0.0/16"),
+    IPv6Network("fc00::/7"),
+)
+_METADATA = frozenset({IPv4Address("100.100.100.200"), IPv6Address("fd00:ec2::254")})
+
 _PRIVATE_SUFFIXES = (".local", ".localhost", ".internal", ".lan", ".home.arpa", ".svc", ".cluster.local")
 
 
@@ -59,6 +71,25 @@ def is_public_address(address: str) -> bool:
         return False
 
 
+def may_reach(host: str, address: str, *, may_be_private: bool) -> bool:
+    """Whether a socket for a host may be opened to a numeric address that the host resolved to.
+
+    With `may_be_private` an address that the host itself spells is admitted, whatever it is. A name then leads to
+    loopback and private networks, but never to link-local, metadata or multicast addresses, and `localhost` leads to
+    loopback alone: a resolver decides less than the rule's author did.
+    """
+    if is_public_address(address):
+        return True
+    if not may_be_private:
+        return False
+    found = _parsed(address)
+    if found is None or found == _parsed(host):
+        return found is not None
+    name = host.lower().removesuffix(".")
+    networks = _LOOPBACK if name == "localhost" or name.endswith(".localhost") else _PRIVATE
+    return found not in _METADATA and any(found in network for network in networks)
+
+
 def is_private_host(host: str) -> bool:
     """Whether a normalised host can only be private: an address that is not public, or a name with no public meaning.
 
@@ -70,6 +101,13 @@ def is_private_host(host: str) -> bool:
     if host.rpartition(".")[2].isdigit():
         return not is_public_address(host)
     return "." not in host or host.endswith(_PRIVATE_SUFFIXES)
+
+
+def _parsed(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
 
 
 def _is_public_v4(address: IPv4Address) -> bool:
