@@ -11,6 +11,7 @@ from streamkeep.storage._errors import (
     ItemRefused,
     OwnerFenced,
     ProducerFenced,
+    RateLimited,
     SequenceConflict,
     SequenceGap,
     StoreError,
@@ -19,6 +20,7 @@ from streamkeep.storage._errors import (
     StreamExists,
     StreamGone,
     StreamNotFound,
+    TooManyGenerations,
 )
 from streamkeep.storage._store import Listener, Store
 from streamkeep.storage._subscriptions import (
@@ -70,6 +72,7 @@ from streamkeep.storage._types import (
     StreamInfo,
     StreamKey,
     Tail,
+    Terms,
     UpstreamHead,
 )
 from streamkeep.storage.memory import MemoryStore
@@ -114,6 +117,7 @@ __all__ = [
     "Phase",
     "Producer",
     "ProducerFenced",
+    "RateLimited",
     "Refusal",
     "Retention",
     "SequenceConflict",
@@ -142,6 +146,8 @@ __all__ = [
     "SubscriptionStore",
     "Tail",
     "Terminal",
+    "Terms",
+    "TooManyGenerations",
     "TooManyLinks",
     "UpstreamHead",
     "Usage",

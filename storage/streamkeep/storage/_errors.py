@@ -15,6 +15,8 @@ StoreError
 ├── GenerationNotFound     no such generation
 ├── FingerprintMismatch    the same ids were used before for another request
 ├── GenerationEnded        it reached its terminal event already
+├── TooManyGenerations     the holder has as many at once as it may; carries the limit
+├── RateLimited            the holder began as many within a minute as it may; carries the limit and the wait
 ├── OwnerFenced            a newer epoch stands in the database; this owner is finished
 ├── ItemRefused            the engine refuses this batch for what is in it; sending it again cannot help
 └── StoreUnavailable       the engine cannot be reached now; sent work may or may not have been done
@@ -45,6 +47,23 @@ class FingerprintMismatch(StoreError):
 
 class GenerationEnded(StoreError):
     """The generation is not in a state that this step may leave."""
+
+
+class TooManyGenerations(StoreError):
+    """The holder has `limit` generations at once already; another one may begin when one of them ends."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"no more than {limit} generations at once")
+        self.limit = limit
+
+
+class RateLimited(StoreError):
+    """The holder began `limit` generations within the last minute; another one may begin after `retry_after_seconds`."""
+
+    def __init__(self, limit: int, retry_after_seconds: float) -> None:
+        super().__init__(f"no more than {limit} generations in a minute")
+        self.limit = limit
+        self.retry_after_seconds = retry_after_seconds
 
 
 class OwnerFenced(StoreError):

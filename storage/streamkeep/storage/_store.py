@@ -25,6 +25,7 @@ from streamkeep.storage._types import (
     StreamInfo,
     StreamKey,
     Tail,
+    Terms,
     UpstreamHead,
 )
 
@@ -88,14 +89,22 @@ class Store(Protocol):
 
     # Generations
 
-    async def claim(self, owner: Owner, key: GenerationKey, fingerprint: bytes | None) -> Claim:
+    async def claim(
+        self,
+        owner: Owner,
+        key: GenerationKey,
+        fingerprint: bytes | None,
+        terms: Terms = Terms(),  # noqa: B008
+    ) -> Claim:
         """Make the generation and its two streams, or find the one that has the key.
 
         A refused one is claimed anew with the next epoch. `fingerprint` is None when the body is not known yet; a found
-        generation is compared only when both are known.
+        generation is compared only when both are known. Limits hold for what is new or claimed anew, counted over all
+        instances (`rules/limits.py`); what is found keeps the terms that it was claimed with.
 
         Raises:
             FingerprintMismatch: the key belongs to another request.
+            TooManyGenerations, RateLimited: the holder is at a limit; nothing was claimed.
             OwnerFenced: nothing was claimed.
         """
 

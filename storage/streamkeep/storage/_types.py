@@ -37,6 +37,22 @@ class GenerationKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What a claim asks for beside its key. `holder` is whom limits are counted for, within the tenant; both limits are
+    at least 1, and None is none. `cancel_after_seconds` is how long the generation goes on without a reader, once it has
+    had one; None: to its end."""
+
+    holder: str | None = None
+    max_running: int | None = None
+    max_per_minute: int | None = None
+    cancel_after_seconds: float | None = None
+
+    @property
+    def is_limited(self) -> bool:
+        return self.holder is not None and (self.max_running is not None or self.max_per_minute is not None)
+
+
+@dataclass(frozen=True, slots=True)
 class Owner:
     """One incarnation of one process that records generations; fenced off when the stored epoch is another."""
 
@@ -73,7 +89,8 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A generation's row. `epoch` grows each time a refused one is claimed anew; `fingerprint` is None while a large
-    request body is still passing through; `data_stream` and `control_stream` are stream ids."""
+    request body is still passing through; `data_stream` and `control_stream` are stream ids; `holder` and
+    `cancel_after_seconds` are those of the claim's terms."""
 
     id: int
     key: GenerationKey
@@ -91,6 +108,8 @@ class Generation:
     is_cancel_requested: bool = False
     ended_at: datetime | None = None
     is_swept: bool = False
+    holder: str | None = None
+    cancel_after_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ from streamkeep.storage._errors import (
     GenerationEnded,
     ItemRefused,
     OwnerFenced,
+    RateLimited,
     StreamNotFound,
+    TooManyGenerations,
 )
 from streamkeep.storage._store import Store
 from streamkeep.storage._types import (
@@ -38,6 +40,7 @@ from streamkeep.storage._types import (
     Retention,
     Slice,
     Tail,
+    Terms,
     UpstreamHead,
 )
 from streamkeep.storage.rules.generations import Code, State, Terminal, Usage
@@ -399,6 +402,115 @@ class StoreContract:
                 claim = await store.claim(owner, generation.key, FINGERPRINT)
                 assert not claim.is_new
                 assert claim.generation.state is code.state
+
+    # Terms of a claim
+
+    async def test_a_claims_terms_stand_in_its_row(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            plain = (await store.claim(owner, key("plain"), None)).generation
+            assert (plain.holder, plain.cancel_after_seconds) == (None, None)
+            terms = Terms(holder="key \N{SNOWMAN}", max_running=2, cancel_after_seconds=2.5)
+            row = (await store.claim(owner, key(), None, terms)).generation
+            assert (row.holder, row.cancel_after_seconds) == (terms.holder, 2.5)
+            assert await store.generation(key()) == row
+            # What is found keeps its own.
+            found = await store.claim(owner, key(), None, Terms(holder="another", cancel_after_seconds=9.0))
+            assert (found.is_new, found.generation) == (False, row)
+
+    async def test_a_refused_generation_gets_the_terms_of_the_claim_that_takes_it_anew(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            first = (await store.claim(owner, key(), None, Terms("one", cancel_after_seconds=1.0))).generation
+            await store.refuse(first, Refusal(HEAD, b""), None)
+            anew = (await store.claim(owner, key(), None, Terms("two"))).generation
+            assert (anew.epoch, anew.holder, anew.cancel_after_seconds) == (2, "two", None)
+
+    async def test_at_its_limit_a_holder_claims_nothing_more(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            terms = Terms(holder="h", max_running=2)
+            for request_id in ("r1", "r2"):
+                assert (await store.claim(owner, key(request_id), None, terms)).is_new
+            refused = await raised(TooManyGenerations, store.claim(owner, key("r3"), None, terms))
+            assert refused.limit == 2
+            assert await store.generation(key("r3")) is None
+
+    async def test_limits_are_of_one_holder_in_one_tenant(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            for holder, tenant in (("h", "t"), ("h", "u"), ("i", "t")):
+                terms = Terms(holder=holder, max_running=1, max_per_minute=1)
+                assert (await store.claim(owner, key(holder, tenant=tenant), None, terms)).is_new
+            # Without a holder there is nobody to count for.
+            for request_id in ("r1", "r2"):
+                assert (await store.claim(owner, key(request_id), None, Terms(max_running=1))).is_new
+
+    async def test_whatever_ends_a_generation_gives_its_place_back(self) -> None:
+        async with self.opened() as store:
+            owner, other = await store.register_owner(), await store.register_owner()
+            terms = Terms(holder="h", max_running=1)
+
+            async def claimed(request_id: str, by: Owner = owner) -> Generation:
+                claim = await store.claim(by, key(request_id), None, terms)
+                assert claim.is_new
+                return claim.generation
+
+            first = await claimed("ended")
+            await store.commit(owner, [], [ending(first, 0)])
+            await store.refuse(await claimed("refused"), Refusal(HEAD, b""), None)
+            await claimed("orphaned", by=other)
+            await raised(TooManyGenerations, store.claim(owner, key("last"), None, terms))
+            (lease,) = [lease for lease in await store.leases() if lease.owner == other]
+            await store.recover(lease)
+            await claimed("last")
+
+    async def test_a_claim_that_finds_its_generation_is_not_limited(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            terms = Terms(holder="h", max_running=1, max_per_minute=1)
+            first = await store.claim(owner, key(), FINGERPRINT, terms)
+            again = await store.claim(owner, key(), FINGERPRINT, terms)
+            assert (again.is_new, again.generation) == (False, first.generation)
+            await raised(FingerprintMismatch, store.claim(owner, key(), b"other", terms))
+
+    async def test_a_refused_generation_is_not_claimed_anew_beyond_the_limit(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            terms = Terms(holder="h", max_running=1)
+            refused = (await store.claim(owner, key(), None, terms)).generation
+            await store.refuse(refused, Refusal(HEAD, b"no"), None)
+            await store.claim(owner, key("r2"), None, terms)
+            await raised(TooManyGenerations, store.claim(owner, key(), None, terms))
+            row = await store.generation(key())
+            assert row is not None
+            assert (row.state, row.epoch) == (State.REFUSED, 1)
+
+    async def test_of_many_concurrent_claims_a_holder_gets_as_many_as_it_may(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            terms = Terms(holder="h", max_running=5)
+
+            async def claim(request_id: str) -> bool:
+                try:
+                    return (await store.claim(owner, key(request_id), None, terms)).is_new
+                except TooManyGenerations:
+                    return False
+
+            assert sum(await asyncio.gather(*(claim(f"r{i}") for i in range(60)))) == 5
+
+    async def test_within_a_minute_a_holder_begins_as_many_as_it_may(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            terms = Terms(holder="h", max_per_minute=3)
+            for request_id in ("r1", "r2", "r3"):
+                generation = (await store.claim(owner, key(request_id), None, terms)).generation
+                await store.commit(owner, [], [ending(generation, 0)])
+            limited = await raised(RateLimited, store.claim(owner, key("r4"), None, terms))
+            assert limited.limit == 3
+            assert 0 < limited.retry_after_seconds <= 60
+            assert await store.generation(key("r4")) is None
+            assert (await store.claim(owner, key("r4"), None, Terms(holder="h", max_per_minute=4))).is_new
 
     # Upstream's verdict
 

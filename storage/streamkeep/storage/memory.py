@@ -41,11 +41,12 @@ from streamkeep.storage._types import (
     StreamInfo,
     StreamKey,
     Tail,
+    Terms,
     UpstreamHead,
     generation_of,
 )
 from streamkeep.storage.memory_subscriptions import MemorySubscriptions
-from streamkeep.storage.rules import content_types, forks
+from streamkeep.storage.rules import content_types, forks, limits
 from streamkeep.storage.rules.appends import StreamState, decide_batch
 from streamkeep.storage.rules.expiry import first_end, is_over, moved_end
 from streamkeep.storage.rules.generations import State, orphaned
@@ -141,11 +142,19 @@ class MemoryStore:
 
     # Generations
 
-    async def claim(self, owner: Owner, key: GenerationKey, fingerprint: bytes | None) -> Claim:
+    async def claim(
+        self,
+        owner: Owner,
+        key: GenerationKey,
+        fingerprint: bytes | None,
+        terms: Terms = Terms(),  # noqa: B008
+    ) -> Claim:
         self._check(owner)
         found = self._generations.get(key)
+        if found is None or found.state is State.REFUSED:
+            self._check_limits(key.tenant, terms)
         if found is None:
-            return Claim(self._create(owner, key, fingerprint), is_new=True)
+            return Claim(self._create(owner, key, fingerprint, terms), is_new=True)
         if found.state is State.REFUSED:
             anew = replace(
                 found,
@@ -157,6 +166,8 @@ class MemoryStore:
                 ended_at=None,
                 refusal=None,
                 is_cancel_requested=False,
+                holder=terms.holder,
+                cancel_after_seconds=terms.cancel_after_seconds,
             )
             return Claim(self._put(anew), is_new=True)
         if fingerprint is not None and found.fingerprint is not None and fingerprint != found.fingerprint:
@@ -336,7 +347,21 @@ class MemoryStore:
         if owner not in self._beats:
             raise OwnerFenced(f"{owner} holds no lease")
 
-    def _create(self, owner: Owner, key: GenerationKey, fingerprint: bytes | None) -> Generation:
+    def _check_limits(self, tenant: str, terms: Terms) -> None:
+        if not terms.is_limited:
+            return
+        held = [g for g in self._generations.values() if (g.key.tenant, g.holder) == (tenant, terms.holder)]
+        claimed = sorted((g.created_at for g in held), reverse=True)[: terms.max_per_minute]
+        is_full = len(claimed) == terms.max_per_minute
+        refused = limits.exceeded(
+            terms,
+            running=sum(g.state.is_live for g in held),
+            age_seconds=(_now() - claimed[-1]).total_seconds() if is_full else None,
+        )
+        if refused is not None:
+            raise refused
+
+    def _create(self, owner: Owner, key: GenerationKey, fingerprint: bytes | None, terms: Terms) -> Generation:
         data = self._add(_Stream(self._next_id(), StreamKey(key.tenant, key.data_path), is_generation=True))
         control = self._add(
             _Stream(
@@ -347,7 +372,19 @@ class MemoryStore:
                 is_generation=True,
             )
         )
-        row = Generation(self._next_id(), key, 1, State.CREATING, owner, data.id, control.id, fingerprint, _now())
+        row = Generation(
+            self._next_id(),
+            key,
+            1,
+            State.CREATING,
+            owner,
+            data.id,
+            control.id,
+            fingerprint,
+            _now(),
+            holder=terms.holder,
+            cancel_after_seconds=terms.cancel_after_seconds,
+        )
         return self._put(row)
 
     def _add(self, stream: _Stream) -> _Stream:

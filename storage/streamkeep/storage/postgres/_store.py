@@ -17,9 +17,10 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
+from weakref import WeakValueDictionary
 
 import asyncpg
 
@@ -49,6 +50,7 @@ from streamkeep.storage._types import (
     StreamInfo,
     StreamKey,
     Tail,
+    Terms,
     UpstreamHead,
 )
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
@@ -58,6 +60,7 @@ from streamkeep.storage.postgres._migrate import migrate
 from streamkeep.storage.postgres._streams import ProtocolStreams
 from streamkeep.storage.postgres._subscriptions import PostgresSubscriptions
 from streamkeep.storage.postgres._upkeep import Upkeep
+from streamkeep.storage.rules import limits
 from streamkeep.storage.rules.generations import State, orphaned
 from streamkeep.storage.rules.json_messages import encode_message
 
@@ -66,8 +69,11 @@ logger = logging.getLogger(__name__)
 _SIGNING_KEY_BYTES = 32
 _MAX_CLAIM_ATTEMPTS = 10
 
+_FetchRow: TypeAlias = Callable[..., Awaitable["asyncpg.Record | None"]]
+
 _COLUMNS = """id, tenant, session_id, request_id, epoch, state, owner_id, owner_epoch, data_stream, control_stream,
-    fingerprint, created_at, head, refusal_body, code, message, is_cancel_requested, ended_at, is_swept"""
+    fingerprint, created_at, head, refusal_body, code, message, is_cancel_requested, ended_at, is_swept, holder,
+    cancel_after_seconds"""
 
 
 def _fence(condition: str = "") -> str:
@@ -137,6 +143,7 @@ class PostgresStore:
         # Tails that this store committed last and that nobody else can have moved.
         self._tails: dict[int, int] = {}
         self._has_company = True
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"PostgresStore(owners={len(self._settled)}, open_streams={len(self._tails)})"
@@ -268,8 +275,10 @@ class PostgresStore:
     _CLAIM = f"""
     with {_fence()}, claimed as (
         insert into streamkeep.generations
-            (tenant, session_id, request_id, owner_id, owner_epoch, fingerprint, data_stream, control_stream)
-        select $3, $4, $5, id, epoch, $6, nextval('streamkeep.streams_id_seq'), nextval('streamkeep.streams_id_seq')
+            (tenant, session_id, request_id, owner_id, owner_epoch, fingerprint, data_stream, control_stream,
+             holder, cancel_after_seconds)
+        select $3, $4, $5, id, epoch, $6, nextval('streamkeep.streams_id_seq'), nextval('streamkeep.streams_id_seq'),
+               $9, $10
         from fence
         on conflict on constraint generations_key do nothing
         returning {_COLUMNS}
@@ -295,16 +304,62 @@ class PostgresStore:
     update streamkeep.generations
     set epoch = generations.epoch + 1, state = 'creating', owner_id = fence.id, owner_epoch = fence.epoch,
         fingerprint = $5, created_at = clock_timestamp(), ended_at = null, head = null, refusal_body = null,
-        is_cancel_requested = false
+        is_cancel_requested = false, holder = $6, cancel_after_seconds = $7
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'refused'
     returning generations.*
     """
 
-    async def claim(self, owner: Owner, key: GenerationKey, fingerprint: bytes | None) -> Claim:
+    # The lock is a statement of its own: what counts after it sees every claim that held it before.
+    _LOCK_HOLDER = "select pg_advisory_xact_lock(hashtextextended($1, hashtextextended($2, 0)))"
+
+    _HELD = """
+    select (
+        select count(*) from streamkeep.generations where tenant = $1 and holder = $2 and ended_at is null
+    ) as running, (
+        select extract(epoch from clock_timestamp() - created_at)::float8
+        from streamkeep.generations
+        where tenant = $1 and holder = $2
+        order by created_at desc
+        offset $3::int - 1 limit 1
+    ) as age_seconds, exists (
+        select from streamkeep.generations
+        where tenant = $1 and session_id = $4 and request_id = $5 and state <> 'refused'
+    ) as is_found
+    """
+
+    async def claim(
+        self,
+        owner: Owner,
+        key: GenerationKey,
+        fingerprint: bytes | None,
+        terms: Terms = Terms(),  # noqa: B008
+    ) -> Claim:
+        if terms.holder is None or not terms.is_limited:
+            return await self._claim(self._database.fetch_row, owner, key, fingerprint, terms)
+        holder = (key.tenant, terms.holder)
+
+        async def work(connection: Connection) -> Claim:
+            await connection.execute(self._LOCK_HOLDER, *holder)
+            held = _one(
+                await connection.fetchrow(self._HELD, *holder, terms.max_per_minute, key.session_id, key.request_id)
+            )
+            refused = limits.exceeded(terms, running=held["running"], age_seconds=held["age_seconds"])
+            if refused is not None and not held["is_found"]:
+                raise refused
+            return await self._claim(connection.fetchrow, owner, key, fingerprint, terms)
+
+        # Claims of one holder take turns here first, so that a crowd of them waits on one connection and not on all.
+        async with self._turns.setdefault(holder, asyncio.Lock()):
+            return await self._database.transact(work)
+
+    async def _claim(
+        self, fetch_row: _FetchRow, owner: Owner, key: GenerationKey, fingerprint: bytes | None, terms: Terms
+    ) -> Claim:
+        kept = (terms.holder, terms.cancel_after_seconds)
         for _ in range(_MAX_CLAIM_ATTEMPTS):
             row = _one(
-                await self._database.fetch_row(
+                await fetch_row(
                     self._CLAIM,
                     owner.id,
                     owner.epoch,
@@ -314,6 +369,7 @@ class PostgresStore:
                     fingerprint,
                     key.data_path,
                     key.control_path,
+                    *kept,
                 )
             )
             if not row["is_owner"]:
@@ -327,8 +383,8 @@ class PostgresStore:
                 if fingerprint is not None and found.fingerprint is not None and fingerprint != found.fingerprint:
                     raise FingerprintMismatch(f"{key} belongs to another request")
                 return Claim(found, is_new=False)
-            anew = await self._database.fetch_row(
-                self._CLAIM_REFUSED, owner.id, owner.epoch, found.id, found.epoch, fingerprint
+            anew = await fetch_row(
+                self._CLAIM_REFUSED, owner.id, owner.epoch, found.id, found.epoch, fingerprint, *kept
             )
             if anew is not None:
                 return Claim(_generation(anew), is_new=True)
@@ -597,6 +653,8 @@ def _generation(row: asyncpg.Record) -> Generation:
         is_cancel_requested=row["is_cancel_requested"],
         ended_at=row["ended_at"],
         is_swept=row["is_swept"],
+        holder=row["holder"],
+        cancel_after_seconds=row["cancel_after_seconds"],
     )
 
 
