@@ -302,6 +302,29 @@ def test_a_public_host_never_gets_the_permission_for_private_addresses() -> None
         assert allowlist.decide(url) == Allowed(private=False)
 
 
+MARKED = [
+    ("private:http://models.example.com:8000/v1/**", "http://models.example.com:8000/v1/chat"),
+    ("PRIVATE:HTTPS://models.example.com", "https://models.example.com/"),
+    ("private:https://*.corp.example.com", "https://a.b.corp.example.com/"),
+    ("private:http://*.svc.cluster.local:*", "http://models.llm.svc.cluster.local:8000/"),
+    ("private:http://127.0.0.1:4001", "http://127.0.0.1:4001/"),
+    ("private:8080", "http://private:8080/"),  # the host of that name: no scheme follows
+]
+
+
+@pytest.mark.parametrize(("glob", "url"), MARKED)
+def test_a_marked_glob_admits_private_addresses_for_what_it_matches(glob: str, url: str) -> None:
+    assert Allowlist.parse([glob]).decide(url) == Allowed(private=True)
+    for other in ("https://example.com/", "http://10.1.2.3/", "http://[::1]/", "http://localhost/"):
+        assert isinstance(Allowlist.parse([glob]).decide(other), Refused)
+
+
+@pytest.mark.parametrize("glob", ["private:http://*a", "private:http://*.x*", "*a:*", "*.*a"])
+def test_a_star_matches_no_address(glob: str) -> None:
+    for url in ("http://[::a]/", "http://[fd00::1]/", "http://10.1.1.1/", "http://[2606::a]/"):
+        assert isinstance(Allowlist.parse([glob]).decide(url), Refused)
+
+
 @pytest.mark.parametrize("url", [url for url, _ in PRIVATE_URLS] + [url for _, url in MISSES])
 @pytest.mark.parametrize("globs", [[], ["https://one.example/**", "two.example:*"]])
 def test_a_refusal_names_the_line_that_would_allow_the_url(url: str, globs: list[str]) -> None:
@@ -381,6 +404,11 @@ def test_an_empty_list_refuses_everything() -> None:
         "https://[::1",
         "https://[*]",
         "http://10.0.0.*",
+        "private:http://*",
+        "private:https://*:8000/v1/**",
+        "private:ftp://example.com",
+        "private:private:http://example.com",
+        "public:http://example.com",
         "http://127.1",
         "http://2130706433",
     ],

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from streamkeep.proxy.rules.allowlist import Allowlist
 from streamkeep.proxy.rules.subscription_tokens import LIFETIME_SECONDS, TokenExpired, TokenInvalid, TokenSigner
 from streamkeep.proxy.rules.webhook_signing import PUBLISHED_AFTER_RETIREMENT, jwks, webhook_key
-from streamkeep.proxy.rules.webhook_urls import WebhookUrlRejected, webhook_target
+from streamkeep.proxy.rules.webhook_urls import DEFAULT_GLOBS, WebhookRules, WebhookUrlRejected
 from streamkeep.storage import SubscriptionKey
 
 KEY = SubscriptionKey("t", "s")
@@ -69,11 +70,33 @@ def test_a_retired_key_is_published_while_its_signatures_may_be_on_the_way(age: 
     assert len(jwks([used, retired], now=NOW)["keys"]) == count
 
 
+PUBLIC = Allowlist.parse(DEFAULT_GLOBS)
+
+
 def test_only_a_url_that_spells_this_machine_reaches_it() -> None:
-    assert webhook_target("http://LOCALHOST:8/x").is_this_machine
-    assert webhook_target("http://127.0.0.255:8/x").is_this_machine
-    assert webhook_target("http://[::1]:8/x").is_this_machine
-    assert not webhook_target("https://example.com/x").is_this_machine
+    rules = WebhookRules.of(PUBLIC, host="127.0.0.1")
+    assert rules.target("http://LOCALHOST:8/x").may_be_private
+    assert rules.target("http://127.0.0.255:8/x").may_be_private
+    assert rules.target("http://[::1]:8/x").may_be_private
+    assert not rules.target("https://example.com/x").may_be_private
     for url in ("http://127.0.0.256/", "http://localhost.example.com/", "http://[::ffff:127.0.0.1]/", "http://0/"):
         with pytest.raises(WebhookUrlRejected):
-            webhook_target(url)
+            rules.target(url)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "2a00::1", "proxy.example", ""])
+def test_who_asks_from_elsewhere_reaches_this_machine_only_where_a_glob_says_so(host: str) -> None:
+    for url in ("http://localhost:8/x", "https://127.0.0.1:8/x", "http://[::1]:8/x"):
+        with pytest.raises(WebhookUrlRejected):
+            WebhookRules.of(PUBLIC, host=host).target(url)
+    rules = WebhookRules.of(Allowlist.parse(["http://127.0.0.1:8/**", "private:http://*.corp.example:8"]), host=host)
+    assert rules.target("http://127.0.0.1:8/x").may_be_private
+    assert rules.target("http://hooks.corp.example:8/x").may_be_private
+    for url in ("http://127.0.0.1:9/x", "https://example.com/x"):
+        with pytest.raises(WebhookUrlRejected):
+            rules.target(url)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "LOCALHOST"])
+def test_a_proxy_on_loopback_alone_serves_who_is_there_already(host: str) -> None:
+    assert WebhookRules.of(PUBLIC, host=host).admits_this_machine

@@ -12,9 +12,11 @@ from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.registry import Registry
 from streamkeep.proxy.rules.signing import Signer
+from streamkeep.proxy.rules.webhook_urls import WebhookRules
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.subscriptions import Subscriptions
 from streamkeep.proxy.upstream import Resolver
+from streamkeep.proxy.webhooks import Webhooks
 from streamkeep.storage import Store
 from streamkeep.storage.appender import Appender
 from streamkeep.storage.writer import Writer
@@ -37,7 +39,8 @@ class Service:
         )
         self.appender = Appender(store, self.readers)
         self.registry = Registry(store, self.appender)
-        self.subscriptions = Subscriptions(store, self.appender, resolve, public_url=settings.public_url)
+        self.webhooks = Webhooks(WebhookRules.of(settings.webhook_allow, host=settings.host), resolve)
+        self.subscriptions = Subscriptions(store, self.appender, self.webhooks, public_url=settings.public_url)
         self.generations = Generations(store, self.writer, self.readers, settings, resolve)
         self.forwarder = Forwarder(self.generations, settings)
         self.is_ready = False

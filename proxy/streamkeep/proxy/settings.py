@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from streamkeep.proxy.rules import webhook_urls
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
 
 
@@ -29,6 +30,7 @@ class Settings:
     postgres_bin: Path | None = None
     public_url: str | None = None
     allow: Allowlist = field(default_factory=Allowlist.default)
+    webhook_allow: Allowlist = field(default_factory=lambda: Allowlist.parse(webhook_urls.DEFAULT_GLOBS))
     origins: tuple[str, ...] = ("*",)
     log_level: str = "info"
 
@@ -68,7 +70,7 @@ class Settings:
         for setting in fields(cls):
             variable = _VARIABLES.get(setting.name, f"STREAMKEEP_{setting.name.upper()}")
             text = environ.get(variable)
-            if text is None or (text == "" and setting.name != "allow"):
+            if text is None or (text == "" and setting.name not in _MAY_BE_EMPTY):
                 continue
             try:
                 chosen[setting.name] = _READERS[setting.name](text)
@@ -78,6 +80,7 @@ class Settings:
 
 
 _VARIABLES = {"database_url": "DATABASE_URL"}
+_MAY_BE_EMPTY = {"allow", "webhook_allow"}
 
 
 def _seconds(text: str) -> float:
@@ -110,6 +113,10 @@ def _port(text: str) -> int:
 
 def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _allowlist(text: str) -> Allowlist:
+    return Allowlist.parse(_list(text))
 
 
 def _url(text: str) -> str:
@@ -154,7 +161,8 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "data_dir": Path,
     "postgres_bin": Path,
     "public_url": _url,
-    "allow": lambda text: Allowlist.parse(_list(text)),
+    "allow": _allowlist,
+    "webhook_allow": _allowlist,
     "origins": _list,
     "log_level": _level,
     "upstream_retries": _count,

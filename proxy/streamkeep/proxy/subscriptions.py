@@ -26,7 +26,6 @@ from streamkeep.proxy.rules.subscription_requests import SubscriptionRefused, Wa
 from streamkeep.proxy.rules.subscription_tokens import TokenSigner
 from streamkeep.proxy.rules.webhook_signing import jwks, webhook_key
 from streamkeep.proxy.rules.webhook_urls import WebhookUrlRejected
-from streamkeep.proxy.upstream import Resolver
 from streamkeep.proxy.webhooks import DEADLINE_SECONDS, Answer, Webhooks
 from streamkeep.storage import (
     Change,
@@ -78,15 +77,15 @@ _PRIVATE_KEY_BYTES = 32
 class Subscriptions:
     """Create, read, change and serve subscriptions; `run` must be running for anything to be delivered.
 
-    `public_url` is the base of callback URLs; None: as the subscription's creator reached this service.
+    `webhooks` is closed with it. `public_url` is the base of callback URLs; None: as the subscription's creator reached this service.
     """
 
-    def __init__(self, store: Store, appender: Appender, resolve: Resolver, *, public_url: str | None) -> None:
+    def __init__(self, store: Store, appender: Appender, webhooks: Webhooks, *, public_url: str | None) -> None:
         self._store = store
         self._subscriptions = store.subscriptions
         self._appender = appender
         self._public_url = public_url
-        self._webhooks = Webhooks(resolve)
+        self._webhooks = webhooks
         self._signer: TokenSigner | None = None
         self._keys: tuple[float, list[WebhookKey]] | None = None
         self._watch = Watch()

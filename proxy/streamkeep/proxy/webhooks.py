@@ -10,7 +10,7 @@ from enum import Enum
 import httpx
 
 from streamkeep.proxy.rules.webhook_signing import SIGNATURE, signature
-from streamkeep.proxy.rules.webhook_urls import webhook_target
+from streamkeep.proxy.rules.webhook_urls import WebhookRules
 from streamkeep.proxy.upstream import PRIVATE, Resolver, UpstreamTransport
 from streamkeep.storage import WebhookKey
 
@@ -31,23 +31,28 @@ class Answer(Enum):
 class Webhooks:
     """Sends webhooks: no redirects, no cookies, no proxies from the environment, and a bound on time and answer."""
 
-    def __init__(self, resolve: Resolver) -> None:
+    def __init__(self, rules: WebhookRules, resolve: Resolver) -> None:
+        self.rules = rules
         self._transport = UpstreamTransport(resolve=resolve)
 
     async def close(self) -> None:
         await self._transport.aclose()
 
     async def send(self, url: str, value: object, key: WebhookKey, *, at: int) -> Answer:
-        """POST a value as JSON; never raises for what the receiver, or the way to it, does."""
+        """POST a value as JSON; never raises for what the receiver, or the way to it, does.
+
+        Raises:
+            WebhookUrlRejected: the rules do not admit the URL, or do not any more.
+        """
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-        target = webhook_target(url)
+        target = self.rules.target(url)
         request = httpx.Request(
             "POST",
             url,
             headers={"Content-Type": "application/json", SIGNATURE: signature(key, body, at=at)},
             content=body,
             extensions={
-                PRIVATE: target.is_this_machine,
+                PRIVATE: target.may_be_private,
                 "timeout": {"connect": DEADLINE_SECONDS, "read": DEADLINE_SECONDS, "write": DEADLINE_SECONDS},
             },
         )

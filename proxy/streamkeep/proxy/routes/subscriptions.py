@@ -111,7 +111,7 @@ class _Request:
             return
         status = 200
         if self._method == "PUT":
-            config = requests.config(await self._json())
+            config = requests.config(await self._json(), self._service.webhooks.rules)
             _, is_new = await self._subscriptions.create(key, config, self._base_url)
             status = 201 if is_new else 200
         await self._json_answer(status, await self._shown(*await self._subscriptions.subscription(key)))

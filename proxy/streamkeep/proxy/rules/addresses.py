@@ -71,6 +71,14 @@ def is_public_address(address: str) -> bool:
         return False
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on a host is reached from this machine alone. IPv6 addresses stand without brackets."""
+    if host.lower() == "localhost":
+        return True
+    address = _parsed(host)
+    return address is not None and any(address in network for network in _LOOPBACK)
+
+
 def may_reach(host: str, address: str, *, may_be_private: bool) -> bool:
     """Whether a socket for a host may be opened to a numeric address that the host resolved to.
 

@@ -1,4 +1,4 @@
-"""Which URLs may be called, written as globs: `[scheme://]host[:port][/path]`.
+"""Which URLs may be called, written as globs: `[scheme://]host[:port][/path]`, or `private:scheme://host…`.
 
 | part | written as | matches |
 |---|---|---|
@@ -19,7 +19,10 @@ any glob is asked: user information, backslashes, white space and control charac
 slashes, IPv4 addresses in other than four decimal numbers, URLs over 8 KiB.
 
 A glob with `*` in its host never leads to a private network. Only a glob that spells a private host (an address that
-is not public, `localhost`, a name with no dot or under `.local`, `.internal` and their like) admits one.
+is not public, `localhost`, a name with no dot or under `.local`, `.internal` and their like) admits one, and so does a
+glob marked `private:`, for a server of one's own whose name looks public: `private:https://models.example.com/**`. The
+marker goes before a scheme, and admits `*` within a host, but not `*` alone. Where a name may then lead is said in
+`addresses.py`: to loopback and private networks, never to link-local or metadata addresses.
 """
 
 from __future__ import annotations
@@ -47,8 +50,10 @@ _ANY_PORT = 0
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::(.*))?")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+_IN_LABEL = "[a-z0-9_-]"
 _WILD_LABEL = re.compile(r"[a-z0-9_*-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_MARKED = re.compile(r"private:(?=https?://)", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
 _ESCAPE = re.compile(r"%(.{0,2})", re.DOTALL)
 _HEX_PAIR = re.compile(r"[0-9A-Fa-f]{2}")
@@ -157,7 +162,8 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """One glob. `scheme` and `port` None: either scheme, the scheme's own port; `path` None: every path."""
+    """One glob. `scheme` and `port` None: either scheme, the scheme's own port; `path` None: every path. `is_private`: it
+    admits what is not public."""
 
     scheme: str | None
     host: re.Pattern[str]
@@ -169,9 +175,11 @@ class _Rule:
     def parse(cls, glob: str) -> _Rule:
         try:
             _check_characters(glob)
-            scheme, separator, rest = glob.partition("://")
+            marker = _MARKED.match(glob)
+            unmarked = glob if marker is None else glob[marker.end() :]
+            scheme, separator, rest = unmarked.partition("://")
             if not separator:
-                scheme, rest = "", glob
+                scheme, rest = "", unmarked
             if scheme.lower() not in {"", *_DEFAULT_PORTS}:
                 raise _Malformed("the scheme is http or https, or left out")
             if any(character in rest for character in "@?#,"):
@@ -179,8 +187,12 @@ class _Rule:
             authority, slash, path = rest.partition("/")
             host_text, port_text = _split_authority(authority)
             host, is_private = _host_rule(host_text)
+            if marker is not None and host_text == "*":
+                raise _Malformed("private: marks hosts, and * alone is every host there is")
             port = None if port_text is None else _ANY_PORT if port_text == "*" else _read_port(port_text)
-            return cls(scheme.lower() or None, host, port, _PathRule.parse(slash + path), is_private)
+            return cls(
+                scheme.lower() or None, host, port, _PathRule.parse(slash + path), is_private or marker is not None
+            )
         except _Malformed as exc:
             raise AllowlistError(glob, str(exc)) from None
 
@@ -237,12 +249,12 @@ def _host_rule(text: str) -> tuple[re.Pattern[str], bool]:
         raise _Malformed("an address is spelled out, without *")
     parts = [_wild_label(label) for label in labels]
     if labels[0] == "*":
-        parts[0] = r"(?:[^.]+\.)*[^.]+"
+        parts[0] = rf"(?:{_IN_LABEL}+\.)*{_IN_LABEL}+"
     return re.compile(r"\.".join(parts)), False
 
 
 def _wild_label(label: str) -> str:
-    return "[^.]+" if label == "*" else "[^.]*".join(re.escape(part) for part in label.split("*"))
+    return f"{_IN_LABEL}+" if label == "*" else f"{_IN_LABEL}*".join(re.escape(part) for part in label.split("*"))
 
 
 def _split_authority(authority: str) -> tuple[str, str | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from streamkeep.proxy.rules import stream_paths
-from streamkeep.proxy.rules.webhook_urls import WebhookUrlRejected, webhook_target
+from streamkeep.proxy.rules.webhook_urls import WebhookRules, WebhookUrlRejected
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.storage import MAX_EXPLICIT_LINKS, MAX_WAKE_STREAMS, Delivery, InvalidOffset, SubscriptionConfig
 from streamkeep.storage.rules.offsets import NOW, START, parse_offset
@@ -71,7 +71,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def config(body: Mapping[str, Any]) -> SubscriptionConfig:
+def config(body: Mapping[str, Any], webhook_rules: WebhookRules) -> SubscriptionConfig:
     """A subscription's configuration. Raises: SubscriptionRefused."""
     try:
         delivery = Delivery(str(body.get("type")))
@@ -91,7 +91,7 @@ def config(body: Mapping[str, Any]) -> SubscriptionConfig:
         description = _text(description, "description", MAX_DESCRIPTION_CHARACTERS)
     webhook_url = wake_stream = None
     if delivery is Delivery.WEBHOOK:
-        webhook_url = _webhook_url(body)
+        webhook_url = _webhook_url(body, webhook_rules)
     else:
         wake_stream = stream_path(body.get("wake_stream"), "wake_stream")
         if wake_stream in named:
@@ -152,13 +152,13 @@ def _ack(one: object) -> tuple[str, int]:
     return path, position
 
 
-def _webhook_url(body: Mapping[str, Any]) -> str:
+def _webhook_url(body: Mapping[str, Any], rules: WebhookRules) -> str:
     webhook = body.get("webhook")
     url = webhook.get("url") if isinstance(webhook, dict) else None
     if not isinstance(url, str):
         raise refused("a webhook subscription needs webhook.url")
     try:
-        return webhook_target(url).url
+        return rules.target(url).url
     except WebhookUrlRejected as exc:
         raise SubscriptionRefused(400, "WEBHOOK_URL_REJECTED", str(exc)) from None
 

@@ -1,4 +1,5 @@
-"""Where webhooks may lead (protocol 6.2, 12): https anywhere public, and this machine when the URL spells it.
+"""Where webhooks may lead (protocol 6.2, 12): https anywhere public, what the operator admits besides, and this machine
+while nobody else can ask for it.
 
 A name that looks public may still resolve to a private address; that is checked where the socket is made.
 """
@@ -9,11 +10,12 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from streamkeep.proxy.rules.addresses import is_loopback
 from streamkeep.proxy.rules.allowlist import Allowlist, Refused
 
 MAX_URL_CHARACTERS = 2048
+DEFAULT_GLOBS = ("https://*:*/**",)
 
-_PUBLIC = Allowlist.parse(["https://*:*/**"])
 _THIS_MACHINE = re.compile(r"localhost|127\.0\.0\.[0-9]{1,3}|::1")
 
 
@@ -23,29 +25,41 @@ class WebhookUrlRejected(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WebhookTarget:
-    """A URL to send to; `is_this_machine` admits addresses that are not public."""
+    """A URL to send to, and whether it may lead to an address that is not public."""
 
     url: str
-    is_this_machine: bool
+    may_be_private: bool
 
 
-def webhook_target(url: str) -> WebhookTarget:
-    """Raises: WebhookUrlRejected."""
-    if len(url) > MAX_URL_CHARACTERS or not url.isascii():
-        raise WebhookUrlRejected(f"a webhook URL has up to {MAX_URL_CHARACTERS} ASCII characters")
-    if "#" in url:
-        raise WebhookUrlRejected("a webhook URL has no fragment")
-    try:
-        host = urlsplit(url).hostname or ""
-        is_this_machine = _THIS_MACHINE.fullmatch(host) is not None
-        decision = (_spelled(host) if is_this_machine else _PUBLIC).decide(url)
-    except ValueError:
-        raise WebhookUrlRejected("the webhook URL cannot be read") from None
-    if isinstance(decision, Refused):
-        raise WebhookUrlRejected(
-            "a webhook URL is https and leads to a public host; http is for localhost and 127.0.0.x alone"
-        )
-    return WebhookTarget(url, is_this_machine)
+@dataclass(frozen=True, slots=True)
+class WebhookRules:
+    """What `allow` admits, and with `admits_this_machine` any URL that spells `localhost`, `127.0.0.x` or `[::1]`."""
+
+    allow: Allowlist
+    admits_this_machine: bool
+
+    @classmethod
+    def of(cls, allow: Allowlist, *, host: str) -> WebhookRules:
+        """The rules of a proxy that listens on `host`: on loopback alone, whoever asks is on this machine already."""
+        return cls(allow, is_loopback(host))
+
+    def target(self, url: str) -> WebhookTarget:
+        """Raises: WebhookUrlRejected."""
+        if len(url) > MAX_URL_CHARACTERS or not url.isascii():
+            raise WebhookUrlRejected(f"a webhook URL has up to {MAX_URL_CHARACTERS} ASCII characters")
+        if "#" in url:
+            raise WebhookUrlRejected("a webhook URL has no fragment")
+        try:
+            host = urlsplit(url).hostname or ""
+            is_this_machine = self.admits_this_machine and _THIS_MACHINE.fullmatch(host) is not None
+            decision = (_spelled(host) if is_this_machine else self.allow).decide(url)
+        except ValueError:
+            raise WebhookUrlRejected("the webhook URL cannot be read") from None
+        if isinstance(decision, Refused):
+            raise WebhookUrlRejected(
+                "a webhook URL is https and leads to a public host, or to one that the operator of this server admits"
+            )
+        return WebhookTarget(url, decision.private)
 
 
 def _spelled(host: str) -> Allowlist:
