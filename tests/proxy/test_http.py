@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
+from streamkeep.proxy.routes.subscriptions import OPERATIONS
 from streamkeep.storage import MemoryStore, StoreUnavailable
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
@@ -83,10 +85,11 @@ async def test_only_configured_origins_are_admitted() -> None:
 async def test_openapi_describes_exactly_the_routes_that_are_served(proxy: Proxy) -> None:
     document = (await proxy.client.get("/openapi.json")).json()
     described = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
-    served: set[tuple[str, str]] = set()
-    for route in _routes(proxy.app.router.routes):
-        if route.include_in_schema:
-            served |= {(route.path_format, method) for method in route.methods or ()}
+    routes = _routes(proxy.app.router.routes)
+    served = {(route.path_format, method) for route in routes if route.include_in_schema for method in route.methods}
+    pages = {"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+    assert {route.path_format for route in routes if not route.include_in_schema} - pages == {"/v1/stream/__ds/{path}"}
+    served |= {(f"/v1/stream/__ds/{path}", method) for path, methods in OPERATIONS.items() for method in methods}
     generations = "/v1/stream/generations"
     refused = {
         (path, method) for path, method in served if path.startswith(generations) and method not in ("GET", "HEAD")
@@ -96,7 +99,8 @@ async def test_openapi_describes_exactly_the_routes_that_are_served(proxy: Proxy
         for method, operation in methods.items():
             assert operation["summary"], (path, method)
             assert operation["responses"], (path, method)
-    assert "Error" in document["components"]["schemas"]
+    named = re.findall(r'"#/components/schemas/([^"]*)"', json.dumps(document))
+    assert set(named) == set(document["components"]["schemas"])
 
 
 async def test_no_middleware_wraps_responses(proxy: Proxy) -> None:

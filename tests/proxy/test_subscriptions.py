@@ -521,3 +521,67 @@ async def test_urls_in_answers_follow_the_public_url(store: Store, receiver: Rec
         await client.create("a", b'{"n":1}')
         webhook = await receiver.get()
         assert webhook.value["callback_url"] == f"https://streams.example{client.url('s', 'callback')}"
+
+
+async def test_answers_are_as_the_description_says(proxy: Proxy, receiver: Receiver) -> None:
+    document = (await proxy.client.get("/openapi.json")).json()
+    client = Client(proxy)
+    await client.create("jobs/a")
+    await client.create("wakes")
+    pull = {"type": "pull-wake", "pattern": "jobs/*", "wake_stream": "wakes"}
+    hook = {"type": "webhook", "pattern": "x/*", "webhook": {"url": receiver.url}}
+
+    async def send(method: str, template: str, body: Any = None, token: str = "none", **names: str) -> Any:
+        operation = document["paths"][f"{ROOT}/__ds/{template}"][method.lower()]
+        url = f"{ROOT}/__ds/{template}".format(**names)
+        answer = await proxy.client.request(method, url, json=body, headers={"Authorization": f"Bearer {token}"})
+        described = operation["responses"][str(answer.status_code)]
+        if answer.status_code == 204:
+            assert answer.content == b""
+            return answer.status_code, None
+        assert answer.headers["Content-Type"] in described["content"]
+        schema = described["content"][answer.headers["Content-Type"]]["schema"]
+        check_form(answer.json(), schema, document["components"]["schemas"])
+        return answer.status_code, answer.json()
+
+    one = "subscriptions/{id}"
+    assert (await send("GET", "jwks.json"))[0] == 200
+    assert (await send("PUT", one, pull, id="p"))[0] == 201
+    assert (await send("PUT", one, hook, id="h"))[0] == 201
+    assert (await send("PUT", one, hook, id="p"))[0] == 409
+    assert (await send("PUT", one, {}, id="p"))[0] == 400
+    assert (await send("GET", one, id="p"))[0] == 200
+    assert (await send("GET", one, id="nobody"))[0] == 404
+    assert (await send("POST", one + "/streams", {"streams": ["a/b"]}, id="p"))[0] == 204
+    assert (await send("DELETE", one + "/streams/{path}", id="p", path="a/b"))[0] == 204
+    assert (await send("POST", one + "/claim", {"worker": "w"}, id="p"))[0] == 409
+    await client.append("jobs/a")
+    status, claimed = await send("POST", one + "/claim", {"worker": "w"}, id="p")
+    assert status == 200
+    wake = {"wake_id": claimed["wake_id"], "generation": claimed["generation"]}
+    assert (await send("POST", one + "/ack", wake, "wrong", id="p"))[0] == 401
+    assert (await send("POST", one + "/callback", wake, claimed["token"], id="p"))[0] == 400
+    assert (await send("POST", one + "/ack", wake, claimed["token"], id="p"))[0] == 200
+    assert (await send("POST", one + "/release", wake, claimed["token"], id="p"))[0] == 204
+    assert (await send("DELETE", one, id="p"))[0] == 204
+    assert (await send("DELETE", one, id="p"))[0] == 404
+
+
+def check_form(value: Any, schema: dict[str, Any], named: dict[str, Any]) -> None:
+    """Fail unless every required field is there, no other than the described ones, and all of the described type."""
+    schema = named[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    if "enum" in schema or "const" in schema:
+        assert value in schema.get("enum", [schema.get("const")])
+        return
+    types = {"object": dict, "array": list, "string": str, "integer": int, "boolean": bool, "null": type(None)}
+    wanted = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    assert isinstance(value, tuple(types[name] for name in wanted)), (value, schema)
+    if isinstance(value, list):
+        for item in value:
+            check_form(item, schema["items"], named)
+    elif isinstance(value, dict):
+        properties = schema.get("properties", {})
+        assert set(schema.get("required", ())) <= set(value)
+        assert set(value) <= set(properties) or schema.get("additionalProperties"), set(value) - set(properties)
+        for name in set(value) & set(properties):
+            check_form(value[name], properties[name], named)

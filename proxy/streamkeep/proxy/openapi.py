@@ -33,12 +33,81 @@ _GENERATION: Schema = {
         "createdAt": {**_TEXT, "format": "date-time"},
     },
 }
-SCHEMAS: Schema = {"Error": _ERROR, "Generation": _GENERATION}
+_INTEGER: Schema = {"type": "integer"}
+_TEXTS: Schema = {"type": "array", "items": _TEXT}
 
 
-def _errors(**by_status: str) -> Schema:
-    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    return {status[1:]: {"description": text, "content": content} for status, text in by_status.items()}
+def _object(required: str, **properties: Schema) -> Schema:
+    return {"type": "object", "required": required.split(), "properties": properties}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_WAKE = {"wake_id": _TEXT, "generation": _INTEGER}
+_LINKS = {"type": "array", "items": _ref("SubscriptionLink")}
+_SUBSCRIPTION_CONFIG: Schema = {
+    "pattern": {"type": ["string", "null"], "description": "Glob over paths; this, `streams` or both"},
+    "lease_ttl_ms": _INTEGER,
+    "description": {"type": ["string", "null"]},
+    "wake_stream": {**_TEXT, "description": "Of pull-wake: the JSON stream that gets an event for each wake"},
+}
+_SUBSCRIPTIONS: Schema = {
+    "SubscriptionError": _object(
+        "error", error={**_object("code message", code=_TEXT, message=_TEXT), "additionalProperties": True}
+    ),
+    "SubscriptionRequest": _object(
+        "type",
+        type={"enum": ["webhook", "pull-wake"]},
+        streams={**_TEXTS, "description": "Paths that are followed by name"},
+        webhook=_object("url", url={**_TEXT, "format": "uri"}),
+        **_SUBSCRIPTION_CONFIG,
+    ),
+    "Subscription": _object(
+        "id subscription_id type pattern streams lease_ttl_ms created_at status description",
+        id=_TEXT,
+        subscription_id=_TEXT,
+        type={"enum": ["webhook", "pull-wake"]},
+        streams=_LINKS,
+        created_at={**_TEXT, "format": "date-time"},
+        status={"enum": ["active", "failed"]},
+        webhook=_object(
+            "url signing", url=_TEXT, signing=_object("alg kid jwks_url", alg=_TEXT, kid=_TEXT, jwks_url=_TEXT)
+        ),
+        **_SUBSCRIPTION_CONFIG,
+    ),
+    "SubscriptionLink": _object(
+        "path link_type acked_offset tail_offset has_pending",
+        path=_TEXT,
+        link_type={"enum": ["explicit", "glob"]},
+        acked_offset=_TEXT,
+        tail_offset=_TEXT,
+        has_pending={"type": "boolean"},
+    ),
+    "SubscriptionStreams": _object("streams", streams=_TEXTS),
+    "Worker": _object("worker", worker=_TEXT),
+    "Wake": _object(
+        "wake_id generation token streams lease_ttl_ms", **_WAKE, token=_TEXT, streams=_LINKS, lease_ttl_ms=_INTEGER
+    ),
+    "WakeRequest": _object(
+        "wake_id generation",
+        **_WAKE,
+        acks={"type": "array", "items": _object("stream offset", stream=_TEXT, offset=_TEXT)},
+        done={"type": "boolean"},
+    ),
+    "Acknowledged": _object("ok next_wake", ok={"const": True}, next_wake={"type": "boolean"}),
+    "Jwks": _object("keys", keys={"type": "array", "items": {"type": "object", "additionalProperties": _TEXT}}),
+}
+SCHEMAS: Schema = {"Error": _ERROR, "Generation": _GENERATION, **_SUBSCRIPTIONS}
+
+
+def _json(name: str, media_type: str = "application/json") -> Schema:
+    return {media_type: {"schema": _ref(name)}}
+
+
+def _errors(form: str = "Error", /, **by_status: str) -> Schema:
+    return {status[1:]: {"description": text, "content": _json(form)} for status, text in by_status.items()}
 
 
 def _path(name: str, text: str) -> Schema:
@@ -182,8 +251,136 @@ _OPEN_STREAM: Schema = {
     },
 }
 
+_SUBSCRIPTION_ID = [_path("id", "The subscription")]
+_WAKE_TOKEN = "wakeToken"
+
+
+def _subscription_operation(
+    summary: str,
+    *,
+    parameters: list[Schema],
+    responses: Schema,
+    body: str | None = None,
+    has_token: bool = False,
+    **errors: str,
+) -> Schema:
+    if body is not None:
+        errors.setdefault("_400", "`INVALID_REQUEST`")
+        errors |= {"_408": "`REQUEST_TIMEOUT`", "_413": "`BODY_TOO_LARGE`: 2 MiB"}
+    if has_token:
+        errors["_401"] = "`TOKEN_INVALID`, `TOKEN_EXPIRED`"
+    return {
+        "tags": ["subscriptions"],
+        "summary": summary,
+        "parameters": parameters,
+        **({} if body is None else {"requestBody": {"required": True, "content": _json(body)}}),
+        **({"security": [{_WAKE_TOKEN: []}]} if has_token else {}),
+        "responses": {**responses, **_errors("SubscriptionError", **errors, _503="`STORAGE_UNAVAILABLE`")},
+    }
+
+
+def _returned(description: str, schema: str) -> Schema:
+    return {"description": description, "content": _json(schema)}
+
+
+_NO_SUBSCRIPTION = "`SUBSCRIPTION_NOT_FOUND`"
+_DONE = {"204": {"description": "Done"}}
+_FENCED = "`FENCED`: the wake is another's, or over"
+
+
+def _acknowledgement(summary: str) -> Schema:
+    return _subscription_operation(
+        summary,
+        parameters=_SUBSCRIPTION_ID,
+        body="WakeRequest",
+        has_token=True,
+        responses={"200": _returned("Taken, and whether another wake follows", "Acknowledged")},
+        _404=_NO_SUBSCRIPTION,
+        _409=f"{_FENCED}; `INVALID_OFFSET`: none was taken",
+    )
+
+
+_SUBSCRIPTION_PATHS: Schema = {
+    "jwks.json": {
+        "get": _subscription_operation(
+            "The keys that verify webhooks' signatures",
+            parameters=[],
+            responses={"200": {"description": "A JWK set", "content": _json("Jwks", "application/jwk-set+json")}},
+        )
+    },
+    "subscriptions/{id}": {
+        "put": _subscription_operation(
+            "Follow streams, by a pattern, by name or both; a repeat finds the same subscription",
+            parameters=_SUBSCRIPTION_ID,
+            body="SubscriptionRequest",
+            responses={
+                "201": _returned("Made", "Subscription"),
+                "200": _returned("It is there, as asked for", "Subscription"),
+            },
+            _400="`INVALID_REQUEST`, `WEBHOOK_URL_REJECTED`",
+            _409="`SUBSCRIPTION_ALREADY_EXISTS`",
+        ),
+        "get": _subscription_operation(
+            "A subscription, and how far each of its streams is acknowledged",
+            parameters=_SUBSCRIPTION_ID,
+            responses={"200": _returned("Here it is", "Subscription")},
+            _400="`INVALID_REQUEST`",
+            _404=_NO_SUBSCRIPTION,
+        ),
+        "delete": _subscription_operation(
+            "End a subscription",
+            parameters=_SUBSCRIPTION_ID,
+            responses=_DONE,
+            _400="`INVALID_REQUEST`",
+            _404=_NO_SUBSCRIPTION,
+        ),
+    },
+    "subscriptions/{id}/streams": {
+        "post": _subscription_operation(
+            "Follow more streams, each from its tail",
+            parameters=_SUBSCRIPTION_ID,
+            body="SubscriptionStreams",
+            responses=_DONE,
+            _404=_NO_SUBSCRIPTION,
+        )
+    },
+    "subscriptions/{id}/streams/{path}": {
+        "delete": _subscription_operation(
+            "Follow a stream no longer, unless the pattern does",
+            parameters=[*_SUBSCRIPTION_ID, _path("path", "The stream; its slashes may stand as they are")],
+            responses=_DONE,
+            _400="`INVALID_REQUEST`",
+            _404=_NO_SUBSCRIPTION,
+        )
+    },
+    "subscriptions/{id}/callback": {"post": _acknowledgement("A webhook's receiver says how far it has come")},
+    "subscriptions/{id}/ack": {"post": _acknowledgement("A worker says how far it has come")},
+    "subscriptions/{id}/claim": {
+        "post": _subscription_operation(
+            "A worker takes the lease of a pull-wake subscription",
+            parameters=_SUBSCRIPTION_ID,
+            body="Worker",
+            responses={"200": _returned("The wake, and the token that proves it", "Wake")},
+            _404=_NO_SUBSCRIPTION,
+            _409="`ALREADY_CLAIMED`, `NO_PENDING_WORK`",
+        )
+    },
+    "subscriptions/{id}/release": {
+        "post": _subscription_operation(
+            "A worker gives its lease back",
+            parameters=_SUBSCRIPTION_ID,
+            body="WakeRequest",
+            has_token=True,
+            responses=_DONE,
+            _404=_NO_SUBSCRIPTION,
+            _409=_FENCED,
+        )
+    },
+}
+
 PATHS: Schema = {
     "/v1/stream/{path}": _OPEN_STREAM,
+    **{f"/v1/stream/__ds/{path}": methods for path, methods in _SUBSCRIPTION_PATHS.items()},
     "/api/{session_id}/{request_id}": {
         "post": {
             "tags": ["transport"],
@@ -199,7 +396,7 @@ PATHS: Schema = {
                 "200": {
                     "description": "Upstream accepted (any 2xx), or these ids are known and this joins or replays them",
                     "headers": _answered(wire.SESSION_ID, wire.REQUEST_ID, wire.REPLAYED),
-                    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Generation"}}},
+                    "content": _json("Generation"),
                 },
                 "204": {"description": "Resuming, and nothing runs"},
                 "default": {
@@ -240,5 +437,7 @@ def complete(schema: Schema) -> Schema:
     """Add the raw routes to FastAPI's own document."""
     for path, methods in PATHS.items():
         schema["paths"].setdefault(path, {}).update(methods)
-    schema.setdefault("components", {}).setdefault("schemas", {}).update(SCHEMAS)
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {}).update(SCHEMAS)
+    components["securitySchemes"] = {_WAKE_TOKEN: {"type": "http", "scheme": "bearer"}}
     return schema

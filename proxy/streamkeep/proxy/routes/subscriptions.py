@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
 from starlette.types import Receive, Scope, Send
@@ -70,53 +72,39 @@ class _Request:
         self._base_url = asgi.base_url(scope, service.settings.public_url)
 
     async def answer(self) -> None:
-        match _segments(self._scope):
-            case ["jwks.json"]:
-                self._allow("GET", "HEAD")
-                await self._jwks()
-            case ["subscriptions", id]:
-                self._allow("PUT", "GET", "HEAD", "DELETE")
-                await self._subscription(_key(id))
-            case ["subscriptions", id, "streams"]:
-                self._allow("POST")
-                await self._subscriptions.link(_key(id), requests.stream_list(await self._json()))
-                await self._no_content()
-            case ["subscriptions", id, "streams", *path]:
-                self._allow("DELETE")
-                await self._subscriptions.unlink(_key(id), requests.stream_path("/".join(path), "the path"))
-                await self._no_content()
-            case ["subscriptions", id, "callback"]:
-                self._allow("POST")
-                await self._acknowledge(_key(id), Delivery.WEBHOOK)
-            case ["subscriptions", id, "ack"]:
-                self._allow("POST")
-                await self._acknowledge(_key(id), Delivery.PULL_WAKE)
-            case ["subscriptions", id, "claim"]:
-                self._allow("POST")
-                await self._claim(_key(id))
-            case ["subscriptions", id, "release"]:
-                self._allow("POST")
-                await self._release(_key(id))
-            case _:
-                raise SubscriptionRefused(404, "NOT_FOUND", "there is nothing here")
+        methods, values = _operation(_segments(self._scope))
+        if self._method not in methods:
+            message = f"only {', '.join(methods)} can be used here"
+            raise SubscriptionRefused(405, "METHOD_NOT_ALLOWED", message)
+        await methods[self._method](self, *values)
 
-    async def _jwks(self) -> None:
+    async def jwks(self) -> None:
         body = json.dumps(await self._subscriptions.public_keys()).encode()
         await asgi.answer(self._send, 200, body, _JWKS_HEADERS)
 
-    async def _subscription(self, key: SubscriptionKey) -> None:
-        if self._method == "DELETE":
-            await self._subscriptions.delete(key)
-            await self._no_content()
-            return
-        status = 200
-        if self._method == "PUT":
-            config = requests.config(await self._json(), self._service.webhooks.rules)
-            _, is_new = await self._subscriptions.create(key, config, self._base_url)
-            status = 201 if is_new else 200
-        await self._json_answer(status, await self._shown(*await self._subscriptions.subscription(key)))
+    async def create(self, id: str) -> None:
+        key = _key(id)
+        config = requests.config(await self._json(), self._service.webhooks.rules)
+        _, is_new = await self._subscriptions.create(key, config, self._base_url)
+        await self._json_answer(201 if is_new else 200, await self._shown(*await self._subscriptions.subscription(key)))
 
-    async def _claim(self, key: SubscriptionKey) -> None:
+    async def show(self, id: str) -> None:
+        await self._json_answer(200, await self._shown(*await self._subscriptions.subscription(_key(id))))
+
+    async def delete(self, id: str) -> None:
+        await self._subscriptions.delete(_key(id))
+        await self._no_content()
+
+    async def link(self, id: str) -> None:
+        await self._subscriptions.link(_key(id), requests.stream_list(await self._json()))
+        await self._no_content()
+
+    async def unlink(self, id: str, path: str) -> None:
+        await self._subscriptions.unlink(_key(id), requests.stream_path(path, "the path"))
+        await self._no_content()
+
+    async def claim(self, id: str) -> None:
+        key = _key(id)
         worker = requests.worker(await self._json())
         attempt, token = await self._subscriptions.claim(key, worker)
         await self._json_answer(
@@ -130,15 +118,22 @@ class _Request:
             },
         )
 
+    async def callback(self, id: str) -> None:
+        await self._acknowledge(_key(id), Delivery.WEBHOOK)
+
+    async def acknowledge(self, id: str) -> None:
+        await self._acknowledge(_key(id), Delivery.PULL_WAKE)
+
+    async def release(self, id: str) -> None:
+        key = _key(id)
+        request = requests.wake_request(await self._json())
+        await self._subscriptions.release(key, self._bearer(), request)
+        await self._no_content()
+
     async def _acknowledge(self, key: SubscriptionKey, delivery: Delivery) -> None:
         request = requests.wake_request(await self._json())
         next_wake = await self._subscriptions.acknowledge(key, delivery, self._bearer(), request)
         await self._json_answer(200, {"ok": True, "next_wake": next_wake})
-
-    async def _release(self, key: SubscriptionKey) -> None:
-        request = requests.wake_request(await self._json())
-        await self._subscriptions.release(key, self._bearer(), request)
-        await self._no_content()
 
     async def _shown(self, subscription: Subscription, links: list[Link]) -> dict[str, object]:
         config = subscription.config
@@ -164,11 +159,6 @@ class _Request:
             shown["wake_stream"] = config.wake_stream
         return shown
 
-    def _allow(self, *methods: str) -> None:
-        if self._method not in methods:
-            message = f"only {', '.join(methods)} can be used here"
-            raise SubscriptionRefused(405, "METHOD_NOT_ALLOWED", message)
-
     def _bearer(self) -> str:
         """Raises: TokenInvalid."""
         scheme, _, token = (asgi.header(self._scope, b"authorization") or "").partition(" ")
@@ -187,6 +177,48 @@ class _Request:
 
     async def _no_content(self) -> None:
         await asgi.answer(self._send, 204, b"", [asgi.NO_STORE])
+
+
+Operation: TypeAlias = Callable[..., Awaitable[None]]
+
+OPERATIONS: dict[str, dict[str, Operation]] = {
+    "jwks.json": {"GET": _Request.jwks, "HEAD": _Request.jwks},
+    "subscriptions/{id}": {
+        "PUT": _Request.create,
+        "GET": _Request.show,
+        "HEAD": _Request.show,
+        "DELETE": _Request.delete,
+    },
+    "subscriptions/{id}/streams": {"POST": _Request.link},
+    "subscriptions/{id}/streams/{path}": {"DELETE": _Request.unlink},
+    "subscriptions/{id}/callback": {"POST": _Request.callback},
+    "subscriptions/{id}/ack": {"POST": _Request.acknowledge},
+    "subscriptions/{id}/claim": {"POST": _Request.claim},
+    "subscriptions/{id}/release": {"POST": _Request.release},
+}
+"""All that is served below the root: by path and method. `{path}` stands for the rest, slashes included."""
+
+
+def _operation(segments: list[str]) -> tuple[dict[str, Operation], list[str]]:
+    """What can be done at a path, by method, and what stands in it for the names. Raises: SubscriptionRefused."""
+    for path, methods in OPERATIONS.items():
+        if (values := _values(path, segments)) is not None:
+            return methods, values
+    raise SubscriptionRefused(404, "NOT_FOUND", "there is nothing here")
+
+
+def _values(path: str, segments: list[str]) -> list[str] | None:
+    """What stands in a request's path for the names of one of `OPERATIONS`, in order; None when it is another's."""
+    names = path.split("/")
+    if names[-1] == "{path}":
+        last = len(names) - 1
+        segments = [*segments[:last], *(["/".join(segments[last:])] if segments[last:] else [])]
+    if len(names) != len(segments):
+        return None
+    pairs = list(zip(names, segments, strict=True))
+    if any(name != segment for name, segment in pairs if not name.startswith("{")):
+        return None
+    return [segment for name, segment in pairs if name.startswith("{")]
 
 
 def _key(id: str) -> SubscriptionKey:
