@@ -10,7 +10,7 @@ from streamkeep.storage import Owner, RateLimited, StoreError, Terms, TooManyGen
 from streamkeep.storage.contract import ending, key, raised
 from streamkeep.storage.postgres import PostgresStore
 from streamkeep.storage.rules.limits import exceeded
-from tests.postgres import connected, opened
+from tests.postgres import connected, opened, until_waiting
 
 _BOTH = Terms(holder="h", max_running=2, max_per_minute=3)
 
@@ -53,6 +53,22 @@ async def test_claims_of_an_earlier_minute_do_not_count(database_url: str) -> No
         assert 0 < limited.retry_after_seconds <= 2
         await third.execute("update streamkeep.generations set created_at = created_at - interval '2 s'")
         assert (await store.claim(owner, key("r3"), None, terms)).is_new
+
+
+async def test_a_claim_elsewhere_waits_until_one_under_way_can_be_counted(database_url: str) -> None:
+    terms = Terms(holder="h", max_running=1)
+    async with opened(database_url) as one, opened(database_url) as two, connected(database_url) as third:
+        owner, other = await one.register_owner(), await two.register_owner()
+        gate = third.transaction()
+        await gate.start()
+        await third.execute("select from streamkeep.owners where id = $1 for update", owner.id)
+        first = asyncio.create_task(one.claim(owner, key("first"), None, terms))
+        await until_waiting(third, 1)
+        second = asyncio.create_task(raised(TooManyGenerations, two.claim(other, key("second"), None, terms)))
+        await until_waiting(third, 2)
+        await gate.rollback()
+        assert (await first).is_new
+        await second
 
 
 _MOST_AT_ONCE = """
