@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ from streamkeep.storage import (
     InvalidOffset,
     ItemRefused,
     ProducerFenced,
+    RateLimited,
     SequenceConflict,
     SequenceGap,
     StoreError,
@@ -25,8 +27,12 @@ from streamkeep.storage import (
     StreamExists,
     StreamGone,
     StreamNotFound,
+    TooManyGenerations,
 )
 from streamkeep.storage.rules.offsets import format_offset
+
+PLACE_RETRY_SECONDS = 5
+"""When to ask again for a place that comes free nobody knows when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,11 @@ def problem_of(exc: BaseException) -> Problem | None:
             return Problem(
                 409, "request_conflict", "these ids were used before for a request with another method, URL or body"
             )
+        case TooManyGenerations():
+            message = f"{exc}; try again when one of them has ended"
+            return Problem(429, "too_many_generations", message, (("Retry-After", str(PLACE_RETRY_SECONDS)),))
+        case RateLimited():
+            return Problem(429, "rate_limited", str(exc), (("Retry-After", str(math.ceil(exc.retry_after_seconds))),))
         case GenerationNotFound():
             return not_found().problem
         case StoreUnavailable():

@@ -15,7 +15,10 @@ from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.allowlist import Refused
 from streamkeep.proxy.rules.headers import forwarded_headers
 from streamkeep.proxy.settings import Settings
-from streamkeep.storage import Generation, GenerationKey
+from streamkeep.storage import Generation, GenerationKey, Terms
+
+# Whom limits are counted for where there are no keys.
+_ANYBODY = "anybody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,12 @@ class Forwarder:
         if body.content is None and content_length is not None:
             headers.append((b"Content-Length", content_length.encode()))
         request = UpstreamRequest(method, destination.url, headers, body, destination.may_be_private)
-        return await self._generations.create(key, request)
+        return await self._generations.create(key, request, self._terms())
+
+    def _terms(self) -> Terms:
+        """What the caller may have."""
+        settings = self._settings
+        return Terms(holder=_ANYBODY, max_running=settings.max_running, max_per_minute=settings.max_per_minute)
 
 
 def _replaced(headers: list[tuple[bytes, bytes]], ours: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

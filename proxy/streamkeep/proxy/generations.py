@@ -39,7 +39,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from streamkeep.proxy.errors import ApiError, gone, not_found, problem
+from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, ApiError, gone, not_found, problem
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.relay import End, Lost, Relay
 from streamkeep.proxy.request_body import CallerLeft, RequestBody
@@ -61,6 +61,7 @@ from streamkeep.storage import (
     Store,
     StoreError,
     StoreUnavailable,
+    Terms,
     UpstreamHead,
 )
 from streamkeep.storage.rules.leases import LeaseWatch
@@ -241,18 +242,19 @@ class Generations:
 
     # What routes ask for
 
-    async def create(self, key: GenerationKey, request: UpstreamRequest) -> tuple[Generation, bool]:
+    async def create(self, key: GenerationKey, request: UpstreamRequest, terms: Terms) -> tuple[Generation, bool]:
         """Call upstream, or join whoever did: the row once upstream's verdict is known, and whether it was a replay.
 
         Raises:
             FingerprintMismatch: the ids belong to another request.
-            ApiError: draining, gone, or a body that is too large.
+            TooManyGenerations, RateLimited: the terms' holder is at a limit.
+            ApiError: draining, as many generations as this process may have, gone, or a body that is too large.
             CallerLeft: the request's body was cut short.
             StoreUnavailable: nothing was sent.
         """
         if self.is_draining:
             raise problem(503, "draining", "this process is stopping; try again", retry_after=1)
-        claim = await self._claim(key, request)
+        claim = await self._claim(key, request, terms)
         if not claim.is_new:
             return await self._join(claim.generation, request), True
         call = self._begin(claim.generation, request)
@@ -361,17 +363,19 @@ class Generations:
 
     # Claiming and joining
 
-    async def _claim(self, key: GenerationKey, request: UpstreamRequest) -> Claim:
+    async def _claim(self, key: GenerationKey, request: UpstreamRequest, terms: Terms) -> Claim:
         """Claim the ids. A body that passes through is read to its end first when the ids turn out to be taken."""
         body = request.body
-        if not body.is_complete:
-            found = await self._store.generation(key)
-            if found is not None and found.state is not State.REFUSED:
-                await body.drain()
+        if not body.is_complete and await self._is_taken(key):
+            await body.drain()
         fingerprint = request.fingerprint() if body.is_complete else None
+        if self._is_full and not await self._is_taken(key):
+            raise problem(
+                503, "overloaded", "this process has as many generations as it may", retry_after=PLACE_RETRY_SECONDS
+            )
         self._claiming[key] += 1
         try:
-            claim = await self._claim_as_owner(key, fingerprint)
+            claim = await self._claim_as_owner(key, fingerprint, terms)
         except StoreUnavailable:
             self._start_task(self._take_back(key))
             raise
@@ -385,13 +389,21 @@ class Generations:
             await body.drain()
         return claim
 
-    async def _claim_as_owner(self, key: GenerationKey, fingerprint: bytes | None) -> Claim:
+    @property
+    def _is_full(self) -> bool:
+        return len(self._calls) + self._claiming.total() >= self._settings.max_generations
+
+    async def _is_taken(self, key: GenerationKey) -> bool:
+        found = await self._store.generation(key)
+        return found is not None and found.state is not State.REFUSED
+
+    async def _claim_as_owner(self, key: GenerationKey, fingerprint: bytes | None, terms: Terms) -> Claim:
         owner = await self._current_owner()
         try:
-            return await self._store.claim(owner, key, fingerprint)
+            return await self._store.claim(owner, key, fingerprint, terms)
         except OwnerFenced:
             await self._fenced(owner)
-            return await self._store.claim(await self._current_owner(), key, fingerprint)
+            return await self._store.claim(await self._current_owner(), key, fingerprint, terms)
 
     async def _take_back(self, key: GenerationKey) -> None:
         """A claim broke off, and its caller was told so. If it was made all the same, free the ids again."""

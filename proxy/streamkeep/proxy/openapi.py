@@ -146,7 +146,7 @@ _READ_ERRORS = _errors(
     _401="`signature_invalid`, `signature_expired`",
     _404="`not_found`: no such stream or generation, or upstream refused it",
     _410="`gone`: deleted, or ended longer ago than data are kept",
-    _503="`not_started`: upstream has not answered yet; `storage_unavailable`",
+    _503="`not_started`: upstream has not answered yet; `overloaded`, `storage_unavailable`",
 )
 
 
@@ -409,8 +409,9 @@ PATHS: Schema = {
                     _409="`request_conflict`: the ids belong to another request; `cancelled`",
                     _410="`gone`: the ids were used before, and the data are gone",
                     _413="`body_too_large`",
+                    _429="`too_many_generations`, `rate_limited`: the key is at a limit; without `Upstream-Status`",
                     _502="`upstream_unreachable`, `upstream_failed`, `redirect_refused`, `owner_lost`",
-                    _503="`draining`, `storage_unavailable`, `shutdown`",
+                    _503="`draining`, `overloaded`, `storage_unavailable`, `shutdown`",
                     _504="`timed_out`",
                 ),
             },

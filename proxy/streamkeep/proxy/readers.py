@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, problem
 from streamkeep.proxy.rules import sse
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.storage import Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
@@ -191,12 +192,15 @@ class Readers:
     """Every live reader of this process, and the feeds that they share. An audience of the writer and a listener of
     the store; `run` does the shared waiting.
 
-    `stall_seconds`: a peer that takes no byte for so long is cut off, without an end mark.
+    `stall_seconds`: a peer that takes no byte for so long is cut off, without an end mark. `max_readers`: how many may be
+    here at once.
     """
 
-    def __init__(self, store: Store, *, stall_seconds: float = 30.0) -> None:
+    def __init__(self, store: Store, *, stall_seconds: float = 30.0, max_readers: int = 10_000) -> None:
+        self.count = 0
         self._store = store
         self._stall_seconds = stall_seconds
+        self._max_readers = max_readers
         self._feeds: dict[int, Feed] = {}
         self._recorded_here: set[int] = set()
         self._stale: set[int] = set()
@@ -205,10 +209,6 @@ class Readers:
 
     def __repr__(self) -> str:
         return f"Readers({self.count} of {len(self._feeds)} streams)"
-
-    @property
-    def count(self) -> int:
-        return sum(len(feed.readers) for feed in self._feeds.values())
 
     @contextmanager
     def reader(
@@ -220,7 +220,15 @@ class Readers:
         is_message_stream: bool = False,
         keepalive: Keepalive | None = None,
     ) -> Iterator[Reader]:
-        """Subscribe at a position. `stop` cuts the connection of a peer that takes no bytes."""
+        """Subscribe at a position. `stop` cuts the connection of a peer that takes no bytes.
+
+        Raises:
+            ApiError: 503, there are as many readers as there may be.
+        """
+        if self.count >= self._max_readers:
+            raise problem(
+                503, "overloaded", "this process has as many readers as it may", retry_after=PLACE_RETRY_SECONDS
+            )
         feed = self._feeds.get(stream_id)
         if feed is None or feed.is_gone:
             feed = self._feeds[stream_id] = Feed(stream_id, is_message_stream=is_message_stream)
@@ -228,12 +236,14 @@ class Readers:
             feed.keeper = asyncio.create_task(_keep_alive(feed, keepalive))
         reader = Reader(feed, position, stop)
         feed.readers.add(reader)
+        self.count += 1
         if self._is_closed:
             reader.leave()
         try:
             yield reader
         finally:
             feed.readers.discard(reader)
+            self.count -= 1
             if not feed.readers:
                 if feed.keeper is not None:
                     feed.keeper.cancel()

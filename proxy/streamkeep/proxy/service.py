@@ -30,7 +30,7 @@ class Service:
     def __init__(self, store: Store, settings: Settings, resolve: Resolver) -> None:
         self.store = store
         self.settings = settings
-        self.readers = Readers(store, stall_seconds=settings.reader_stall_seconds)
+        self.readers = Readers(store, stall_seconds=settings.reader_stall_seconds, max_readers=settings.max_readers)
         self.writer = Writer(
             store,
             self.readers,

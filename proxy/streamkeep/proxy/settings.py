@@ -46,6 +46,11 @@ class Settings:
     upstream_retries: int = 2
     retry_seconds: float = 20.0
 
+    max_running: int | None = None
+    max_per_minute: int | None = None
+    max_generations: int = 2000
+    max_readers: int = 10_000
+
     max_buffered_request_bytes: int = 1024 * 1024
     max_request_bytes: int = 100 * 1024 * 1024
     max_append_bytes: int = 10 * 1024 * 1024
@@ -101,6 +106,13 @@ def _size(text: str) -> int:
     value = int(text)
     if value <= 0:
         raise ValueError("must be a positive number of bytes")
+    return value
+
+
+def _limit(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise ValueError("must be a positive number")
     return value
 
 
@@ -166,5 +178,9 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "origins": _list,
     "log_level": _level,
     "upstream_retries": _count,
+    "max_running": _limit,
+    "max_per_minute": _limit,
+    "max_generations": _limit,
+    "max_readers": _limit,
     "observe_endings": _flag,
 }
