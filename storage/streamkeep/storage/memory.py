@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -61,11 +60,11 @@ class _Stream:
 
     id: int
     key: StreamKey
+    created_at: datetime
     content_type: str = content_types.DEFAULT
     is_message_stream: bool = False
     data: bytearray = field(default_factory=bytearray)
     is_closed: bool = False
-    created_at: datetime = field(default_factory=lambda: _now())
     is_generation: bool = False
     is_deleted: bool = False
     asked: StreamConfig = field(default_factory=StreamConfig)
@@ -82,10 +81,6 @@ class _Stream:
         return Tail(len(self.data), self.is_closed)
 
     @property
-    def is_readable(self) -> bool:
-        return not self.is_deleted and not is_over(self.ends_at, _now())
-
-    @property
     def standing(self) -> forks.Standing:
         return forks.Standing(self.asked, self.content_type, self.expiry, self.is_closed, self.fork_position)
 
@@ -100,7 +95,7 @@ class MemoryStore:
         self._generations: dict[GenerationKey, Generation] = {}
         self._beats: dict[Owner, int] = {}
         self._listeners: list[Listener] = []
-        self.subscriptions = MemorySubscriptions()
+        self.subscriptions = MemorySubscriptions(self._now)
         self._signing_key = secrets.token_bytes(32)
         self._last_id = 0
 
@@ -162,7 +157,7 @@ class MemoryStore:
                 state=State.CREATING,
                 owner=owner,
                 fingerprint=fingerprint,
-                created_at=_now(),
+                created_at=self._now(),
                 ended_at=None,
                 refusal=None,
                 is_cancel_requested=False,
@@ -180,7 +175,7 @@ class MemoryStore:
 
     async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
         row = self._creating(generation)
-        self._put(replace(row, state=State.REFUSED, refusal=refusal, fingerprint=fingerprint, ended_at=_now()))
+        self._put(replace(row, state=State.REFUSED, refusal=refusal, fingerprint=fingerprint, ended_at=self._now()))
 
     async def generation(self, key: GenerationKey) -> Generation | None:
         return self._generations.get(key)
@@ -234,13 +229,13 @@ class MemoryStore:
 
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
         stream = self._streams.get(stream_id)
-        if stream is None or not stream.is_readable:
+        if stream is None or not self._is_readable(stream):
             raise StreamNotFound(f"no stream {stream_id}")
         return Slice(position, bytes(stream.data[position : position + max_bytes]), stream.tail)
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         found = (self._streams.get(stream_id) for stream_id in stream_ids)
-        return {stream.id: stream.tail for stream in found if stream is not None and stream.is_readable}
+        return {stream.id: stream.tail for stream in found if stream is not None and self._is_readable(stream)}
 
     # Streams of the open protocol
 
@@ -250,6 +245,8 @@ class MemoryStore:
         try:
             found = self._find(key)
         except StreamNotFound:
+            if key in self._paths:
+                self._remove(self._paths[key])
             made = self._fork(key, config, config.fork) if config.fork else self._new(key, config)
             made.data += data
             made.is_closed = config.is_closed
@@ -270,10 +267,8 @@ class MemoryStore:
         states: dict[StreamKey, StreamState] = {}
         producers: dict[tuple[int, str], Producer] = {}
         for append in appends:
-            with suppress(StreamNotFound, StreamGone):
-                self._find(append.key)
             stream = self._paths.get(append.key)
-            if stream is not None:
+            if stream is not None and (self._is_readable(stream) or self._has_forks(stream)):
                 states[append.key] = StreamState(
                     stream.id,
                     self._content_type(stream),
@@ -281,7 +276,7 @@ class MemoryStore:
                     stream.writer_sequence,
                     stream.closed_by,
                     is_generation=stream.is_generation,
-                    is_gone=not stream.is_readable,
+                    is_gone=not self._is_readable(stream),
                 )
                 producers |= {(stream.id, name): known for name, known in stream.producers.items()}
         results, changes = decide_batch(appends, states, producers)
@@ -308,18 +303,14 @@ class MemoryStore:
             stream
             for key, stream in self._paths.items()
             if key.tenant == tenant and key.path.startswith(prefix) and key.path > after
-            if stream.is_readable and not stream.is_generation
+            if self._is_readable(stream) and not stream.is_generation
         ]
         return [self._info(stream) for stream in sorted(found, key=lambda stream: stream.key.path)[:limit]]
 
     # Upkeep
 
     async def sweep(self, limit: int = 100) -> int:
-        now = _now()
-        data_before = now - timedelta(seconds=self._retention.data_seconds)
-        row_before = now - timedelta(seconds=self._retention.row_seconds)
-        rows = [g for g in self._generations.values() if g.ended_at is not None]
-        due = [g for g in rows if not g.is_swept and g.ended_at is not None and g.ended_at <= data_before][:limit]
+        due, expired, over = self._due(limit)
         for row in due:
             for stream_id in (row.data_stream, row.control_stream):
                 self._forget(self._streams[stream_id])
@@ -328,16 +319,28 @@ class MemoryStore:
                 self._delete(row)
             else:
                 self._put(replace(row, is_swept=True))
-        expired = [g for g in rows if g.is_swept and g.ended_at is not None and g.ended_at <= row_before][:limit]
         for row in expired:
             self._delete(row)
-        over = [s for s in self._streams.values() if not s.is_deleted and is_over(s.ends_at, now)][:limit]
         for stream in over:
             self._remove(stream)
         return len(due) + len(expired) + len(over)
 
     async def merge(self, limit: int = 20) -> int:
         return 0
+
+    def _now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def _due(self, limit: int) -> tuple[list[Generation], list[Generation], list[_Stream]]:
+        """What a sweep takes: generations whose data, and those whose rows are past their retention; expired streams."""
+        now = self._now()
+        data_before = now - timedelta(seconds=self._retention.data_seconds)
+        row_before = now - timedelta(seconds=self._retention.row_seconds)
+        ended = [(g, g.ended_at) for g in self._generations.values() if g.ended_at is not None]
+        due = [g for g, ended_at in ended if not g.is_swept and ended_at <= data_before]
+        expired = [g for g, ended_at in ended if g.is_swept and ended_at <= row_before]
+        over = [s for s in self._streams.values() if not s.is_deleted and is_over(s.ends_at, now)]
+        return due[:limit], expired[:limit], over[:limit]
 
     def _next_id(self) -> int:
         self._last_id += 1
@@ -356,17 +359,20 @@ class MemoryStore:
         refused = limits.exceeded(
             terms,
             running=sum(g.state.is_live for g in held),
-            age_seconds=(_now() - claimed[-1]).total_seconds() if is_full else None,
+            age_seconds=(self._now() - claimed[-1]).total_seconds() if is_full else None,
         )
         if refused is not None:
             raise refused
 
     def _create(self, owner: Owner, key: GenerationKey, fingerprint: bytes | None, terms: Terms) -> Generation:
-        data = self._add(_Stream(self._next_id(), StreamKey(key.tenant, key.data_path), is_generation=True))
+        data = self._add(
+            _Stream(self._next_id(), StreamKey(key.tenant, key.data_path), self._now(), is_generation=True)
+        )
         control = self._add(
             _Stream(
                 self._next_id(),
                 StreamKey(key.tenant, key.control_path),
+                self._now(),
                 content_types.JSON,
                 is_message_stream=True,
                 is_generation=True,
@@ -381,7 +387,7 @@ class MemoryStore:
             data.id,
             control.id,
             fingerprint,
-            _now(),
+            self._now(),
             holder=terms.holder,
             cancel_after_seconds=terms.cancel_after_seconds,
         )
@@ -391,15 +397,15 @@ class MemoryStore:
         self._streams[stream.id] = self._paths[stream.key] = stream
         return stream
 
+    def _is_readable(self, stream: _Stream) -> bool:
+        return not stream.is_deleted and not is_over(stream.ends_at, self._now())
+
     def _find(self, key: StreamKey) -> _Stream:
-        """The readable stream under a path; one that has expired and that no fork needs is forgotten on the way."""
+        """The readable stream under a path. One that has expired is gone while forks need it, and absent after that."""
         stream = self._paths.get(key)
-        if stream is not None and not stream.is_readable and not stream.is_deleted:
-            self._remove(stream)
-            stream = self._paths.get(key)
-        if stream is None:
+        if stream is None or (not self._is_readable(stream) and not self._has_forks(stream)):
             raise StreamNotFound(f"no stream {key.path!r}")
-        if stream.is_deleted:
+        if not self._is_readable(stream):
             raise StreamGone(f"{key.path} is deleted")
         return stream
 
@@ -410,11 +416,12 @@ class MemoryStore:
             _Stream(
                 self._next_id(),
                 key,
+                self._now(),
                 content_type,
                 content_types.is_json(content_type),
                 asked=config,
                 expiry=own_expiry,
-                ends_at=first_end(own_expiry, _now()),
+                ends_at=first_end(own_expiry, self._now()),
             )
         )
 
@@ -460,13 +467,13 @@ class MemoryStore:
         )
 
     def _touch(self, stream: _Stream) -> None:
-        stream.ends_at = moved_end(stream.expiry.ttl_seconds, stream.ends_at, _now()) or stream.ends_at
+        stream.ends_at = moved_end(stream.expiry.ttl_seconds, stream.ends_at, self._now()) or stream.ends_at
 
     def _remove(self, stream: _Stream) -> None:
         """Delete a stream, and what was deleted before and only waited for it."""
         stream.is_deleted = True
         gone: _Stream | None = stream
-        while gone is not None and not gone.is_readable and not self._has_forks(gone):
+        while gone is not None and not self._is_readable(gone) and not self._has_forks(gone):
             self._forget(gone)
             gone = self._streams.get(gone.source) if gone.source is not None else None
 
@@ -516,14 +523,14 @@ class MemoryStore:
         control.data += encode_message(terminal.to_json())
         control.is_closed = self._streams[row.data_stream].is_closed = True
         code = terminal.code
-        self._put(replace(row, state=code.state, code=code.value, message=terminal.detail, ended_at=_now()))
+        self._put(replace(row, state=code.state, code=code.value, message=terminal.detail, ended_at=self._now()))
 
     def _finish(self, owner: Owner) -> int:
         """End an owner and what it still records."""
         orphans = [g for g in self._generations.values() if g.owner == owner and g.state.is_live]
         for orphan in orphans:
             size = len(self._streams[orphan.data_stream].data)
-            age_seconds = (_now() - orphan.created_at).total_seconds()
+            age_seconds = (self._now() - orphan.created_at).total_seconds()
             self._end(Ending(orphan, orphaned(size, age_seconds, orphan.is_cancel_requested), size))
         del self._beats[owner]
         self._announce([s for g in orphans for s in (g.data_stream, g.control_stream)])
@@ -532,7 +539,3 @@ class MemoryStore:
     def _announce(self, stream_ids: Collection[int]) -> None:
         for listener in self._listeners:
             listener.streams_changed(stream_ids)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from streamkeep.storage._subscriptions import (
     MAX_EXPLICIT_LINKS,
@@ -39,11 +39,12 @@ class _Row:
 class MemorySubscriptions:
     """See `SubscriptionStore` for what each method means."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], datetime]) -> None:
+        self._now = now
         self._rows: dict[SubscriptionKey, _Row] = {}
         self._generations: dict[SubscriptionKey, int] = {}
         self._keys: list[WebhookKey] = []
-        self._next_round_at = _now()
+        self._next_round_at = now()
 
     def __repr__(self) -> str:
         return f"MemorySubscriptions({len(self._rows)})"
@@ -57,7 +58,7 @@ class MemorySubscriptions:
                 raise SubscriptionExists(f"{key.id} has another configuration")
             return found.subscription, False
         wake = Wake(generation=self._generations.pop(key, 0))
-        made = Subscription(key, config, base_url, _now(), wake)
+        made = Subscription(key, config, base_url, self._now(), wake)
         self._rows[key] = _Row(made, config_hash, {link.path: link for link in links})
         return made, True
 
@@ -111,7 +112,7 @@ class MemorySubscriptions:
                     changed[path] = replace(known, is_glob=True) if known is not None else discovered(by_path[path])
             row.links |= changed
             if any(link.is_pending for link in changed.values()):
-                wake = noticed(row.subscription.wake, _now())
+                wake = noticed(row.subscription.wake, self._now())
                 if wake != row.subscription.wake:
                     row.subscription = replace(row.subscription, wake=wake)
                     due.append(key)
@@ -128,10 +129,10 @@ class MemorySubscriptions:
         row = self._row(key)
         # All links are at hand here; a decision may ask for none that it has not named.
         links = {path: link for path, link in row.links.items() if link.is_pending or path in set(paths)}
-        return self._apply(row, decide(Locked(row.subscription, links, _now())))
+        return self._apply(row, decide(Locked(row.subscription, links, self._now())))
 
     async def change_due(self, decide: Decide[T]) -> T | None:
-        now = _now()
+        now = self._now()
         due = [
             (wake.due_at, key)
             for key, row in self._rows.items()
@@ -154,7 +155,7 @@ class MemorySubscriptions:
         return [item for _, item in found[:limit]]
 
     async def claim_round(self, seconds: float) -> bool:
-        now = _now()
+        now = self._now()
         if now < self._next_round_at:
             return False
         self._next_round_at = now + timedelta(seconds=seconds)
@@ -162,7 +163,7 @@ class MemorySubscriptions:
 
     async def webhook_keys(self, candidate: WebhookKey) -> list[WebhookKey]:
         if not self._keys:
-            self._keys.append(replace(candidate, created_at=_now()))
+            self._keys.append(replace(candidate, created_at=self._now()))
         return list(self._keys)
 
     def _row(self, key: SubscriptionKey) -> _Row:
@@ -175,7 +176,3 @@ class MemorySubscriptions:
         row.subscription = replace(row.subscription, wake=change.wake)
         row.links |= {link.path: link for link in change.links}
         return change.answer
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
