@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 pytest.register_assert_rewrite("streamkeep.storage.contract", "streamkeep.storage.contract_streams")
 
+from streamkeep.proxy.vendor import create_vendor_app
 from tests import database
 
 
@@ -48,3 +52,16 @@ def private_server(tmp_path: Path) -> Iterator[database.PrivateServer]:
     server = database.PrivateServer(tmp_path / "private-server")
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def vendor() -> Iterator[str]:
+    """The fake vendor, in a thread of its own: its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_vendor_app(), log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()

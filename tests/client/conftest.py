@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-import uvicorn
 
-from streamkeep.proxy.vendor import create_vendor_app
 from streamkeep.storage import MemoryStore
 from tests.client.both import Client, Kind
 from tests.serving import Proxy, serving
@@ -50,16 +46,3 @@ async def make_client(kind: Kind) -> AsyncIterator[MakeClient]:
     yield make
     for client in made:
         await client.close()
-
-
-@pytest.fixture(scope="module")
-def vendor() -> Iterator[str]:
-    """The fake vendor, in a thread of its own: its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_vendor_app(), log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()

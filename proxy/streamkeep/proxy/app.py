@@ -19,6 +19,7 @@ from streamkeep.proxy.asgi import Guarded
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.routes import operations, transport
+from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
 from streamkeep.proxy.routes.streams import StreamByIds, StreamByPath, Which
 from streamkeep.proxy.routes.subscriptions import SubscriptionRoutes
@@ -85,6 +86,7 @@ def _raw_routes(service: Service) -> list[Route]:
     protocol = ["GET", "HEAD", "PUT", "POST", "DELETE"]
     every = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"]
     return [
+        Route("/u/{upstream}/{path:anything}", Guarded(DropIn(service)), methods=every),
         Route("/api/{session_id}/{request_id}", Guarded(transport.CreateGeneration(service)), methods=["POST"]),
         *(Route(f"/stream/{which}", Guarded(StreamByIds(service, which)), methods=["GET", "HEAD"]) for which in Which),
         *(Route(f"{generation}/{which}", Guarded(StreamByPath(service, which)), methods=every) for which in Which),

@@ -14,7 +14,7 @@ _REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
     "If-None-Match",
-    "Idempotency-Key",
+    wire.IDEMPOTENCY_KEY,
     "Streamkeep-Key",
     "Streamkeep-On-Disconnect",
     "Streamkeep-View",
@@ -61,6 +61,9 @@ _EXPOSED = (
     wire.UPSTREAM_STATUS,
     wire.UPSTREAM_CONTENT_ENCODING,
     wire.REPLAYED,
+    wire.STREAM_URL,
+    wire.CONTROL_URL,
+    wire.RECORDED_AS,
 )
 _NEVER_EXPOSED = frozenset({b"vary", b"date", b"server", b"content-length", b"cache-control", b"set-cookie"})
 _MAX_AGE_SECONDS = 600

@@ -434,6 +434,51 @@ PATHS: Schema = {
 }
 
 
+def _drop_in(method: str) -> Schema:
+    return {
+        "tags": ["drop-in"],
+        "summary": f"{method.upper()} at a named upstream: its own answer, durable underneath",
+        "parameters": [
+            _path("upstream", "A name of `STREAMKEEP_UPSTREAMS`"),
+            _path("path", "The path at upstream; the query goes along"),
+            _header(wire.IDEMPOTENCY_KEY, "The same with the same request joins or replays; never a second call"),
+            _header(wire.REQUEST_ID, f"The same, where there is no {wire.IDEMPOTENCY_KEY}"),
+            _header(wire.SESSION_ID, "The chat; without it the request is one of its own"),
+            _header(wire.RESUME_ACTIVE_GENERATION, "The session's running answer from its start, or 204; calls nobody"),
+            _header(wire.LAST_EVENT_ID, "An EventSource goes on behind this event; calls nobody"),
+        ],
+        "responses": {
+            "default": {
+                "description": "Upstream's status, headers and body; cut off without an end when it did not come whole",
+                "headers": _answered(
+                    wire.STREAM_URL,
+                    wire.CONTROL_URL,
+                    wire.SESSION_ID,
+                    wire.RECORDED_AS,
+                    wire.REPLAYED,
+                    wire.UPSTREAM_STATUS,
+                ),
+            },
+            "204": {"description": "There is nothing to go on with"},
+            **_errors(
+                _400="`invalid_upstream_url`, `invalid_id`, `invalid_event_id`",
+                _404="`unknown_upstream`; `not_found`",
+                _409="`request_conflict`: the key belongs to another request; `cancelled`",
+                _410="`gone`: the key was used before, and the data are gone",
+                _413="`body_too_large`",
+                _502="`upstream_unreachable`, `upstream_failed`, `redirect_refused`, `owner_lost`",
+                _503="`draining`, `storage_unavailable`, `shutdown`",
+                _504="`timed_out`",
+            ),
+        },
+    }
+
+
+PATHS["/u/{upstream}/{path}"] = {
+    method: _drop_in(method) for method in ("get", "head", "put", "post", "patch", "delete")
+}
+
+
 def complete(schema: Schema) -> Schema:
     """Add the raw routes to FastAPI's own document."""
     for path, methods in PATHS.items():

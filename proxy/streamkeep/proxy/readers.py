@@ -154,13 +154,15 @@ class Feed:
 
 
 class Reader:
-    """One connected reader: where it stands, and how it waits. `sending_since` is set while the peer takes no bytes."""
+    """One connected reader: where it stands, and how it waits. `sending_since` is set while the peer takes no bytes;
+    `is_steady` says that the peer cannot reconnect and so is not told to."""
 
-    __slots__ = ("_waiter", "feed", "is_gone", "position", "sending_since", "stop", "wake_at")
+    __slots__ = ("_waiter", "feed", "is_gone", "is_steady", "position", "sending_since", "stop", "wake_at")
 
-    def __init__(self, feed: Feed, position: int, stop: Callable[[], None]) -> None:
+    def __init__(self, feed: Feed, position: int, stop: Callable[[], None], *, is_steady: bool) -> None:
         self.feed = feed
         self.position = position
+        self.is_steady = is_steady
         self.is_gone = False
         self.sending_since: float | None = None
         self.wake_at = float("inf")
@@ -206,6 +208,8 @@ class Readers:
         self._stale: set[int] = set()
         self._refresh = asyncio.Event()
         self._is_closed = False
+        self._steady_count = 0
+        self._steady_left = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"Readers({self.count} of {len(self._feeds)} streams)"
@@ -219,6 +223,7 @@ class Readers:
         *,
         is_message_stream: bool = False,
         keepalive: Keepalive | None = None,
+        is_steady: bool = False,
     ) -> Iterator[Reader]:
         """Subscribe at a position. `stop` cuts the connection of a peer that takes no bytes.
 
@@ -234,9 +239,10 @@ class Readers:
             feed = self._feeds[stream_id] = Feed(stream_id, is_message_stream=is_message_stream)
         if keepalive is not None and feed.keeper is None:
             feed.keeper = asyncio.create_task(_keep_alive(feed, keepalive))
-        reader = Reader(feed, position, stop)
+        reader = Reader(feed, position, stop, is_steady=is_steady)
         feed.readers.add(reader)
         self.count += 1
+        self._steady_count += is_steady
         if self._is_closed:
             reader.leave()
         try:
@@ -244,6 +250,9 @@ class Readers:
         finally:
             feed.readers.discard(reader)
             self.count -= 1
+            self._steady_count -= is_steady
+            if not self._steady_count:
+                self._steady_left.set()
             if not feed.readers:
                 if feed.keeper is not None:
                     feed.keeper.cancel()
@@ -288,15 +297,24 @@ class Readers:
                 feed.end()
 
     def rotate(self) -> None:
-        """Tell live readers to reconnect: those that are here now, and not those that come later."""
-        for feed in self._feeds.values():
-            for reader in feed.readers:
-                reader.leave()
+        """Tell live readers to reconnect: those that are here now and can, and not those that come later."""
+        self._dismiss(lambda reader: not reader.is_steady)
+
+    async def steady_to_leave(self) -> None:
+        """Return when nobody reads here who cannot reconnect."""
+        while self._steady_count:
+            self._steady_left.clear()
+            await self._steady_left.wait()
 
     def close(self) -> None:
         """The last call of a process that ends: later readers get what there is, and are told to reconnect too."""
         self._is_closed = True
-        self.rotate()
+        self._dismiss(lambda reader: True)
+
+    def _dismiss(self, is_meant: Callable[[Reader], bool]) -> None:
+        for feed in self._feeds.values():
+            for reader in filter(is_meant, feed.readers):
+                reader.leave()
 
     # Audience of the writer
 

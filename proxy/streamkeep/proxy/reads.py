@@ -10,7 +10,7 @@ import asyncio
 import gzip
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.proxy.settings import Settings
-from streamkeep.storage import InvalidOffset, Slice, Store, StoreError, Tail
+from streamkeep.storage import InvalidOffset, Slice, Store, StoreError, StoreUnavailable, StreamNotFound, Tail
 from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
 from streamkeep.storage.rules.offsets import NOW, START, format_offset, parse_offset
 
@@ -33,6 +33,8 @@ _PAGE_BYTES = 1024 * 1024
 # A body of this size takes long enough to compress that other requests should not wait for it.
 _GZIP_IN_THREAD_BYTES = 64 * 1024
 _GZIP_LEVEL = 5
+# How often a reader that waits looks whether the store is back.
+_IDLE_LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,45 @@ class Reads:
             await self._long_poll(target, position, query, receive, send)
         else:
             await self._catch_up(target, position, scope, send)
+
+    async def pass_on(
+        self,
+        target: Target,
+        position: int,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        change: Callable[[bytes], bytes] | None = None,
+    ) -> bool:
+        """Send a stream's bytes from a position on as the body of an answer that has begun; the caller ends it. `change`
+        sees each part before it is sent. The peer cannot come back for more, so a store that is away is waited for.
+
+        Returns whether the stream came to its end, and not the peer or the patience.
+        """
+        async with self._following(target, position, receive, scope, is_steady=True) as reader:
+            feed = reader.feed
+            away_since: float | None = None
+            while True:
+                try:
+                    pieces = await self._parts.readers.pieces(reader)
+                    away_since = None
+                except StoreUnavailable:
+                    pieces = []
+                    away_since = away_since or time.monotonic()
+                    if time.monotonic() - away_since > self._settings.storage_outage_seconds:
+                        return False
+                except StreamNotFound:
+                    return False
+                if pieces:
+                    body = b"".join(piece.data for piece in pieces)
+                    await _send_body(reader, body if change is None else change(body), send)
+                elif _is_at_end(feed, reader):
+                    return True
+                elif reader.is_gone or feed.is_gone:
+                    return False
+                else:
+                    await reader.wait(time.monotonic() + _IDLE_LOOK_SECONDS)
 
     async def _tail(self, target: Target) -> Tail:
         if target.tail is not None:
@@ -254,7 +295,13 @@ class Reads:
 
     @asynccontextmanager
     async def _following(
-        self, target: Target, position: int, receive: Receive, scope: Mapping[str, Any]
+        self,
+        target: Target,
+        position: int,
+        receive: Receive,
+        scope: Mapping[str, Any],
+        *,
+        is_steady: bool = False,
     ) -> AsyncIterator[Reader]:
         """A reader that leaves when its peer does, and is cut off when its peer takes nothing."""
         task = asyncio.current_task()
@@ -272,6 +319,7 @@ class Reads:
             stop,
             is_message_stream=target.is_message_stream,
             keepalive=target.keepalive,
+            is_steady=is_steady,
         ) as reader:
             watch = asyncio.create_task(_watch_peer(receive, reader))
             try:

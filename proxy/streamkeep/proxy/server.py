@@ -39,8 +39,8 @@ _HEAD_TOO_LARGE = (
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's connection, with bounds for what it leaves open, and an abort for routes whose peer takes no bytes: a
-    closed transport waits to flush, an aborted one does not.
+    """uvicorn's connection, with bounds for what it leaves open, and two ways out for routes: a cut, behind what was sent
+    and without the end of the answer, and an abort for a peer that takes no bytes, since a cut waits to flush.
 
     Bounded are the time for a request's head, and the bytes that are neither body nor complete anything: heads, trailers
     and chunk extensions without end. Trailers are dropped: they are not headers.
@@ -60,6 +60,7 @@ class Connection(HttpToolsProtocol):
 
         async def app_with_abort(scope: Any, receive: Any, send: Any) -> None:
             scope["streamkeep.abort"] = transport.abort
+            scope["streamkeep.cut"] = transport.close
             await app(scope, receive, send)
 
         self.app = app_with_abort

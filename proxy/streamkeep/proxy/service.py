@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Collection, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from streamkeep.proxy.forwarding import Forwarder
 from streamkeep.proxy.generations import Generations
@@ -22,6 +23,8 @@ from streamkeep.storage.appender import Appender
 from streamkeep.storage.writer import Writer
 
 logger = logging.getLogger(__name__)
+
+_LAST_BYTES_SECONDS = 1.0
 
 
 class Service:
@@ -76,9 +79,14 @@ class Service:
                 self.is_ready = False
 
     async def drain(self) -> None:
-        """A deploy: readers go elsewhere now, generations finish or are ended when the time is over."""
+        """A deploy: readers go elsewhere now, generations finish or are ended when the time is over, and so do readers
+        that cannot go elsewhere."""
+        deadline = time.monotonic() + self.settings.drain_seconds
         self.readers.rotate()
         await self.generations.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(deadline - time.monotonic(), _LAST_BYTES_SECONDS)):
+                await self.readers.steady_to_leave()
 
     # Listener of the store
 

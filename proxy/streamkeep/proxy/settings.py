@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from streamkeep.proxy.rules import webhook_urls
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
+from streamkeep.proxy.rules.upstreams import Upstreams
 
 
 class InvalidSetting(ValueError):
@@ -31,6 +32,7 @@ class Settings:
     public_url: str | None = None
     allow: Allowlist = field(default_factory=Allowlist.default)
     webhook_allow: Allowlist = field(default_factory=lambda: Allowlist.parse(webhook_urls.DEFAULT_GLOBS))
+    upstreams: Upstreams = field(default_factory=Upstreams.default)
     origins: tuple[str, ...] = ("*",)
     log_level: str = "info"
 
@@ -78,14 +80,17 @@ class Settings:
             if text is None or (text == "" and setting.name not in _MAY_BE_EMPTY):
                 continue
             try:
-                chosen[setting.name] = _READERS[setting.name](text)
-            except (ValueError, AllowlistError) as exc:
+                if setting.name == "upstreams":
+                    chosen[setting.name] = _upstreams(text, environ)
+                else:
+                    chosen[setting.name] = _READERS[setting.name](text)
+            except (ValueError, AllowlistError, OSError) as exc:
                 raise InvalidSetting(f"{variable}: {exc}") from exc
         return cls(**chosen)
 
 
 _VARIABLES = {"database_url": "DATABASE_URL"}
-_MAY_BE_EMPTY = {"allow", "webhook_allow"}
+_MAY_BE_EMPTY = frozenset({"allow", "upstreams", "webhook_allow"})
 
 
 def _seconds(text: str) -> float:
@@ -129,6 +134,13 @@ def _list(text: str) -> tuple[str, ...]:
 
 def _allowlist(text: str) -> Allowlist:
     return Allowlist.parse(_list(text))
+
+
+def _upstreams(text: str, environ: Mapping[str, str]) -> Upstreams:
+    """`name=url, …`, or the path of a TOML file."""
+    if text.strip().endswith(".toml"):
+        return Upstreams.parse_toml(Path(text.strip()).read_text(encoding="utf-8"), environ)
+    return Upstreams.parse(text)
 
 
 def _url(text: str) -> str:

@@ -70,9 +70,9 @@ class CreateGeneration:
 
     async def _answer(self, row: Generation, scope: Scope, send: Send, *, is_replay: bool) -> None:
         if row.state is State.REFUSED and row.refusal is not None:
-            await _answer_refusal(row.refusal, send)
+            await answer_refusal(row.refusal, send)
         elif row.head is None:
-            raise self._without_verdict(row, scope)
+            raise without_verdict(row, self._service, scope)
         else:
             await self._answer_found(row, scope, send, is_replay=is_replay)
 
@@ -81,14 +81,6 @@ class CreateGeneration:
         if is_replay:
             headers.append((wire.REPLAYED, "true"))
         await asgi.answer_json(send, 200, describe(row, self._service, scope), headers)
-
-    def _without_verdict(self, row: Generation, scope: Scope) -> ApiError:
-        """The call ended before upstream answered, or the answer never came: it is not repeated."""
-        code = Code(row.code) if row.code else Code.OWNER_LOST
-        found = describe(row, self._service, scope)
-        extra = {name: found[name] for name in ("sessionId", "requestId", "streamUrl", "controlUrl", "state")}
-        message = row.message or "the call ended before upstream answered; use new ids to call again"
-        return problem(_STATUS_WITHOUT_VERDICT.get(code, 502), code.value, message, extra=extra)
 
 
 def describe(row: Generation, service: Service, scope: Scope) -> dict[str, Any]:
@@ -118,7 +110,17 @@ def describe(row: Generation, service: Service, scope: Scope) -> dict[str, Any]:
     return found
 
 
-async def _answer_refusal(refusal: Refusal, send: Send) -> None:
+def without_verdict(row: Generation, service: Service, scope: Scope) -> ApiError:
+    """The call ended before upstream answered, or the answer never came: it is not repeated."""
+    code = Code(row.code) if row.code else Code.OWNER_LOST
+    found = describe(row, service, scope)
+    extra = {name: found[name] for name in ("sessionId", "requestId", "streamUrl", "controlUrl", "state")}
+    message = row.message or "the call ended before upstream answered; use new ids to call again"
+    return problem(_STATUS_WITHOUT_VERDICT.get(code, 502), code.value, message, extra=extra)
+
+
+async def answer_refusal(refusal: Refusal, send: Send) -> None:
+    """Upstream's error as it came, or ours. Raises: ApiError."""
     head = refusal.head
     if head.status == NOT_UPSTREAMS:
         ours = json.loads(refusal.body)

@@ -19,6 +19,7 @@ RESUME_ACTIVE_GENERATION = "X-Resume-Active-Generation"
 REPLAY_FROM_START = "X-Replay-From-Start"
 ACTIVE_GENERATION_TTL = "X-Active-Generation-TTL"
 LAST_EVENT_ID = "Last-Event-ID"
+IDEMPOTENCY_KEY = "Idempotency-Key"
 STREAM_TTL = "Stream-TTL"
 STREAM_EXPIRES_AT = "Stream-Expires-At"
 STREAM_SEQ = "Stream-Seq"
@@ -40,6 +41,10 @@ PRODUCER_RECEIVED_SEQ = "Producer-Received-Seq"
 UPSTREAM_STATUS = "Upstream-Status"
 UPSTREAM_CONTENT_ENCODING = "Upstream-Content-Encoding"
 REPLAYED = "Streamkeep-Replayed"
+STREAM_URL = "Stream-Url"
+CONTROL_URL = "Control-Url"
+# Our request id on an answer where `X-Request-ID` is upstream's own.
+RECORDED_AS = "Streamkeep-Request-ID"
 
 UPSTREAM_METHODS = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST"})
 
