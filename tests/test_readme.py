@@ -18,9 +18,15 @@ from tests.serving import ServedProcess, served_process
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
 CURL = next(code for language, code in BLOCKS if language == "sh" and code.startswith("curl"))
 VARIABLES = set(re.findall(r"`(STREAMKEEP_[A-Z_]+|DATABASE_URL)`", README))
+
+
+def example(heading: str) -> str:
+    """The first Python example under a heading."""
+    found = re.search(rf"^## {re.escape(heading)}\n.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert found is not None, heading
+    return found[1]
 
 
 @pytest.fixture
@@ -36,8 +42,9 @@ async def vendor_url() -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def proxy(database_url: str) -> AsyncIterator[ServedProcess]:
-    async with served_process(database_url=database_url) as process:
+async def proxy(database_url: str, vendor_url: str) -> AsyncIterator[ServedProcess]:
+    upstreams = {"STREAMKEEP_UPSTREAMS": f"demo={vendor_url}"}
+    async with served_process(database_url=database_url, environ=upstreams) as process:
         yield process
 
 
@@ -55,12 +62,22 @@ async def run(*command: str, home: Path) -> str:
 
 
 async def test_the_openai_example_runs(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
-    answer = await run(sys.executable, "-c", here(PYTHON[0], proxy, vendor_url), home=tmp_path)
+    answer = await run(sys.executable, "-c", here(example("OpenAI in five lines"), proxy, vendor_url), home=tmp_path)
     assert len(answer) > 100
 
 
+async def test_the_base_url_example_runs_and_is_called_once(
+    proxy: ServedProcess, vendor_url: str, tmp_path: Path
+) -> None:
+    text = here(example("Any SDK, by its base URL"), proxy, vendor_url)
+    answers = [await run(sys.executable, "-c", text, home=tmp_path) for _ in range(2)]
+    assert len(answers[0]) > 100
+    assert answers[0].splitlines()[0] == answers[1].splitlines()[0]
+    assert (await proxy.client.get(f"{vendor_url}/_fake/calls")).json()["count"] == 1
+
+
 async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
-    example = here(PYTHON[1], proxy, vendor_url)
+    example = here(example("Resume"), proxy, vendor_url)
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
     killed = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", example), env=env, stdout=asyncio.subprocess.PIPE
