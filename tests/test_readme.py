@@ -77,10 +77,10 @@ async def test_the_base_url_example_runs_and_is_called_once(
 
 
 async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
-    example = here(example("Resume"), proxy, vendor_url)
+    program = here(example("Resume"), proxy, vendor_url)
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
     killed = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", example), env=env, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", program), env=env, stdout=asyncio.subprocess.PIPE
     )
     assert killed.stdout is not None
     before = await killed.stdout.readexactly(2000)
@@ -88,7 +88,7 @@ async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, ven
     before += await killed.stdout.read()
     await killed.wait()
     assert b"[DONE]" not in before
-    after = await run(sys.executable, "-c", example, home=tmp_path)
+    after = await run(sys.executable, "-c", program, home=tmp_path)
     assert after.rstrip().endswith("data: [DONE]")
     whole = (await proxy.client.get("/api/my-story/active")).json()[0]["streamUrl"]
     body = (await proxy.client.get(whole)).text
