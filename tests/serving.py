@@ -20,6 +20,7 @@ from streamkeep.proxy import Settings, create_app
 from streamkeep.proxy.rules.allowlist import Allowlist
 from streamkeep.proxy.server import bind, make_server
 from streamkeep.proxy.service import Service
+from streamkeep.proxy.upstream import Resolver, system_resolver
 from streamkeep.storage import Store
 
 ANY_LOCAL = Allowlist.parse(["http://127.0.0.1:*/**", "http://localhost:*/**"])
@@ -83,8 +84,9 @@ def local_settings(**changes: Any) -> Settings:
 
 @asynccontextmanager
 async def serving(store: Store, **settings: Any) -> AsyncIterator[Proxy]:
-    """Serve a store in this loop."""
-    app = create_app(store=store, settings=local_settings(**settings))
+    """Serve a store in this loop. Among the settings, `resolve` is the resolver to use."""
+    resolve: Resolver = settings.pop("resolve", system_resolver)
+    app = create_app(store=store, settings=local_settings(**settings), resolve=resolve)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = make_server(app)
