@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
+from streamkeep.proxy.access import Access
 from streamkeep.proxy.forwarding import Forwarder
 from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.registry import Registry
-from streamkeep.proxy.rules.signing import Signer
 from streamkeep.proxy.rules.webhook_urls import WebhookRules
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.subscriptions import Subscriptions
@@ -33,6 +33,7 @@ class Service:
     def __init__(self, store: Store, settings: Settings, resolve: Resolver) -> None:
         self.store = store
         self.settings = settings
+        self.access = Access(store, settings)
         self.readers = Readers(store, stall_seconds=settings.reader_stall_seconds, max_readers=settings.max_readers)
         self.writer = Writer(
             store,
@@ -48,12 +49,6 @@ class Service:
         self.forwarder = Forwarder(self.generations, settings)
         self.is_ready = False
         self.failure: BaseException | None = None
-        self._signer: Signer | None = None
-
-    @property
-    def signer(self) -> Signer:
-        assert self._signer is not None, "the service is not open"
-        return self._signer
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -61,7 +56,7 @@ class Service:
         async with AsyncExitStack() as stack:
             await self.store.open()
             stack.push_async_callback(self.store.close)
-            self._signer = Signer(await self.store.signing_key())
+            await self.access.open()
             self.store.listen(self)
             await stack.enter_async_context(self._running("writer", self.writer.run()))
             await stack.enter_async_context(self._running("appender", self.appender.run()))

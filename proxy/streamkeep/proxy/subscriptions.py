@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
+from urllib.parse import urlencode
 
 from streamkeep.proxy.rules.subscription_requests import SubscriptionRefused, WakeRequest, refused
 from streamkeep.proxy.rules.subscription_tokens import TokenSigner
@@ -28,6 +29,7 @@ from streamkeep.proxy.rules.webhook_signing import jwks, webhook_key
 from streamkeep.proxy.rules.webhook_urls import WebhookUrlRejected
 from streamkeep.proxy.webhooks import DEADLINE_SECONDS, Answer, Webhooks
 from streamkeep.storage import (
+    DEFAULT_TENANT,
     Change,
     Delivery,
     InvalidAck,
@@ -226,7 +228,7 @@ class Subscriptions:
             "wake_id": attempt.wake_id,
             "generation": attempt.generation,
             "streams": [link_json(link) for link in attempt.links],
-            "callback_url": f"{self._base_url(subscription)}/v1/stream/__ds/subscriptions/{subscription.key.id}/callback",
+            "callback_url": self._callback_url(subscription),
             "callback_token": self._tokens.issue(subscription.key, attempt.generation, now=now),
         }
         key = (await self._webhook_keys())[0]
@@ -482,8 +484,10 @@ class Subscriptions:
             logger.exception("subscriptions could not go on")
             await asyncio.sleep(_PAUSE_SECONDS)
 
-    def _base_url(self, subscription: Subscription) -> str:
-        return self._public_url or subscription.base_url
+    def _callback_url(self, subscription: Subscription) -> str:
+        key, base_url = subscription.key, self._public_url or subscription.base_url
+        query = "" if key.tenant == DEFAULT_TENANT else f"?{urlencode({'tenant': key.tenant})}"
+        return f"{base_url}/v1/stream/__ds/subscriptions/{key.id}/callback{query}"
 
 
 def link_json(link: Link) -> dict[str, object]:

@@ -8,16 +8,17 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi
+from streamkeep.proxy.access import Permit
 from streamkeep.proxy.errors import ApiError, not_found, problem
 from streamkeep.proxy.readers import Keepalive
 from streamkeep.proxy.reads import Reads, Target
 from streamkeep.proxy.request_body import CallerLeft, RequestBody
 from streamkeep.proxy.rules import stream_headers, stream_paths, wire
+from streamkeep.proxy.rules.access import Right
 from streamkeep.proxy.rules.json_mode import InvalidJson, split_messages
 from streamkeep.proxy.rules.stream_headers import AppendRequest
 from streamkeep.proxy.service import Service
 from streamkeep.storage import (
-    DEFAULT_TENANT,
     Appended,
     ContentTypeMismatch,
     StreamAppend,
@@ -59,23 +60,32 @@ class StreamByAnyPath:
         self._reads = Reads(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        key = StreamKey(DEFAULT_TENANT, _path(scope))
-        if stream_paths.first_segment(key.path) == stream_paths.OPERATIONS:
+        path = _path(scope)
+        if stream_paths.first_segment(path) == stream_paths.OPERATIONS:
             raise not_found()
         try:
             match scope["method"]:
                 case "GET" | "HEAD":
-                    await self._read(key, scope, receive, send)
+                    await self._read(await self._permit(path, Right.READ, scope), scope, receive, send)
                 case "PUT":
-                    await self._create(_writable(key), scope, receive, send)
+                    await self._create(_writable(await self._own(path, scope)), scope, receive, send)
                 case "POST":
-                    await self._append(_writable(key), scope, receive, send)
+                    permit = await self._permit(path, Right.APPEND, scope)
+                    await self._append(_writable(permit.key), scope, receive, send)
                 case _:
-                    await self._delete(_writable(key), send)
+                    await self._delete(_writable(await self._own(path, scope)), send)
         except CallerLeft:
             return
 
-    async def _read(self, key: StreamKey, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _permit(self, path: str, right: Right, scope: Scope) -> Permit[StreamKey]:
+        parameters = wire.single_parameters(scope["query_string"])
+        return await self._service.access.permit(scope, parameters, right, lambda tenant: _key(tenant, path))
+
+    async def _own(self, path: str, scope: Scope) -> StreamKey:
+        return _key((await self._service.access.principal(scope)).tenant, path)
+
+    async def _read(self, permit: Permit[StreamKey], scope: Scope, receive: Receive, send: Send) -> None:
+        key = permit.key
         parameters = wire.single_parameters(scope["query_string"])
         query = wire.read_query(parameters, last_event_id=asgi.header(scope, b"last-event-id"))
         if query.live is not None and query.offset is None:
@@ -85,9 +95,10 @@ class StreamByAnyPath:
         if key.path == stream_paths.REGISTRY:
             await self._service.registry.ensure(key.tenant)
         stream = await self._store.stream(key, is_touched=scope["method"] != "HEAD")
-        await self._reads.answer(self._target(stream), query, scope, receive, send)
+        target = self._target(stream, is_shared=permit.is_public)
+        await self._reads.answer(target, query, scope, receive, send)
 
-    def _target(self, stream: StreamInfo) -> Target:
+    def _target(self, stream: StreamInfo, *, is_shared: bool) -> Target:
         ttl = stream.expiry.ttl_seconds
         keepalive = None
         if ttl is not None:
@@ -100,7 +111,7 @@ class StreamByAnyPath:
             is_message_stream=stream.is_message_stream,
             head_headers=_expiry_headers(stream),
             tail=stream.tail,
-            is_shared=True,
+            is_shared=is_shared,
             keepalive=keepalive,
         )
 
@@ -198,6 +209,10 @@ def _path(scope: Scope) -> str:
     raw: bytes = scope.get("raw_path") or quote(scope["path"]).encode()
     _, root, path = raw.partition(b"?")[0].partition(stream_paths.ROOT.encode())
     return stream_paths.parse_path(path if root else b"")
+
+
+def _key(tenant: str, path: str) -> StreamKey:
+    return StreamKey(wire.check_tenant(tenant), path)
 
 
 def _writable(key: StreamKey) -> StreamKey:

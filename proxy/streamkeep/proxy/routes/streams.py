@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -12,10 +11,10 @@ from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import not_found, problem
 from streamkeep.proxy.reads import Reads, Target
 from streamkeep.proxy.rules import wire
-from streamkeep.proxy.rules.signing import SignatureProblem
+from streamkeep.proxy.rules.access import Right
 from streamkeep.proxy.rules.stream_headers import DEFAULT_CONTENT_TYPE
 from streamkeep.proxy.service import Service
-from streamkeep.storage import DEFAULT_TENANT, Generation, GenerationKey, State
+from streamkeep.storage import Generation, GenerationKey, State
 
 
 class Which(StrEnum):
@@ -35,8 +34,8 @@ class StreamByIds:
         for name in ("sessionId", "requestId"):
             if name not in parameters:
                 raise problem(400, "invalid_parameter", f"the parameter {name} is missing")
-        key = _key(parameters, parameters["sessionId"], parameters["requestId"])
-        await self._generations.answer(key, self._which, parameters, scope, receive, send)
+        ids = parameters["sessionId"], parameters["requestId"]
+        await self._generations.answer(ids, self._which, parameters, scope, receive, send)
 
 
 class StreamByPath:
@@ -50,15 +49,14 @@ class StreamByPath:
         if scope["method"] not in ("GET", "HEAD"):
             raise problem(403, "read_only", "a generation's streams are written by the proxy alone")
         parameters = wire.single_parameters(scope["query_string"])
-        ids = scope["path_params"]
-        key = _key(parameters, ids["session_id"], ids["request_id"])
-        await self._generations.answer(key, self._which, parameters, scope, receive, send)
+        ids = scope["path_params"]["session_id"], scope["path_params"]["request_id"]
+        await self._generations.answer(ids, self._which, parameters, scope, receive, send)
 
 
-def _key(parameters: Mapping[str, str], session_id: str, request_id: str) -> GenerationKey:
-    tenant = parameters.get("tenant", DEFAULT_TENANT)
+def _key(tenant: str, ids: tuple[str, str]) -> GenerationKey:
+    session_id, request_id = ids
     return GenerationKey(
-        wire.check_session_id(tenant), wire.check_session_id(session_id), wire.check_request_id(request_id)
+        wire.check_tenant(tenant), wire.check_session_id(session_id), wire.check_request_id(request_id)
     )
 
 
@@ -71,7 +69,7 @@ class _Generations:
 
     async def answer(
         self,
-        key: GenerationKey,
+        ids: tuple[str, str],
         which: Which,
         parameters: Mapping[str, str],
         scope: Scope,
@@ -79,19 +77,11 @@ class _Generations:
         send: Send,
     ) -> None:
         query = wire.read_query(parameters, last_event_id=asgi.header(scope, b"last-event-id"))
-        self._check_signature(key, parameters)
-        row = await self._service.generations.find(key)
+        permit = await self._service.access.permit(scope, parameters, Right.READ, lambda tenant: _key(tenant, ids))
+        row = await self._service.generations.find(permit.key)
         if which is Which.DATA and query.live is not wire.Live.SSE and scope["method"] == "GET":
             row = await self._with_verdict(row)
         await self._reads.answer(_target(row, which), query, scope, receive, send)
-
-    def _check_signature(self, key: GenerationKey, parameters: Mapping[str, str]) -> None:
-        """A signature that is there must be good. In development mode, which has no keys, none is needed."""
-        found = self._service.signer.check(key, parameters, now=time.time())
-        if found is SignatureProblem.EXPIRED:
-            raise problem(401, found, "the URL has expired; GET /api/{session}/{request} gives a fresh one")
-        if found is SignatureProblem.INVALID:
-            raise problem(401, found, "the URL's signature is not ours")
 
     async def _with_verdict(self, row: Generation) -> Generation:
         """Before upstream has answered there is no content type to read its bytes by."""

@@ -13,9 +13,11 @@ from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import ApiError, problem_of
 from streamkeep.proxy.request_body import CallerLeft, RequestBody
 from streamkeep.proxy.rules import subscription_requests as requests
+from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.subscription_requests import SubscriptionRefused
 from streamkeep.proxy.rules.subscription_tokens import TokenExpired, TokenInvalid
 from streamkeep.proxy.rules.webhook_signing import ALGORITHM
+from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.subscriptions import link_json
 from streamkeep.storage import (
@@ -50,12 +52,13 @@ class SubscriptionRoutes:
             await _Request(self._service, scope, receive, send).answer()
         except CallerLeft:
             return
-        except (SubscriptionRefused, StoreError, ApiError, TokenInvalid, TokenExpired) as exc:
+        except (SubscriptionRefused, StoreError, ApiError, BadRequest, TokenInvalid, TokenExpired) as exc:
             refusal = _refusal(exc)
             if refusal is None:
                 raise
             error = {"code": refusal.code, "message": str(refusal), **refusal.extra}
-            headers = [("Retry-After", "1")] if refusal.status == 503 else []
+            problem = problem_of(exc)
+            headers = () if problem is None else problem.headers
             await asgi.answer_json(send, refusal.status, {"error": error}, headers)
 
 
@@ -83,28 +86,28 @@ class _Request:
         await asgi.answer(self._send, 200, body, _JWKS_HEADERS)
 
     async def create(self, id: str) -> None:
-        key = _key(id)
+        key = await self._own(id)
         config = requests.config(await self._json(), self._service.webhooks.rules)
         _, is_new = await self._subscriptions.create(key, config, self._base_url)
         await self._json_answer(201 if is_new else 200, await self._shown(*await self._subscriptions.subscription(key)))
 
     async def show(self, id: str) -> None:
-        await self._json_answer(200, await self._shown(*await self._subscriptions.subscription(_key(id))))
+        await self._json_answer(200, await self._shown(*await self._subscriptions.subscription(await self._own(id))))
 
     async def delete(self, id: str) -> None:
-        await self._subscriptions.delete(_key(id))
+        await self._subscriptions.delete(await self._own(id))
         await self._no_content()
 
     async def link(self, id: str) -> None:
-        await self._subscriptions.link(_key(id), requests.stream_list(await self._json()))
+        await self._subscriptions.link(await self._own(id), requests.stream_list(await self._json()))
         await self._no_content()
 
     async def unlink(self, id: str, path: str) -> None:
-        await self._subscriptions.unlink(_key(id), requests.stream_path(path, "the path"))
+        await self._subscriptions.unlink(await self._own(id), requests.stream_path(path, "the path"))
         await self._no_content()
 
     async def claim(self, id: str) -> None:
-        key = _key(id)
+        key = await self._own(id)
         worker = requests.worker(await self._json())
         attempt, token = await self._subscriptions.claim(key, worker)
         await self._json_answer(
@@ -119,16 +122,26 @@ class _Request:
         )
 
     async def callback(self, id: str) -> None:
-        await self._acknowledge(_key(id), Delivery.WEBHOOK)
+        await self._acknowledge(self._by_token(id), Delivery.WEBHOOK)
 
     async def acknowledge(self, id: str) -> None:
-        await self._acknowledge(_key(id), Delivery.PULL_WAKE)
+        await self._acknowledge(self._by_token(id), Delivery.PULL_WAKE)
 
     async def release(self, id: str) -> None:
-        key = _key(id)
+        key = self._by_token(id)
         request = requests.wake_request(await self._json())
         await self._subscriptions.release(key, self._bearer(), request)
         await self._no_content()
+
+    async def _own(self, id: str) -> SubscriptionKey:
+        """A subscription of whoever asks. Raises: ApiError, SubscriptionRefused."""
+        principal = await self._service.access.principal(self._scope)
+        return SubscriptionKey(principal.tenant, requests.subscription_id(id))
+
+    def _by_token(self, id: str) -> SubscriptionKey:
+        """A subscription as the URL names it: who holds a wake's token needs no key. Raises: BadRequest, SubscriptionRefused."""
+        tenant = wire.single_parameters(self._scope["query_string"]).get("tenant", DEFAULT_TENANT)
+        return SubscriptionKey(wire.check_tenant(tenant), requests.subscription_id(id))
 
     async def _acknowledge(self, key: SubscriptionKey, delivery: Delivery) -> None:
         request = requests.wake_request(await self._json())
@@ -219,10 +232,6 @@ def _values(path: str, segments: list[str]) -> list[str] | None:
     if any(name != segment for name, segment in pairs if not name.startswith("{")):
         return None
     return [segment for name, segment in pairs if name.startswith("{")]
-
-
-def _key(id: str) -> SubscriptionKey:
-    return SubscriptionKey(DEFAULT_TENANT, requests.subscription_id(id))
 
 
 def _segments(scope: Scope) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from datetime import UTC
 from typing import Annotated, Any
 
@@ -17,8 +16,9 @@ from streamkeep.proxy.forwarding import Destination
 from streamkeep.proxy.generations import NOT_UPSTREAMS
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.rules import wire
+from streamkeep.proxy.rules.access import Credentials, Right
 from streamkeep.proxy.service import Service
-from streamkeep.storage import DEFAULT_TENANT, Code, Generation, GenerationKey, Refusal, State
+from streamkeep.storage import Code, Generation, GenerationKey, Refusal, State
 
 # What the creation of a generation that never got upstream's verdict is answered with, by how it ended.
 _STATUS_WITHOUT_VERDICT = {
@@ -40,8 +40,9 @@ class CreateGeneration:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        principal = await self._service.access.principal(scope, Credentials.VENDORS)
         ids = scope["path_params"]
-        key = _key(ids["session_id"], ids["request_id"])
+        key = _key(principal.tenant, ids["session_id"], ids["request_id"])
         headers = wire.single_headers(
             scope["headers"], (wire.PROXY_URL, wire.PROXY_METHOD, wire.RESUME_ACTIVE_GENERATION)
         )
@@ -86,7 +87,7 @@ class CreateGeneration:
 def describe(row: Generation, service: Service, scope: Scope) -> dict[str, Any]:
     """A generation as the API shows it, with URLs that are signed anew."""
     base = asgi.base_url(scope, service.settings.public_url)
-    query = service.signer.query(row.key, expires=int(time.time() + service.settings.url_seconds))
+    query = service.access.signed_query(row.key)
     found: dict[str, Any] = {
         "sessionId": row.key.session_id,
         "requestId": row.key.request_id,
@@ -133,8 +134,10 @@ async def answer_refusal(refusal: Refusal, send: Send) -> None:
     await asgi.answer(send, head.status, refusal.body, headers)
 
 
-def _key(session_id: str, request_id: str) -> GenerationKey:
-    return GenerationKey(DEFAULT_TENANT, wire.check_session_id(session_id), wire.check_request_id(request_id))
+def _key(tenant: str, session_id: str, request_id: str) -> GenerationKey:
+    return GenerationKey(
+        wire.check_tenant(tenant), wire.check_session_id(session_id), wire.check_request_id(request_id)
+    )
 
 
 def router(service: Service) -> APIRouter:
@@ -143,17 +146,25 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/{session_id}/active", summary="A session's running generations, and those that ended within the hour")
     async def active(session_id: SessionId, request: Request) -> JSONResponse:
-        rows = await service.generations.active(DEFAULT_TENANT, wire.check_session_id(session_id))
+        principal = await service.access.principal(request.scope)
+        rows = await service.generations.active(principal.tenant, wire.check_session_id(session_id))
         return _json([describe(row, service, request.scope) for row in rows])
 
     @routes.get("/{session_id}/{request_id}", summary="A generation, with fresh URLs")
     async def generation(session_id: SessionId, request_id: RequestId, request: Request) -> JSONResponse:
-        row = await service.generations.find(_key(session_id, request_id))
+        principal = await service.access.principal(request.scope)
+        row = await service.generations.find(_key(principal.tenant, session_id, request_id))
         return _json(describe(row, service, request.scope))
 
     @routes.post("/{session_id}/{request_id}/cancel", summary="Stop the upstream call; every reader sees it")
-    async def cancel(session_id: SessionId, request_id: RequestId) -> JSONResponse:
-        return _json({"state": await service.generations.cancel(_key(session_id, request_id))})
+    async def cancel(session_id: SessionId, request_id: RequestId, request: Request) -> JSONResponse:
+        permit = await service.access.permit(
+            request.scope,
+            wire.single_parameters(request.scope["query_string"]),
+            Right.CANCEL,
+            lambda tenant: _key(tenant, session_id, request_id),
+        )
+        return _json({"state": await service.generations.cancel(permit.key)})
 
     return routes
 

@@ -1,7 +1,7 @@
 """Signed URLs: who holds one may do what it says until it expires (design, Decided).
 
-The signature covers tenant, session, request, permission and expiry, each preceded by its length, so that no two
-different grants have the same text. It begins with the number of the scheme, for keys to be rotated later.
+The signature covers the tenant, what is addressed in it, the rights and the expiry, each preceded by its length, so that
+no two different grants have the same text. It begins with the number of the key that made it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,22 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import urlencode
 
-from streamkeep.storage import DEFAULT_TENANT, GenerationKey
+from streamkeep.proxy.rules.access import Right
+from streamkeep.storage import DEFAULT_TENANT, GenerationKey, StreamKey
 
-_SCHEME = "1"
+_KEY_ID = "1"
 _EXPIRES = re.compile(r"[0-9]{1,12}")
 _MAX_SIGNATURE_CHARACTERS = 128
+_MAX_RIGHTS_CHARACTERS = 64
+_READ_ONLY = Right.READ.value
+
+Signed = GenerationKey | StreamKey
+"""What a URL can be signed for: a generation with its two streams, or a stream of the open protocol."""
 
 
 class SignatureProblem(StrEnum):
@@ -30,38 +36,36 @@ class SignatureProblem(StrEnum):
     EXPIRED = "signature_expired"
 
 
-class Permission(StrEnum):
-    READ = "read"
+def is_signed(parameters: Mapping[str, str]) -> bool:
+    """Whether a URL claims to be signed; then it must be, and well."""
+    return "signature" in parameters or "expires" in parameters
 
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Sign URLs for generations' streams with one secret key."""
+    """Sign URLs with one secret key."""
 
-    key: bytes
+    key: bytes = field(repr=False)
 
-    def query(self, generation: GenerationKey, *, expires: int, permission: Permission = Permission.READ) -> str:
-        """The query string that grants `permission` on a generation's two streams until unix second `expires`."""
-        parameters = {
-            "sessionId": generation.session_id,
-            "requestId": generation.request_id,
-            "expires": str(expires),
-            "signature": self._signature(generation, permission, expires),
-        }
-        if generation.tenant != DEFAULT_TENANT:
-            parameters["tenant"] = generation.tenant
+    def query(self, subject: Signed, *, expires: int, rights: Iterable[Right] = (Right.READ,)) -> str:
+        """The query string that permits `rights` on a generation's two streams, or on a stream, until unix second
+        `expires`. `rights` stands in it unless it is reading alone, `tenant` unless it is the default one."""
+        text = _rights_text(rights)
+        parameters = {"expires": str(expires), "signature": self._signature(subject, text, str(expires))}
+        if isinstance(subject, GenerationKey):
+            parameters |= {"sessionId": subject.session_id, "requestId": subject.request_id}
+        if text != _READ_ONLY:
+            parameters["rights"] = text
+        if subject.tenant != DEFAULT_TENANT:
+            parameters["tenant"] = subject.tenant
         return urlencode(sorted(parameters.items()))
 
     def check(
-        self,
-        generation: GenerationKey,
-        parameters: Mapping[str, str],
-        *,
-        now: float,
-        permission: Permission = Permission.READ,
+        self, subject: Signed, parameters: Mapping[str, str], *, now: float, right: Right = Right.READ
     ) -> SignatureProblem | None:
-        """Why the parameters do not grant `permission` now, or None when they do."""
+        """Why the parameters do not permit `right` now, or None when they do."""
         signature, expires = parameters.get("signature"), parameters.get("expires")
+        rights = parameters.get("rights", _READ_ONLY)
         if signature is None and expires is None:
             return SignatureProblem.MISSING
         if (
@@ -69,15 +73,30 @@ class Signer:
             or expires is None
             or not _EXPIRES.fullmatch(expires)
             or len(signature) > _MAX_SIGNATURE_CHARACTERS
+            or len(rights) > _MAX_RIGHTS_CHARACTERS
         ):
             return SignatureProblem.INVALID
-        expected = self._signature(generation, permission, int(expires))
+        # Over the text as it stands, so that no other spelling of the same number passes.
+        expected = self._signature(subject, rights, expires)
         if not hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace")):
+            return SignatureProblem.INVALID
+        if right not in rights.split("."):
             return SignatureProblem.INVALID
         return SignatureProblem.EXPIRED if now >= int(expires) else None
 
-    def _signature(self, generation: GenerationKey, permission: Permission, expires: int) -> str:
-        parts = (_SCHEME, generation.tenant, generation.session_id, generation.request_id, permission, str(expires))
+    def _signature(self, subject: Signed, rights: str, expires: str) -> str:
+        parts = (_KEY_ID, subject.tenant, *_name(subject), rights, expires)
         text = "".join(f"{len(part.encode())}:{part}" for part in parts)
         digest = hmac.new(self.key, text.encode(), hashlib.sha256).digest()
-        return f"{_SCHEME}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+        return f"{_KEY_ID}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+def _name(subject: Signed) -> tuple[str, ...]:
+    """What is addressed, within its tenant. A generation has two parts and a stream one, so neither passes for the other."""
+    if isinstance(subject, GenerationKey):
+        return subject.session_id, subject.request_id
+    return (subject.path,)
+
+
+def _rights_text(rights: Iterable[Right]) -> str:
+    return ".".join(sorted(set(rights)))

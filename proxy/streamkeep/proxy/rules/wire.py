@@ -67,6 +67,13 @@ def check_session_id(value: str) -> str:
     return value
 
 
+def check_tenant(value: str) -> str:
+    """Raises: BadRequest."""
+    if not _ID.fullmatch(value):
+        raise BadRequest("invalid_id", "a tenant's name must match [A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}")
+    return value
+
+
 def check_request_id(value: str) -> str:
     """Raises: BadRequest."""
     if not _ID.fullmatch(value):
