@@ -1,12 +1,15 @@
 """Streams of the open protocol: made, forked, written and deleted by anybody, in any process.
 
 Everything that changes such a stream holds its row's lock, and looks at other tables in a statement after the one that
-took the lock, so that it sees what whoever held the lock before has left. Locks are taken in the order of ids, those of
-one transaction in one statement. A source is always older than its forks, and whoever makes or removes a fork locks the
-whole line of sources with it.
+took the lock, so that it sees what whoever held the lock before has left. An append looks first and locks when it
+writes: it writes only what was decided about a stream that is still as it was. Locks are taken in the order of ids,
+those of one transaction in one statement. A source is always older than its forks, and whoever makes or removes a fork
+locks the whole line of sources with it.
 
 A plan is made once and kept, often while a table is small. So statements are written such that there is no choice but
-to look rows up by key: `= any(…)` instead of a join, and `offset 0`, which keeps a lookup for each row what it is.
+to look rows up by key: `= any(…)` instead of a join, and `offset 0`, which keeps a lookup for each row what it is. What
+runs for every batch hides the length of its arrays behind `(select $1)`: for a length that it sees, Postgres makes the
+plan anew each time, which takes longer than running it.
 
 Whether a stream has expired is asked of the database's clock in every statement that finds a stream. The sweep only
 tidies up.
@@ -242,8 +245,77 @@ class ProtocolStreams:
 
     # Appends
 
-    _LOCK = f"""
-    select {_COLUMNS}
+    # A row for each stream and producer that is asked about; the stream's columns are the same in all of its rows.
+    _STATES = f"""
+    select {_COLUMNS}, producer_id, epoch, last_sequence
+    from unnest((select $1::text[]), (select $2::text[]), (select $3::text[]))
+        as wanted (wanted_tenant, wanted_path, wanted_producer)
+    cross join lateral (
+        select * from streamkeep.streams where tenant = wanted_tenant and path = wanted_path offset 0
+    ) as streams
+    left join lateral (
+        select producer_id, epoch, last_sequence
+        from streamkeep.producers
+        where stream_id = streams.id and producer_id = wanted_producer
+        offset 0
+    ) as producer on true
+    """
+
+    # Whatever an append changes, it moves the tail or closes the stream. So an open stream whose tail is where it was has
+    # nothing new, of its producers neither. Changes come in the order of ids, and are locked in it. For the update a plan
+    # may read all of a table that is small; it is made anew when the table's statistics are.
+    _WRITE = """
+    with change as (
+        select *
+        from unnest(
+            (select $1::bigint[]), (select $2::bigint[]), (select $3::bytea[]), (select $4::bigint[]),
+            (select $5::boolean[]), (select $6::text[]), (select $7::timestamptz[]), (select $8::text[]),
+            (select $9::bigint[]), (select $10::bigint[])
+        ) as change (id, position, data, tail, is_closed, writer_sequence, ends_at, producer, epoch, sequence)
+    ), unchanged as materialized (
+        select locked.id
+        from change
+        cross join lateral (
+            select streams.id
+            from streamkeep.streams
+            where streams.id = change.id
+              and streams.tail = change.position and final_position is null and deleted_at is null
+              and (streams.ends_at is null or streams.ends_at > clock_timestamp())
+            for update
+        ) as locked
+    ), decision as materialized (
+        select count(*) = cardinality($1) as is_valid from unchanged
+    ), written as (
+        insert into streamkeep.chunks (stream_id, position, size, data)
+        select id, position, length(data), data from change, decision where is_valid and length(data) > 0
+    ), updated as (
+        update streamkeep.streams
+        set tail = change.tail,
+            final_position = case when change.is_closed then change.tail end,
+            closed_at = case when change.is_closed then clock_timestamp() end,
+            merged_at = case when change.is_closed and change.tail = coalesce(fork_position, 0) then clock_timestamp() end,
+            writer_sequence = change.writer_sequence,
+            ends_at = greatest(streams.ends_at, change.ends_at),
+            closing_producer = change.producer,
+            closing_epoch = change.epoch,
+            closing_sequence = change.sequence
+        from change, decision
+        where is_valid and streams.id = change.id and streams.id = any(array(select id from unchanged))
+    ), moved as (
+        insert into streamkeep.producers (stream_id, producer_id, epoch, last_sequence)
+        select moved.*
+        from unnest(
+            (select $11::bigint[]), (select $12::text[]), (select $13::bigint[]), (select $14::bigint[])
+        ) as moved, decision
+        where is_valid
+        on conflict (stream_id, producer_id) do update
+        set epoch = excluded.epoch, last_sequence = excluded.last_sequence, updated_at = clock_timestamp()
+    )
+    select is_valid, set_config('synchronous_commit', 'on', true) from decision
+    """
+
+    _LOCK = """
+    select streams.id
     from streamkeep.streams
     where streams.id = any(array(
         select found.id
@@ -256,87 +328,47 @@ class ProtocolStreams:
     for update of streams
     """
 
-    _PRODUCERS = """
-    select found.*
-    from unnest($1::bigint[], $2::text[]) as wanted (stream_id, producer_id)
-    cross join lateral (
-        select stream_id, producer_id, epoch, last_sequence
-        from streamkeep.producers
-        where stream_id = wanted.stream_id and producer_id = wanted.producer_id
-        offset 0
-    ) as found
-    """
-
-    _WRITE = """
-    with change as (
-        select *
-        from unnest(
-            $1::bigint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::boolean[], $6::text[], $7::timestamptz[],
-            $8::text[], $9::bigint[], $10::bigint[]
-        ) as change (id, position, data, tail, is_closed, writer_sequence, ends_at, producer, epoch, sequence)
-    ), written as (
-        insert into streamkeep.chunks (stream_id, position, size, data)
-        select id, position, length(data), data from change where length(data) > 0
-    ), updated as (
-        update streamkeep.streams
-        set tail = change.tail,
-            final_position = case when change.is_closed then change.tail end,
-            closed_at = case when change.is_closed then clock_timestamp() end,
-            merged_at = case when change.is_closed and change.tail = coalesce(fork_position, 0) then clock_timestamp() end,
-            writer_sequence = change.writer_sequence,
-            ends_at = change.ends_at,
-            closing_producer = change.producer,
-            closing_epoch = change.epoch,
-            closing_sequence = change.sequence
-        from change
-        where streams.id = change.id and streams.id = any($1)
-    )
-    insert into streamkeep.producers (stream_id, producer_id, epoch, last_sequence)
-    select * from unnest($11::bigint[], $12::text[], $13::bigint[], $14::bigint[])
-    on conflict (stream_id, producer_id) do update
-    set epoch = excluded.epoch, last_sequence = excluded.last_sequence, updated_at = clock_timestamp()
-    """
-
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
-        wanted = {append.key for append in appends if is_storable(append.key.path)}
-        # Not locked: their owners write them, and never the rows of two streams in the order that is ours.
-        generations = [row for key in wanted if generation_of(key) and (row := await self._find(key)) is not None]
-        keys = [key for key in wanted if generation_of(key) is None]
+        # Two round trips as long as nobody else writes these streams at the same moment. Who was overtaken once holds the
+        # locks from the start.
+        decided = await self._append_unless_overtaken(self._database, appends)
+        for _ in range(_MAX_ATTEMPTS):
+            if decided is not None:
+                results, changes = decided
+                self._announce(*(change.state.id for change in changes))
+                return results
+            decided = await self._database.transact(lambda connection: self._append_locked(connection, appends))
+        raise StoreUnavailable(f"streams changed {_MAX_ATTEMPTS} times while they were being written")
 
-        async def work(connection: Connection) -> tuple[list[Appended | StoreError], list[Change]]:
-            rows = await connection.fetch(self._LOCK, [key.tenant for key in keys], [key.path for key in keys])
-            rows += generations
-            found = {StreamKey(row["tenant"], row["path"]): row for row in rows if not row["is_over"] or _is_gone(row)}
-            states = {key: _state(row) for key, row in found.items()}
-            known = await self._known_producers(connection, appends, states)
-            results, changes = decide_batch(appends, states, known)
-            if changes:
-                ends = {
-                    row["id"]: moved_end(row["ttl_seconds"], row["ends_at"], row["now"]) or row["ends_at"]
-                    for row in found.values()
-                }
-                await connection.execute(self._WRITE, *_change_arrays(changes, ends), *_producer_arrays(changes))
-            return results, changes
-
-        results, changes = await self._database.transact(work)
-        self._announce(*(change.state.id for change in changes))
-        return results
-
-    async def _known_producers(
-        self, connection: Connection, appends: Iterable[StreamAppend], states: dict[StreamKey, StreamState]
-    ) -> dict[tuple[int, str], Producer]:
-        wanted = {
-            (states[append.key].id, append.producer.id)
-            for append in appends
-            if append.producer is not None and append.key in states and is_storable(append.producer.id)
+    async def _append_unless_overtaken(
+        self, on: Database | Connection, appends: Sequence[StreamAppend]
+    ) -> tuple[list[Appended | StoreError], list[Change]] | None:
+        """Decide about a batch, and write it if all is still as it was then; None, and nothing written, if not."""
+        rows = await on.fetch(self._STATES, *_wanted_arrays(appends))
+        found = [row for row in rows if not row["is_over"] or _is_gone(row)]
+        states = {StreamKey(row["tenant"], row["path"]): _state(row) for row in found}
+        producers = {
+            (row["id"], row["producer_id"]): Producer(row["producer_id"], row["epoch"], row["last_sequence"])
+            for row in found
+            if row["producer_id"] is not None
         }
-        if not wanted:
-            return {}
-        rows = await connection.fetch(self._PRODUCERS, [stream for stream, _ in wanted], [name for _, name in wanted])
-        return {
-            (row["stream_id"], row["producer_id"]): Producer(row["producer_id"], row["epoch"], row["last_sequence"])
-            for row in rows
-        }
+        results, changes = decide_batch(appends, states, producers)
+        if changes:
+            ends = {
+                row["id"]: moved_end(row["ttl_seconds"], row["ends_at"], row["now"]) or row["ends_at"] for row in found
+            }
+            written = await on.fetch(self._WRITE, *_change_arrays(changes, ends), *_producer_arrays(changes))
+            if not written[0]["is_valid"]:
+                return None
+        return results, changes
+
+    async def _append_locked(
+        self, connection: Connection, appends: Sequence[StreamAppend]
+    ) -> tuple[list[Appended | StoreError], list[Change]] | None:
+        # Generations' rows are left alone: their owners write them, and not in the order of ids.
+        keys = {append.key for append in appends if is_storable(append.key.path) and generation_of(append.key) is None}
+        await connection.fetch(self._LOCK, [key.tenant for key in keys], [key.path for key in keys])
+        return await self._append_unless_overtaken(connection, appends)
 
     # Deletion
 
@@ -551,7 +583,21 @@ def _state(row: asyncpg.Record) -> StreamState:
     )
 
 
+def _wanted_arrays(appends: Iterable[StreamAppend]) -> tuple[list[object], ...]:
+    wanted = {
+        (append.key, append.producer.id if append.producer and is_storable(append.producer.id) else None)
+        for append in appends
+        if is_storable(append.key.path)
+    }
+    return (
+        [key.tenant for key, _ in wanted],
+        [key.path for key, _ in wanted],
+        [producer for _, producer in wanted],
+    )
+
+
 def _change_arrays(changes: Sequence[Change], ends: dict[int, object]) -> tuple[list[object], ...]:
+    changes = sorted(changes, key=lambda change: change.state.id)
     states = [change.state for change in changes]
     return (
         [state.id for state in states],
