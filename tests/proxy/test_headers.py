@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from streamkeep.proxy.rules.headers import (
+    MAX_FORWARDED_BYTES,
+    MAX_FORWARDED_HEADERS,
     MAX_KEPT_BYTES,
     MAX_KEPT_HEADERS,
+    HeadersTooLarge,
     InvalidHeader,
     forwarded_headers,
     kept_headers,
@@ -40,6 +43,8 @@ NOT_FORWARDED = [
         "Upstream-Status",
     ),
     *("Upstream-Url", "Last-Event-ID", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "x-forwarded-proto"),
+    *("X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "cf-ipcountry", "CDN-Loop", "X-Envoy-Original-Path"),
+    *("X-Original-URL", "X-Rewrite-URL", "X-Original-Host", "X-HTTP-Method-Override", "X-Amzn-Trace-Id"),
     *("X-Real-IP", "Via", "Origin", "Referer", "Sec-Fetch-Mode", "sec-ch-ua", "Sec-WebSocket-Key", "Priority"),
 ]
 
@@ -86,6 +91,21 @@ def test_a_header_that_would_be_two_is_refused(header: tuple[bytes, bytes]) -> N
     with pytest.raises(InvalidHeader) as failure:
         forwarded_headers([(b"Accept", b"x"), header])
     assert str(failure.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("most", "more"),
+    [
+        ([(b"X-A", b"b")] * MAX_FORWARDED_HEADERS, (b"X-A", b"")),
+        ([(b"X-A", b"b" * (MAX_FORWARDED_BYTES - 3))], (b"C", b"")),
+    ],
+)
+def test_forwarded_headers_are_bounded_in_number_and_size(
+    most: list[tuple[bytes, bytes]], more: tuple[bytes, bytes]
+) -> None:
+    assert forwarded_headers([*most, (b"X-Proxy-Url", b"x" * 10_000)]) == most
+    with pytest.raises(HeadersTooLarge):
+        forwarded_headers([*most, more])
 
 
 KEPT = [

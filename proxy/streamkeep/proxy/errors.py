@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from streamkeep.proxy.rules import wire
-from streamkeep.proxy.rules.headers import InvalidHeader
+from streamkeep.proxy.rules.headers import HeadersTooLarge, InvalidHeader
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.storage import (
     ContentTypeMismatch,
@@ -82,6 +82,8 @@ def problem_of(exc: BaseException) -> Problem | None:
             return Problem(400, exc.code, str(exc))
         case InvalidHeader():
             return Problem(400, "invalid_header", str(exc))
+        case HeadersTooLarge():
+            return Problem(431, "headers_too_large", str(exc))
         case InvalidOffset():
             return Problem(400, "invalid_offset", str(exc))
         case FingerprintMismatch():

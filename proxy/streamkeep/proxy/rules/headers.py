@@ -1,7 +1,9 @@
 """Which headers travel on: a caller's to upstream, and upstream's to readers.
 
-Towards upstream everything passes but what is listed here, since vendors keep inventing headers. Towards readers only
-what is listed passes, since whatever passes is stored, and served again from our own origin.
+Towards upstream every end-to-end header passes but what is listed here, since vendors keep inventing them: not what is
+meant for us, or says who the caller is and how the request came, and nothing that would change which URL upstream
+serves, since that was what a rule allowed. Towards readers only what is listed passes, since whatever passes is stored,
+and served again from our own origin.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+MAX_FORWARDED_HEADERS = 128
+MAX_FORWARDED_BYTES = 64 * 1024
 MAX_KEPT_HEADERS = 64
 MAX_KEPT_BYTES = 16 * 1024
 
@@ -42,8 +46,25 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"x-active-generation-ttl",
     b"last-event-id",  # a position in our streams
     b"forwarded",  # who the caller is, is nothing to the vendor
-    b"x-real-ip",
     b"via",
+    b"cdn-loop",
+    b"cf-connecting-ip",
+    b"cf-connecting-ipv6",
+    b"cf-ipcountry",
+    b"cf-visitor",
+    b"x-real-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"x-scheme",
+    b"true-client-ip",
+    b"fastly-client-ip",
+    b"x-azure-clientip",
+    b"x-azure-socketip",
+    b"x-amzn-trace-id",
+    b"x-rewrite-url",  # another URL than the one that was allowed
+    b"x-http-method-override",  # another method
+    b"x-http-method",
+    b"x-method-override",
     b"origin",  # the page's: a vendor that checks it would refuse, one that logs it would learn
     b"referer",
     b"priority",  # a browser's order among its own requests
@@ -53,7 +74,9 @@ _NOT_FORWARDED_PREFIXES = (
     b"streamkeep-",
     b"upstream-",
     b"proxy-",
-    b"x-forwarded-",
+    b"x-forwarded-",  # who the caller is
+    b"x-envoy-",
+    b"x-original-",  # another URL, host or caller
     b"sec-",  # what a browser says about the page
 )
 
@@ -93,22 +116,36 @@ class InvalidHeader(ValueError):
         super().__init__(f"the header {self.name!r} cannot be forwarded")
 
 
+class HeadersTooLarge(ValueError):
+    """More headers for upstream, or larger ones, than are forwarded."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"up to {MAX_FORWARDED_HEADERS} headers and {MAX_FORWARDED_BYTES} bytes of them are forwarded to upstream"
+        )
+
+
 def forwarded_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """A request's headers as they go upstream, in their order; connection-bound ones, named in `Connection` too, do not.
 
     Raises:
         InvalidHeader: a name that is no token, or a value with CR, LF or NUL, also among those that are dropped.
+        HeadersTooLarge: what would be forwarded is more than 128 headers or 64 KiB.
     """
     headers = list(raw)
     for name, value in headers:
         if not _TOKEN.fullmatch(name) or _BREAKS.search(value):
             raise InvalidHeader(name)
     dropped = _NOT_FORWARDED | _nominated(headers)
-    return [
+    forwarded = [
         (name, value)
         for name, value in headers
         if name.lower() not in dropped and not name.lower().startswith(_NOT_FORWARDED_PREFIXES)
     ]
+    size_bytes = sum(len(name) + len(value) for name, value in forwarded)
+    if len(forwarded) > MAX_FORWARDED_HEADERS or size_bytes > MAX_FORWARDED_BYTES:
+        raise HeadersTooLarge
+    return forwarded
 
 
 def kept_headers(raw: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
