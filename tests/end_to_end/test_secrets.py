@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.serving import served_process
 from tests.upstream import upstream, whole
 
 
-async def test_no_secret_reaches_the_log_whatever_happens(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_no_secret_reaches_the_log_whatever_happens(database_url: str, tmp_path: Path, log_format: str) -> None:
+    """Text for people, and JSON for machines."""
     log = tmp_path / "log"
+    environ = {"STREAMKEEP_LOG_LEVEL": "debug", "STREAMKEEP_LOG_FORMAT": log_format}
     async with (
         upstream(whole(b"data: the-answer\n\n")) as server,
-        served_process(database_url=database_url, log=log, environ={"STREAMKEEP_LOG_LEVEL": "debug"}) as process,
+        served_process(database_url=database_url, log=log, environ=environ) as process,
     ):
         headers = {"X-Proxy-Url": f"{server.url}/v1?key=query-secret", "Authorization": "Bearer header-secret"}
         created = await process.client.post("/api/chat/1", headers=headers, content=b"body-secret")
@@ -33,6 +38,11 @@ async def test_no_secret_reaches_the_log_whatever_happens(database_url: str, tmp
         said = json.dumps([answer.json() for answer in answers])
     written = log.read_text()
     assert "POST /api/chat/1" in written
+    if log_format == "json":
+        lines = [json.loads(line) for line in written.splitlines()]
+        paths = {line["path"] for line in lines if "path" in line}
+        assert {"/api/chat/1", "/stream/data"} <= paths
+        assert all(line["request"] for line in lines if "path" in line)
     for secret in ("query-secret", "header-secret", "body-secret", "pass-secret", "the-answer", signature):
         assert secret not in written
         assert secret not in said

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from streamkeep.proxy import logs
 from streamkeep.proxy.settings import InvalidSetting, Settings
 from streamkeep.storage import StoreError
 from streamkeep.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -45,11 +46,7 @@ def serve_command(argv: Sequence[str]) -> int:
         return 2
     overrides = {name: value for name, value in vars(chosen).items() if value is not None}
     settings = replace(settings, **overrides)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
-    # It logs whole URLs, and queries hold keys.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings.log_level, settings.log_format)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _serve(settings)

@@ -18,6 +18,7 @@ from streamkeep.proxy import asgi, openapi
 from streamkeep.proxy.asgi import Guarded
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
+from streamkeep.proxy.front import Front
 from streamkeep.proxy.routes import operations, transport
 from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
@@ -59,6 +60,7 @@ def create_app(
     app.include_router(operations.router(service))
     app.add_api_route("/", _welcome, include_in_schema=False)
     app.add_middleware(Cors, origins=settings.origins)
+    app.add_middleware(Front, tally=service.requests)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     for foreseen in _FORESEEN:
@@ -115,18 +117,20 @@ async def _http_error(request: Request, exc: Exception) -> JSONResponse:
     """Starlette's own errors (no such route, wrong method) in our form."""
     assert isinstance(exc, HTTPException)
     headers = tuple((exc.headers or {}).items())
-    return _json(Problem(exc.status_code, _CODES.get(exc.status_code, "http_error"), str(exc.detail), headers))
+    return _json(request, Problem(exc.status_code, _CODES.get(exc.status_code, "http_error"), str(exc.detail), headers))
 
 
 async def _validation_error(request: Request, exc: Exception) -> JSONResponse:
-    return _json(Problem(400, "invalid_parameter", "the request's parameters are not acceptable"))
+    return _json(request, Problem(400, "invalid_parameter", "the request's parameters are not acceptable"))
 
 
 async def _problem_error(request: Request, exc: Exception) -> JSONResponse:
-    return _json(problem_of(exc) or Problem(500, "internal_error", "something failed here that should not have"))
+    unforeseen = Problem(500, "internal_error", "something failed here that should not have")
+    return _json(request, problem_of(exc) or unforeseen)
 
 
-def _json(problem: Problem) -> JSONResponse:
+def _json(request: Request, problem: Problem) -> JSONResponse:
+    asgi.Exchange.of(request.scope).error = problem.code
     security = {name.decode(): value.decode() for name, value in asgi.SECURITY_HEADERS}
     headers = {"Cache-Control": "no-store", **security, **dict(problem.headers)}
     return JSONResponse(problem.body(), status_code=problem.status, headers=headers)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamkeep.proxy.errors import Problem, problem_of
 
@@ -46,6 +47,20 @@ async def answer_problem(send: Send, problem: Problem) -> None:
     await answer_json(send, problem.status, problem.body(), problem.headers)
 
 
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer, for whoever stands around the routes: `of(scope)` finds it."""
+
+    request_id: str
+    has_started: bool = False
+    error: str | None = None
+
+    @staticmethod
+    def of(scope: Scope) -> Exchange:
+        exchange: Exchange = scope["streamkeep.exchange"]
+        return exchange
+
+
 class Guarded:
     """An ASGI application whose exceptions become error answers; the unknown is 500, logged once, without detail."""
 
@@ -53,22 +68,17 @@ class Guarded:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_started = False
-
-        async def watched_send(message: Message) -> None:
-            nonlocal has_started
-            has_started = True
-            await send(message)
-
+        exchange = Exchange.of(scope)
         try:
-            await self._app(scope, receive, watched_send)
+            await self._app(scope, receive, send)
         except Exception as exc:
             problem = problem_of(exc)
             if problem is None:
                 logger.exception("unexpected failure in %s", scope["path"])
                 problem = Problem(500, "internal_error", "something failed here that should not have")
-            if has_started:
+            if exchange.has_started:
                 raise
+            exchange.error = problem.code
             await answer_problem(send, problem)
 
 

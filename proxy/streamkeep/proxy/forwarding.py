@@ -12,7 +12,7 @@ from streamkeep.proxy.errors import problem
 from streamkeep.proxy.generations import Generations, UpstreamRequest
 from streamkeep.proxy.request_body import RequestBody
 from streamkeep.proxy.rules import wire
-from streamkeep.proxy.rules.allowlist import Refused
+from streamkeep.proxy.rules.allowlist import OTHER, Refused
 from streamkeep.proxy.rules.headers import forwarded_headers
 from streamkeep.proxy.settings import Settings
 from streamkeep.storage import Generation, GenerationKey, Terms
@@ -23,11 +23,13 @@ _ANYBODY = "anybody"
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a request may go: it was allowed already. `headers` are ours to add, and replace the caller's."""
+    """Where a request may go: it was allowed already. `headers` are ours to add, and replace the caller's; `label` is the
+    name that metrics show, one of a small set."""
 
     url: str
     may_be_private: bool
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    label: str = OTHER
 
 
 class Forwarder:
@@ -48,7 +50,7 @@ class Forwarder:
             if decision.is_malformed:
                 raise problem(400, "invalid_upstream_url", decision.message)
             raise problem(403, "upstream_not_allowed", decision.message)
-        return Destination(url, decision.private)
+        return Destination(url, decision.private, label=self._settings.allow.label(url))
 
     async def forward(
         self, key: GenerationKey, method: str, destination: Destination, scope: Scope, receive: Receive
@@ -72,7 +74,9 @@ class Forwarder:
         )
         if body.content is None and content_length is not None:
             headers.append((b"Content-Length", content_length.encode()))
-        request = UpstreamRequest(method, destination.url, headers, body, destination.may_be_private)
+        request = UpstreamRequest(
+            method, destination.url, headers, body, destination.may_be_private, label=destination.label
+        )
         return await self._generations.create(key, request, self._terms())
 
     def _terms(self) -> Terms:

@@ -40,12 +40,15 @@ from tenacity import (
 )
 
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, ApiError, gone, not_found, problem
+from streamkeep.proxy.logs import GENERATION
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.relay import End, Lost, Relay
 from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.rules.allowlist import OTHER
 from streamkeep.proxy.rules.endings import EndingObserver
 from streamkeep.proxy.rules.headers import kept_headers
 from streamkeep.proxy.settings import Settings
+from streamkeep.proxy.tallies import GenerationTally
 from streamkeep.proxy.upstream import AddressRefused, Resolver, UpstreamTransport
 from streamkeep.storage import (
     Claim,
@@ -95,13 +98,15 @@ NOT_UPSTREAMS = 0
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """What to send upstream: end-to-end headers only, and whether a rule admits private addresses for this URL."""
+    """What to send upstream: end-to-end headers only, and whether a rule admits private addresses for this URL. `label`
+    names the vendor in metrics, out of a small set."""
 
     method: str
     url: str
     headers: list[tuple[bytes, bytes]]
     body: RequestBody
     may_be_private: bool
+    label: str = OTHER
 
     def fingerprint(self) -> bytes:
         """What makes two requests the same: method, URL and the body's digest (complete bodies only)."""
@@ -133,11 +138,13 @@ class _Unknown(Exception):
 class Call:
     """One generation recorded here, from its claim to its end."""
 
-    def __init__(self, generation: Generation, recorder: Recorder) -> None:
+    def __init__(self, generation: Generation, recorder: Recorder, upstream: str) -> None:
         self.generation = generation
         self.recorder = recorder
+        self.upstream = upstream
         self.relay: Relay | None = None
         self.started_at = time.monotonic()
+        self.sent_at = self.started_at
         self.head_deadline: float | None = None
         self.outcome: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
         self.stop_code: Code | None = None
@@ -149,11 +156,13 @@ class Call:
     def __repr__(self) -> str:
         return f"Call({self.generation.key}, {self.recorder!r}, stop={self.stop_code})"
 
-    def stop(self, code: Code) -> None:
-        """End the generation for this reason, unless its end is settled already."""
-        if not self.is_settled and self.stop_code is None:
-            self.stop_code = code
-            self._interrupt()
+    def stop(self, code: Code) -> bool:
+        """End the generation for this reason, unless its end is settled already; whether this call did it."""
+        if self.is_settled or self.stop_code is not None:
+            return False
+        self.stop_code = code
+        self._interrupt()
+        return True
 
     def abandon(self) -> None:
         """Close upstream and write nothing more: the generation has ended elsewhere."""
@@ -193,6 +202,7 @@ class Generations:
 
     def __init__(self, store: Store, writer: Writer, readers: Readers, settings: Settings, resolve: Resolver) -> None:
         self.is_draining = False
+        self.tally = GenerationTally()
         self._store = store
         self._writer = writer
         self._readers = readers
@@ -252,10 +262,14 @@ class Generations:
             CallerLeft: the request's body was cut short.
             StoreUnavailable: nothing was sent.
         """
+        GENERATION.set(key)
         if self.is_draining:
             raise problem(503, "draining", "this process is stopping; try again", retry_after=1)
+        began_at = time.monotonic()
         claim = await self._claim(key, request, terms)
+        self.tally.claim_seconds.observe(time.monotonic() - began_at)
         if not claim.is_new:
+            self.tally.resumes["join" if claim.generation.state.is_live else "replay"] += 1
             return await self._join(claim.generation, request), True
         call = self._begin(claim.generation, request)
         if request.body.content is not None:
@@ -273,6 +287,7 @@ class Generations:
         Raises:
             ApiError: 404 when there is none or upstream refused it, 410 when its data are gone.
         """
+        GENERATION.set(key)
         row = await self._store.generation(key)
         if row is None or (row.state is State.REFUSED and not row.is_swept):
             raise not_found()
@@ -305,6 +320,7 @@ class Generations:
     async def resumable(self, key: GenerationKey) -> Generation | None:
         """The generation under these ids if it runs, else the session's newest that does."""
         rows = [row for row in await self.active(key.tenant, key.session_id) if row.state.is_live]
+        self.tally.resumes["active"] += bool(rows)
         return next((row for row in rows if row.key == key), rows[0] if rows else None)
 
     async def cancel(self, key: GenerationKey) -> str:
@@ -317,7 +333,7 @@ class Generations:
         """
         call = next((call for call in self._calls.values() if call.generation.key == key), None)
         if call is not None:
-            call.stop(Code.CANCELLED)
+            self._cancel(call, "request")
             with suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_WAIT_SECONDS):
                     await asyncio.shield(call.recorder.ended)
@@ -338,7 +354,10 @@ class Generations:
         for generation_id in generation_ids:
             call = self._calls.get(generation_id)
             if call is not None:
-                call.stop(Code.CANCELLED)
+                self._cancel(call, "other_process")
+
+    def _cancel(self, call: Call, cause: str) -> None:
+        self.tally.cancels[cause] += call.stop(Code.CANCELLED)
 
     # Draining
 
@@ -435,7 +454,7 @@ class Generations:
         return row
 
     def _begin(self, generation: Generation, request: UpstreamRequest) -> Call:
-        call = Call(generation, self._writer.recorder(generation))
+        call = Call(generation, self._writer.recorder(generation), request.label)
         self._calls[generation.id] = call
         self._readers.recorded_here((generation.data_stream, generation.control_stream))
         call.task = asyncio.create_task(self._record(call, request), name=f"generation {generation.id}")
@@ -472,7 +491,9 @@ class Generations:
                 return None
             if call.stop_code is not None:
                 return End(call.stop_code)
+            began_at = time.monotonic()
             response = await self._open(call, request)
+            self.tally.upstream_seconds.observe(time.monotonic() - began_at)
             try:
                 call.relay = await self._accept(call, request, response)
                 return await call.relay.run(_body_of(response))
@@ -502,6 +523,7 @@ class Generations:
         if end.code is Code.STORAGE_UNAVAILABLE:
             _answer(call, row)
         if await ended:
+            self.tally.ended[call.upstream, end.code] += 1
             _answer(call, row)
             logger.info("generation %s: %s, %d bytes", row.id, end.code, relay.size_bytes)
 
@@ -520,6 +542,7 @@ class Generations:
         row = replace(generation, state=State.REFUSED, refusal=refusal, fingerprint=fingerprint)
         with suppress(OwnerFenced, GenerationEnded):
             await self._persist(write, State.REFUSED, generation, within_seconds=float("inf"))
+            self.tally.refused[call.upstream, refusal.head.status] += 1
             _answer(call, row)
         self._readers.drop((generation.data_stream, generation.control_stream))
 
@@ -551,12 +574,14 @@ class Generations:
             wait=_retry_pause,
             reraise=True,
         ):
+            self.tally.retries += attempt.retry_state.attempt_number > 1
             with attempt:
                 return await self._send(call, request)
         raise AssertionError("unreachable: the policy raises the last refusal")
 
     async def _send(self, call: Call, request: UpstreamRequest) -> httpx.Response:
         first_byte_seconds = self._settings.first_byte_seconds
+        call.sent_at = time.monotonic()
         call.head_deadline = time.monotonic() + self._settings.connect_seconds + first_byte_seconds
 
         async def upload() -> AsyncIterator[bytes]:
@@ -629,18 +654,25 @@ class Generations:
                 async with asyncio.timeout(_EARLY_ANSWER_SECONDS):
                     await request.body.drain()
         fingerprint = request.fingerprint() if request.body.is_complete else None
+        began_at = time.monotonic()
         row = await self._persist(
             lambda: self._store.start(generation, head, fingerprint),
             State.RUNNING,
             generation,
             within_seconds=self._settings.storage_outage_seconds,
         )
+        self.tally.acceptance_seconds.observe(time.monotonic() - began_at)
         call.generation = replace(generation, state=State.RUNNING, head=head, fingerprint=fingerprint)
         observer = None
         if self._settings.observe_endings:
             observer = EndingObserver(head.content_type, head.content_encoding)
         _answer(call, row or call.generation)
-        return Relay(call.recorder, observer, max_bytes=self._settings.max_response_bytes)
+        return Relay(
+            call.recorder,
+            observer,
+            max_bytes=self._settings.max_response_bytes,
+            on_first_chunk=lambda: self.tally.note_first_chunk(call.upstream, time.monotonic() - call.sent_at),
+        )
 
     async def _persist(
         self, write: Callable[[], Awaitable[_T]], target: State, generation: Generation, *, within_seconds: float
@@ -693,6 +725,7 @@ class Generations:
         """Another process took us for dead and ended our generations: stop them here, and begin a new lease."""
         if self._owner == owner:
             logger.warning("this process was taken for dead; its generations were ended elsewhere")
+            self.tally.fenced += 1
             self._owner = None
         for call in list(self._calls.values()):
             if call.generation.owner == owner:
@@ -705,6 +738,7 @@ class Generations:
                 leases = [lease for lease in await self._store.leases() if lease.owner != self._owner]
                 for lease in watch.scan(leases, now=time.monotonic()):
                     ended = await self._store.recover(lease)
+                    self.tally.recovered += ended
                     logger.warning("recovered %d generations of a dead process", ended)
             except StoreError:
                 watch.lost_contact()
@@ -728,10 +762,10 @@ class Generations:
             self.cancel_requested(await self._store.cancel_requests(self._owner))
 
     async def _tidy(self) -> None:
-        while await self._store.merge():
-            pass
-        while await self._store.sweep():
-            pass
+        while merged := await self._store.merge():
+            self.tally.merged += merged
+        while swept := await self._store.sweep():
+            self.tally.swept += swept
 
 
 def our_refusal(status: int, code: str, message: str) -> Refusal:

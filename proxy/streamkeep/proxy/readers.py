@@ -20,13 +20,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, problem
 from streamkeep.proxy.rules import sse
 from streamkeep.proxy.rules.sse import Encoding
+from streamkeep.proxy.tallies import ReadTally
 from streamkeep.storage import Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
 from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
 from streamkeep.storage.rules.offsets import format_offset
@@ -69,14 +70,16 @@ class Keepalive:
 
 
 class Piece:
-    """Committed bytes from `start` to `end`, with the frames that readers of each encoding share."""
+    """Committed bytes from `start` to `end`, with the frames that readers of each encoding share. `known_at` is the
+    monotonic instant at which this process learned that they are committed; 0 for bytes read from the log."""
 
-    __slots__ = ("_frames", "data", "end", "start")
+    __slots__ = ("_frames", "data", "end", "known_at", "start")
 
     def __init__(self, start: int, data: bytes) -> None:
         self.start = start
         self.end = start + len(data)
         self.data = data
+        self.known_at = 0.0
         self._frames: dict[tuple[Encoding, bytes], tuple[bytes, bytes]] = {}
 
     def frame(self, encoding: Encoding, held: bytes) -> tuple[bytes, bytes]:
@@ -123,6 +126,7 @@ class Feed:
         return self._pieces.get(position)
 
     def add(self, piece: Piece) -> None:
+        piece.known_at = time.monotonic()
         self._pieces[piece.start] = piece
         self._order.append(piece)
         self.retained_bytes += len(piece.data) + _PIECE_OVERHEAD_BYTES
@@ -200,6 +204,7 @@ class Readers:
 
     def __init__(self, store: Store, *, stall_seconds: float = 30.0, max_readers: int = 10_000) -> None:
         self.count = 0
+        self.tally = ReadTally()
         self._store = store
         self._stall_seconds = stall_seconds
         self._max_readers = max_readers
@@ -280,6 +285,13 @@ class Readers:
                 position = read.end
         reader.position = position
         return found
+
+    def delivering(self, pieces: Sequence[Piece], *, since: float) -> None:
+        """Some pieces go to the socket of a reader that has followed their stream since then."""
+        oldest = pieces[0]
+        self.tally.delivered_bytes += pieces[-1].end - oldest.start
+        if oldest.known_at > since:
+            self.tally.lag_seconds.observe(time.monotonic() - oldest.known_at)
 
     def recorded_here(self, stream_ids: Collection[int]) -> None:
         """The writer of this process feeds these streams from now on; the slow poll may leave them out."""
@@ -401,6 +413,7 @@ class Readers:
                     if reader.wake_at <= now:
                         reader.wake()
                     elif reader.sending_since is not None and now - reader.sending_since > self._stall_seconds:
+                        self.tally.cut_off += 1
                         reader.stop()
 
 

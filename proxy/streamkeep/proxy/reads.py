@@ -25,6 +25,7 @@ from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.proxy.settings import Settings
+from streamkeep.proxy.tallies import ReadMode
 from streamkeep.storage import InvalidOffset, Slice, Store, StoreError, StoreUnavailable, StreamNotFound, Tail
 from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
 from streamkeep.storage.rules.offsets import NOW, START, format_offset, parse_offset
@@ -94,6 +95,8 @@ class Reads:
             position = tail.position
         else:
             await self._check_bound(target, position)
+        mode = ReadMode.CATCH_UP if query.live is None else ReadMode(query.live.value)
+        self._note_beginning(mode, query.offset)
         if query.live is wire.Live.SSE:
             await self._sse(target, position, query, scope, receive, send)
         elif query.live is wire.Live.LONG_POLL:
@@ -116,7 +119,9 @@ class Reads:
 
         Returns whether the stream came to its end, and not the peer or the patience.
         """
-        async with self._following(target, position, receive, scope, is_steady=True) as reader:
+        began_at = time.monotonic()
+        self._note_beginning(ReadMode.DIRECT, format_offset(position) if position else START)
+        async with self._following(target, position, receive, scope, ReadMode.DIRECT, is_steady=True) as reader:
             feed = reader.feed
             away_since: float | None = None
             while True:
@@ -131,6 +136,7 @@ class Reads:
                 except StreamNotFound:
                     return False
                 if pieces:
+                    self._parts.readers.delivering(pieces, since=began_at)
                     body = b"".join(piece.data for piece in pieces)
                     await _send_body(reader, body if change is None else change(body), send)
                 elif _is_at_end(feed, reader):
@@ -139,6 +145,10 @@ class Reads:
                     return False
                 else:
                     await reader.wait(time.monotonic() + _IDLE_LOOK_SECONDS)
+
+    def _note_beginning(self, mode: ReadMode, offset: str | None) -> None:
+        begins = {None: "start", START: "start", NOW: "tail"}.get(offset, "offset")
+        self._parts.readers.tally.begun[mode, begins] += 1
 
     async def _tail(self, target: Target) -> Tail:
         if target.tail is not None:
@@ -189,6 +199,7 @@ class Reads:
         if is_gzip:
             body = await _compressed(body)
             headers.append(("Content-Encoding", "gzip"))
+        self._parts.readers.tally.delivered_bytes += len(read.data)
         await asgi.answer(send, 200, body, headers)
 
     async def _page(self, target: Target, position: int) -> Slice:
@@ -201,20 +212,20 @@ class Reads:
     async def _long_poll(
         self, target: Target, position: int, query: wire.ReadQuery, receive: Receive, send: Send
     ) -> None:
-        deadline = time.monotonic() + self._settings.long_poll_seconds
-        data: list[bytes] = []
-        async with self._following(target, position, receive, {}) as reader:
+        began_at = time.monotonic()
+        deadline = began_at + self._settings.long_poll_seconds
+        async with self._following(target, position, receive, {}, ReadMode.LONG_POLL) as reader:
             feed = reader.feed
             while True:
                 pieces = await self._parts.readers.pieces(reader)
-                data += [piece.data for piece in pieces]
-                if data or _is_at_end(feed, reader) or reader.is_gone or time.monotonic() >= deadline:
+                if pieces or _is_at_end(feed, reader) or reader.is_gone or time.monotonic() >= deadline:
                     break
                 if feed.is_gone:
                     raise not_found()
                 await reader.wait(deadline)
             is_closed, is_up_to_date = _is_at_end(feed, reader), _is_up_to_date(feed, reader)
-        if data:
+        if pieces:
+            self._parts.readers.delivering(pieces, since=began_at)
             policy = CachePolicy.NONE if query.offset == NOW else CachePolicy.SHARED
             headers = [*_body_headers(target), target.caching(policy)]
         else:
@@ -223,12 +234,13 @@ class Reads:
         headers += _position_headers(reader.position, is_up_to_date=is_up_to_date, is_closed=is_closed)
         if not is_closed:
             headers.append((wire.CURSOR, _cursor(query)))
-        await asgi.answer(send, 200 if data else 204, target.body(b"".join(data)) if data else b"", headers)
+        body = target.body(b"".join(piece.data for piece in pieces)) if pieces else b""
+        await asgi.answer(send, 200 if pieces else 204, body, headers)
 
     async def _sse(
         self, target: Target, position: int, query: wire.ReadQuery, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        async with self._following(target, position, receive, scope) as reader:
+        async with self._following(target, position, receive, scope, ReadMode.SSE) as reader:
             pieces = await self._parts.readers.pieces(reader)
             if asgi.header(scope, b"last-event-id") and not pieces and _is_at_end(reader.feed, reader):
                 # An EventSource reconnects for ever unless it is told that there is nothing more.
@@ -250,7 +262,8 @@ class Reads:
     async def _sse_body(self, reader: Reader, pieces: list[Piece], encoding: Encoding, cursor: str, send: Send) -> None:
         """Frames until the end of the stream or of the connection's time. One send for all that has gathered."""
         feed, readers = reader.feed, self._parts.readers
-        rotate_at = time.monotonic() + self._settings.sse_seconds
+        began_at = time.monotonic()
+        rotate_at = began_at + self._settings.sse_seconds
         held = b""
         is_first = True
         while is_first or not (reader.is_gone or feed.is_gone or time.monotonic() >= rotate_at):
@@ -274,6 +287,8 @@ class Reads:
                 frames.append(sse.control_frame(_offset(reader, held), cursor, is_up_to_date=is_up_to_date))
             is_first = False
             if frames:
+                if pieces:
+                    readers.delivering(pieces, since=began_at)
                 await _send_body(reader, b"".join(frames), send, is_last=is_closed)
             if is_closed:
                 return
@@ -300,6 +315,7 @@ class Reads:
         position: int,
         receive: Receive,
         scope: Mapping[str, Any],
+        mode: ReadMode,
         *,
         is_steady: bool = False,
     ) -> AsyncIterator[Reader]:
@@ -321,10 +337,13 @@ class Reads:
             keepalive=target.keepalive,
             is_steady=is_steady,
         ) as reader:
+            following = self._parts.readers.tally.following
             watch = asyncio.create_task(_watch_peer(receive, reader))
+            following[mode] += 1
             try:
                 yield reader
             finally:
+                following[mode] -= 1
                 watch.cancel()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -34,9 +34,16 @@ class Lost(Exception):
 
 class Relay:
     """Moves one body. `waiting_since` is the monotonic instant since which upstream owes us bytes, None while we are
-    the ones who do not read; `paused_seconds` is how long that was in all."""
+    the ones who do not read; `paused_seconds` is how long that was in all. `on_first_chunk` is told of the first bytes."""
 
-    def __init__(self, recorder: Recorder, observer: EndingObserver | None, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        observer: EndingObserver | None,
+        *,
+        max_bytes: int,
+        on_first_chunk: Callable[[], None] = lambda: None,
+    ) -> None:
         self.recorder = recorder
         self.size_bytes = 0
         self.waiting_since: float | None = None
@@ -44,6 +51,7 @@ class Relay:
         self._observer = observer
         self._seen: Observation | None = None
         self._max_bytes = max_bytes
+        self._on_first_chunk = on_first_chunk
         self._digest = hashlib.sha256()
 
     async def run(self, body: AsyncGenerator[bytes, None]) -> End:
@@ -89,6 +97,8 @@ class Relay:
         async for data in body:
             if not data:
                 continue
+            if not self.size_bytes:
+                self._on_first_chunk()
             is_too_large = self.size_bytes + len(data) > self._max_bytes
             if is_too_large:
                 data = data[: self._max_bytes - self.size_bytes]

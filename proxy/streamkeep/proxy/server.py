@@ -209,7 +209,6 @@ def make_server(app: FastAPI, announce: Callable[[], None] = lambda: None) -> Se
 
 def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None]) -> int:
     """Serve on a bound socket until a signal. Returns the process's exit code: 0, or 1 when the service failed."""
-    logging.getLogger("uvicorn.access").addFilter(_drop_query)
 
     def ready() -> None:
         # A full collection stalls every stream. What the frameworks built stays for ever and need not be walked, and the
@@ -243,11 +242,3 @@ def _notice_dead_peers(peer: socket.socket | None) -> None:
     """A peer that vanished without a word is noticed once a heartbeat stays unacknowledged."""
     if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_USER_TIMEOUT"):
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _PEER_TIMEOUT_MS)
-
-
-def _drop_query(record: logging.LogRecord) -> bool:
-    """Signed URLs are credentials: the access log shows paths only."""
-    if isinstance(record.args, tuple) and len(record.args) == 5:
-        client, method, path, version, status = record.args
-        record.args = (client, method, str(path).partition("?")[0], version, status)
-    return True

@@ -11,11 +11,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from streamkeep.proxy.access import Access
 from streamkeep.proxy.forwarding import Forwarder
 from streamkeep.proxy.generations import Generations
+from streamkeep.proxy.probe import DatabaseProbe
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.registry import Registry
 from streamkeep.proxy.rules.webhook_urls import WebhookRules
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.subscriptions import Subscriptions
+from streamkeep.proxy.tallies import RequestTally
 from streamkeep.proxy.upstream import Resolver
 from streamkeep.proxy.webhooks import Webhooks
 from streamkeep.storage import Store
@@ -47,6 +49,8 @@ class Service:
         self.subscriptions = Subscriptions(store, self.appender, self.webhooks, public_url=settings.public_url)
         self.generations = Generations(store, self.writer, self.readers, settings, resolve)
         self.forwarder = Forwarder(self.generations, settings)
+        self.requests = RequestTally()
+        self.probe = DatabaseProbe(store)
         self.is_ready = False
         self.failure: BaseException | None = None
 
@@ -58,6 +62,7 @@ class Service:
             stack.push_async_callback(self.store.close)
             await self.access.open()
             self.store.listen(self)
+            stack.push_async_callback(self.probe.close)
             await stack.enter_async_context(self._running("writer", self.writer.run()))
             await stack.enter_async_context(self._running("appender", self.appender.run()))
             await stack.enter_async_context(self._running("readers", self.readers.run()))

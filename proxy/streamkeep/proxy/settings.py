@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from streamkeep.proxy.logs import LogFormat
 from streamkeep.proxy.rules import webhook_urls
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
 from streamkeep.proxy.rules.upstreams import Upstreams
@@ -35,6 +36,7 @@ class Settings:
     upstreams: Upstreams = field(default_factory=Upstreams.default)
     origins: tuple[str, ...] = ("*",)
     log_level: str = "info"
+    log_format: LogFormat | None = None
 
     long_poll_seconds: float = 20.0
     sse_seconds: float = 60.0
@@ -171,6 +173,13 @@ def _level(text: str) -> str:
     return text.lower()
 
 
+def _log_format(text: str) -> LogFormat:
+    try:
+        return LogFormat(text.lower())
+    except ValueError:
+        raise ValueError("must be text or json") from None
+
+
 _BY_UNIT: dict[str, Callable[[str], Any]] = {
     name: _seconds if name.endswith("_seconds") else _size
     for name in Settings.__dataclass_fields__
@@ -189,6 +198,7 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "webhook_allow": _allowlist,
     "origins": _list,
     "log_level": _level,
+    "log_format": _log_format,
     "upstream_retries": _count,
     "max_running": _limit,
     "max_per_minute": _limit,

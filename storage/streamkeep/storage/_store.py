@@ -20,6 +20,7 @@ from streamkeep.storage._types import (
     Owner,
     Refusal,
     Slice,
+    StoreStatus,
     StreamAppend,
     StreamConfig,
     StreamInfo,
@@ -55,6 +56,9 @@ class Store(Protocol):
 
     async def ping(self) -> None:
         """Return when the engine answers."""
+
+    def status(self) -> StoreStatus:
+        """The engine as this store sees it now, without asking it."""
 
     def listen(self, listener: Listener) -> None:
         """Tell `listener` from now on what other processes do. Wake-ups may be lost: poll `tails` slowly as well."""

@@ -20,6 +20,17 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """What a store knows of its engine without asking it: its connections, how many of them are at work and how many there
+    may be, and whether news of other processes arrives at once or only by polling."""
+
+    connections: int = 0
+    busy_connections: int = 0
+    max_connections: int = 0
+    is_listening: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationKey:
     """What names a generation; at most one upstream call is ever accepted under it."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from streamkeep.storage._errors import ItemRefused, StoreError, StoreUnavailable
 from streamkeep.storage._store import Store
 from streamkeep.storage._types import Appended, StreamAppend
+from streamkeep.storage.tallies import CommitTally
 from streamkeep.storage.writer import Audience
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 class _Item:
     append: StreamAppend
     outcome: asyncio.Future[Appended]
+    since: float
 
     @property
     def size(self) -> int:
@@ -38,7 +41,7 @@ class Appender:
     """Owns the commits of the appends that come to this process; `run` must be running.
 
     A batch holds at most `batch_items` appends and ends with the one that fills `batch_bytes`. While `budget_bytes` are
-    pending, further appends wait for room.
+    pending, further appends wait for room. `tally` counts what was committed.
     """
 
     def __init__(
@@ -50,11 +53,12 @@ class Appender:
         batch_bytes: int = 4 * 1024 * 1024,
         budget_bytes: int = 64 * 1024 * 1024,
     ) -> None:
+        self.budget_bytes = budget_bytes
+        self.tally = CommitTally()
         self._store = store
         self._audience = audience
         self._batch_items = batch_items
         self._batch_bytes = batch_bytes
-        self._budget_bytes = budget_bytes
         self._pending: deque[_Item] = deque()
         self._pending_bytes = 0
         self._work = asyncio.Event()
@@ -74,11 +78,11 @@ class Appender:
 
         A caller that is cancelled before its append was taken up leaves nothing behind.
         """
-        while self._pending_bytes >= self._budget_bytes and not self._is_stopped:
+        while self._pending_bytes >= self.budget_bytes and not self._is_stopped:
             await self._committed.wait()
         if self._is_stopped:
             raise StoreUnavailable("this process takes no more appends")
-        item = _Item(append, asyncio.get_running_loop().create_future())
+        item = _Item(append, asyncio.get_running_loop().create_future(), time.monotonic())
         self._pending.append(item)
         self._pending_bytes += item.size
         self._work.set()
@@ -134,6 +138,11 @@ class Appender:
             logger.exception("an append failed in a way that nobody foresaw")
             self._fail(batch, StoreUnavailable("the append failed"))
         else:
+            self.tally.note(
+                lag_seconds=time.monotonic() - batch[0].since,
+                size_bytes=sum(item.size for item in batch),
+                items=len(batch),
+            )
             self._publish(batch, results)
 
     def _publish(self, batch: Sequence[_Item], results: Sequence[Appended | StoreError]) -> None:

@@ -35,6 +35,7 @@ from streamkeep.storage._types import (
     Refusal,
     Retention,
     Slice,
+    StoreStatus,
     StreamAppend,
     StreamConfig,
     StreamInfo,
@@ -107,6 +108,9 @@ class MemoryStore:
     async def close(self) -> None: ...
 
     async def ping(self) -> None: ...
+
+    def status(self) -> StoreStatus:
+        return StoreStatus()
 
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)

@@ -27,6 +27,7 @@ from streamkeep.storage._store import Store
 from streamkeep.storage._types import Append, Ending, Generation, Owner, Tail
 from streamkeep.storage.rules.generations import Terminal
 from streamkeep.storage.rules.json_messages import encode_message
+from streamkeep.storage.tallies import CommitTally
 
 logger = logging.getLogger(__name__)
 
@@ -125,8 +126,8 @@ class _Item:
 class Writer:
     """Owns the commits of every generation that this process records.
 
-    `stream_budget_bytes` and `process_budget_bytes` bound what may be pending for one stream and for all;
-    `unavailable_since` is the monotonic instant since which the database has not answered, None when it does.
+    `stream_budget_bytes` and `process_budget_bytes` bound what may be pending for one stream and for all; `tally` counts
+    what was committed; `unavailable_since` is the monotonic instant since which the database has not answered, None when it does.
     """
 
     def __init__(
@@ -139,13 +140,15 @@ class Writer:
         batch_bytes: int = 4 * 1024 * 1024,
     ) -> None:
         self.stream_budget_bytes = stream_budget_bytes
+        self.process_budget_bytes = process_budget_bytes
         self.unavailable_since: float | None = None
+        self.tally = CommitTally()
         self._store = store
         self._audience = audience
-        self._process_budget_bytes = process_budget_bytes
         self._batch_bytes = batch_bytes
         self._pending_bytes = 0
         self._dirty: dict[Recorder, None] = {}
+        self._oldest_at = 0.0
         self._work = asyncio.Event()
         self._committed = asyncio.Event()
 
@@ -154,7 +157,7 @@ class Writer:
 
     @property
     def is_full(self) -> bool:
-        return self._pending_bytes >= self._process_budget_bytes
+        return self._pending_bytes >= self.process_budget_bytes
 
     @property
     def pending_bytes(self) -> int:
@@ -176,6 +179,8 @@ class Writer:
                 await self._commit(owner, [item for item in batch if item.recorder.generation.owner == owner])
 
     def _queue(self, recorder: Recorder, size: int) -> None:
+        if not self._dirty:
+            self._oldest_at = time.monotonic()
         self._pending_bytes += size
         self._dirty[recorder] = None
         self._work.set()
@@ -201,6 +206,7 @@ class Writer:
         return batch
 
     async def _commit(self, owner: Owner, batch: list[_Item]) -> None:
+        oldest_at = self._oldest_at
         try:
             ended = await self._until_stored(owner, batch)
         except OwnerFenced:
@@ -210,6 +216,11 @@ class Writer:
         except ItemRefused as exc:
             await self._commit_apart(owner, batch, exc)
         else:
+            self.tally.note(
+                lag_seconds=time.monotonic() - oldest_at,
+                size_bytes=sum(len(item.data) for item in batch),
+                items=len(batch),
+            )
             self._publish(batch, ended)
             self._done(batch)
 

@@ -77,7 +77,7 @@ class DropIn:
         url, decision = upstream.decide(_rest(scope))
         if isinstance(decision, Refused):
             raise problem(400, "invalid_upstream_url", decision.message)
-        return Destination(url, decision.private, upstream.headers)
+        return Destination(url, decision.private, upstream.headers, label=name)
 
     async def _continue(self, event: EventId, scope: Scope, receive: Receive, send: Send) -> None:
         """An EventSource is back: what it has not seen yet, or 204, which ends it. Upstream is never called."""

@@ -44,6 +44,7 @@ DEFAULT_GLOBS = (
     "http://localhost:4001/**",
 )
 MAX_URL_BYTES = 8 * 1024
+OTHER = "other"
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _ANY_PORT = 0
@@ -121,6 +122,14 @@ class Allowlist:
         why = "is on a private host, which only a glob that spells it admits" if matching else "is not allowed"
         line = f"{VARIABLE}={','.join((*self.globs, f'{target.origin}/**'))}"
         return Refused(f"{_cut(target.origin + target.path)} {why}; this would allow it: {line}")
+
+    def label(self, url: str) -> str:
+        """A URL's host if a glob spells it, else `other`: a name of which there are only as many as there are globs."""
+        try:
+            host = _Target.parse(url).host
+        except _Malformed:
+            return OTHER
+        return host if any(rule.host.pattern == re.escape(host) for rule in self._rules) else OTHER
 
 
 class _Malformed(ValueError):

@@ -60,6 +60,11 @@ class BadRequest(ValueError):
         self.code = code
 
 
+def is_id(value: str) -> bool:
+    """Whether a text has the form of our ids."""
+    return _ID.fullmatch(value) is not None
+
+
 def check_session_id(value: str) -> str:
     """Raises: BadRequest."""
     if not _ID.fullmatch(value):

@@ -84,7 +84,7 @@ class Database:
 
     def __init__(self, dsn: str, *, pool_size: int, deadline_seconds: float, is_pooled: bool) -> None:
         self._dsn = dsn
-        self._pool_size = pool_size
+        self.pool_size = pool_size
         self._deadline_seconds = deadline_seconds
         self._is_pooled = is_pooled
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -97,7 +97,7 @@ class Database:
             self._pool = await asyncpg.create_pool(
                 self._dsn,
                 min_size=0,
-                max_size=self._pool_size,
+                max_size=self.pool_size,
                 max_inactive_connection_lifetime=_IDLE_SECONDS,
                 statement_cache_size=0 if self._is_pooled else 100,
                 reset=_keep_as_it_is,
@@ -111,6 +111,11 @@ class Database:
         except StoreError:
             await self.close()
             raise
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections there are, and how many of them are idle."""
+        return (0, 0) if self._pool is None else (self._pool.get_size(), self._pool.get_idle_size())
 
     async def close(self) -> None:
         """Let calls under way finish, for a moment, and disconnect."""

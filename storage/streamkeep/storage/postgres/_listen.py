@@ -61,7 +61,8 @@ def parse_payload(payload: str) -> tuple[str, list[int] | None]:
 class Feed:
     """Tell listeners what other processes notify, for as long as `run` runs; reconnects by itself.
 
-    `cancel_requests` is asked after each (re)connect, since a request may have been missed.
+    `cancel_requests` is asked after each (re)connect, since a request may have been missed. `is_listening` is False while
+    there is no connection.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Feed:
         cancel_requests: Callable[[], Awaitable[Collection[int]]],
         deadline_seconds: float,
     ) -> None:
+        self.is_listening = False
         self._dsn = dsn
         self._sender = sender
         self._cancel_requests = cancel_requests
@@ -97,6 +99,7 @@ class Feed:
             except (*DRIVER_ERRORS, StoreError) as exc:
                 logger.info("lost the notifications: %s", exc)
             finally:
+                self.is_listening = False
                 connection.terminate()
             await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -105,6 +108,7 @@ class Feed:
         connection.add_termination_listener(lambda _: lost.set())
         await connection.add_listener(STREAMS_CHANNEL, self._on_streams)
         await connection.add_listener(CANCELS_CHANNEL, self._on_cancels)
+        self.is_listening = True
         self.streams_changed(None)
         if requested := await self._cancel_requests():
             self.cancel_requested(requested)

@@ -45,6 +45,7 @@ from streamkeep.storage._types import (
     Refusal,
     Retention,
     Slice,
+    StoreStatus,
     StreamAppend,
     StreamConfig,
     StreamInfo,
@@ -168,6 +169,10 @@ class PostgresStore:
 
     async def ping(self) -> None:
         await self._database.fetch_row("select 1", is_urgent=True)
+
+    def status(self) -> StoreStatus:
+        connections, idle = self._database.connections
+        return StoreStatus(connections, connections - idle, self._database.pool_size, self._feed.is_listening)
 
     def listen(self, listener: Listener) -> None:
         self._feed.add(listener)

@@ -1,0 +1,50 @@
+"""The first to see a request and the last to see its answer: names it for logs, and counts how it was answered."""
+
+from __future__ import annotations
+
+import secrets
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from streamkeep.proxy.asgi import Exchange, header
+from streamkeep.proxy.logs import REQUEST_ID
+from streamkeep.proxy.rules import wire
+from streamkeep.proxy.tallies import RequestTally
+
+_HEADER = wire.REQUEST_ID.lower().encode()
+
+
+class Front:
+    """ASGI middleware. A request keeps the `X-Request-ID` that it came with, if that is an id as we know them; the answer
+    carries the id unless it names another: a generation's, or upstream's."""
+
+    def __init__(self, app: ASGIApp, tally: RequestTally) -> None:
+        self._app = app
+        self._tally = tally
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = header(scope, _HEADER)
+        request_id = given if given is not None and wire.is_id(given) else secrets.token_hex(8)
+        exchange = scope["streamkeep.exchange"] = Exchange(request_id)
+        REQUEST_ID.set(request_id)
+
+        async def watched_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.has_started = True
+                self._tally.note_answer(scope["method"], message["status"])
+                if not any(name == _HEADER for name, _ in message["headers"]):
+                    message["headers"] = [*message["headers"], (_HEADER, request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except Exception:
+            if not exchange.has_started:
+                self._tally.note_answer(scope["method"], 500)
+            raise
+        finally:
+            if exchange.error is not None:
+                self._tally.errors[exchange.error] += 1

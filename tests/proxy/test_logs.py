@@ -1,0 +1,83 @@
+"""Log lines: what they say, in both forms, and the id by which a request's lines are found again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from io import StringIO
+
+import pytest
+
+from streamkeep.proxy import logs
+from streamkeep.proxy.logs import JsonFormatter, LogFormat
+from tests.serving import Proxy
+from tests.upstream import upstream, whole
+
+
+@pytest.fixture
+def written() -> Iterator[StringIO]:
+    """What the process logs as JSON while the test runs."""
+    stream = StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    root, level = logging.getLogger(), logging.getLogger().level
+    root.addHandler(handler)
+    root.setLevel("INFO")
+    yield stream
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+async def test_a_requests_lines_and_its_generations_lines_have_its_id(proxy: Proxy, written: StringIO) -> None:
+    async with upstream(whole(b"hello", "text/plain")) as server:
+        await proxy.create("chat", "7", server.url, X_Request_ID="trace-me")
+        await proxy.ending("chat", "7")
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    access = next(line for line in lines if line.get("path") == "/api/chat/7")
+    assert (access["method"], access["status"], access["logger"]) == ("POST", 200, "uvicorn.access")
+    end = next(line for line in lines if line["message"].endswith("complete, 5 bytes"))
+    for line in (access, end):
+        assert (line["request"], line["session"], line["generation"]) == ("trace-me", "chat", "7")
+        assert line["level"] == "info"
+        assert line["time"].endswith("+00:00")
+
+
+async def test_an_answer_carries_the_requests_id_and_a_strange_one_is_replaced(proxy: Proxy) -> None:
+    async def answered(given: str) -> str:
+        return str((await proxy.client.get("/health", headers={"X-Request-ID": given})).headers["X-Request-ID"])
+
+    assert await answered("from-my-gateway") == "from-my-gateway"
+    for strange in ("a b", "x" * 201, '"}', "-first", ""):
+        made = await answered(strange)
+        assert made != strange
+        assert len(made) == 16
+    assert await answered("") != await answered("")
+
+
+async def test_a_creations_answer_names_its_generation(proxy: Proxy) -> None:
+    async with upstream(whole(b"hello", "text/plain")) as server:
+        answer = await proxy.create("chat", "7", server.url, X_Request_ID="other")
+    assert answer.headers.get_list("X-Request-ID") == ["7"]
+
+
+def test_a_json_line_is_one_line_whatever_is_logged() -> None:
+    record = logging.LogRecord("x", logging.ERROR, __file__, 1, "a\nb %s \u2028\x1b[0m", ("c\r\n",), None)
+    line = JsonFormatter().format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["message"] == "a\nb c\r\n \u2028\x1b[0m"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "is_terminal", "is_json"),
+    [(None, True, False), (None, False, True), (LogFormat.TEXT, False, False), (LogFormat.JSON, True, True)],
+)
+def test_the_form_follows_the_setting_or_else_the_terminal(
+    chosen: LogFormat | None, is_terminal: bool, is_json: bool
+) -> None:
+    class Stream(StringIO):
+        def isatty(self) -> bool:
+            return is_terminal
+
+    assert isinstance(logs.handler(chosen, Stream()).formatter, JsonFormatter) is is_json
