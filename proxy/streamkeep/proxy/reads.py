@@ -10,12 +10,12 @@ import asyncio
 import gzip
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import not_found
@@ -112,16 +112,19 @@ class Reads:
         receive: Receive,
         send: Send,
         *,
+        start: Sequence[Message],
         change: Callable[[bytes], bytes] | None = None,
     ) -> bool:
-        """Send a stream's bytes from a position on as the body of an answer that has begun; the caller ends it. `change`
-        sees each part before it is sent. The peer cannot come back for more, so a store that is away is waited for.
+        """Answer with `start` and then a stream's bytes from a position on; the caller ends the answer. `change` sees each
+        part before it is sent. The peer cannot come back for more, so a store that is away is waited for.
 
         Returns whether the stream came to its end, and not the peer or the patience.
         """
         began_at = time.monotonic()
         self._note_beginning(ReadMode.DIRECT, format_offset(position) if position else START)
         async with self._following(target, position, receive, scope, ReadMode.DIRECT, is_steady=True) as reader:
+            for message in start:
+                await send(message)
             feed = reader.feed
             away_since: float | None = None
             while True:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import quote
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import problem
@@ -107,19 +107,23 @@ class DropIn:
         head = row.head
         if head is None:
             raise without_verdict(row, self._service, scope)
-        await send({"type": "http.response.start", "status": head.status, "headers": asgi.raw_headers([
-            *self._headers(row, scope), *([(wire.REPLAYED, "true")] if is_replay else ())
-        ])})  # fmt: skip
+        headers = self._headers(row, scope)
+        if is_replay:
+            headers.append((wire.REPLAYED, "true"))
+        start: list[Message] = [
+            {"type": "http.response.start", "status": head.status, "headers": asgi.raw_headers(headers)}
+        ]
         if head.status in _WITHOUT_BODY or scope["method"] == "HEAD":
+            await send(start[0])
             await send({"type": "http.response.body", "body": b""})
             return
         change: Callable[[bytes], bytes] | None = None
         if _is_event_source(scope) and _is_event_stream(row):
             ids = EventIds(row.key.session_id, row.key.request_id, position)
-            await send({"type": "http.response.body", "body": ids.opening, "more_body": True})
+            start.append({"type": "http.response.body", "body": ids.opening, "more_body": True})
             change = ids.feed
         target = Target(row.data_stream, head.content_type or "")
-        if await self._reads.pass_on(target, position, scope, receive, send, change=change):
+        if await self._reads.pass_on(target, position, scope, receive, send, start=start, change=change):
             ended = await self._service.store.generation(row.key)
             if ended is not None and ended.state is State.DONE:
                 await send({"type": "http.response.body", "body": b""})
