@@ -12,6 +12,7 @@ from streamkeep.proxy.errors import problem
 from streamkeep.proxy.generations import Generations, UpstreamRequest
 from streamkeep.proxy.request_body import RequestBody
 from streamkeep.proxy.rules import wire
+from streamkeep.proxy.rules.access import Principal
 from streamkeep.proxy.rules.allowlist import OTHER, Refused
 from streamkeep.proxy.rules.headers import forwarded_headers
 from streamkeep.proxy.settings import Settings
@@ -53,7 +54,13 @@ class Forwarder:
         return Destination(url, decision.private, label=self._settings.allow.label(url))
 
     async def forward(
-        self, key: GenerationKey, method: str, destination: Destination, scope: Scope, receive: Receive
+        self,
+        principal: Principal,
+        key: GenerationKey,
+        method: str,
+        destination: Destination,
+        scope: Scope,
+        receive: Receive,
     ) -> tuple[Generation, bool]:
         """Call upstream with the caller's headers and body, or join whoever did: the row once upstream's verdict is known,
         and whether it was a replay.
@@ -77,12 +84,16 @@ class Forwarder:
         request = UpstreamRequest(
             method, destination.url, headers, body, destination.may_be_private, label=destination.label
         )
-        return await self._generations.create(key, request, self._terms())
+        return await self._generations.create(key, request, self._terms(principal))
 
-    def _terms(self) -> Terms:
-        """What the caller may have."""
-        settings = self._settings
-        return Terms(holder=_ANYBODY, max_running=settings.max_running, max_per_minute=settings.max_per_minute)
+    def _terms(self, principal: Principal) -> Terms:
+        """What the caller may have: its own limits, else everybody's."""
+        limits, settings = principal.limits, self._settings
+        return Terms(
+            holder=principal.holder or _ANYBODY,
+            max_running=settings.max_running if limits.max_running is None else limits.max_running,
+            max_per_minute=settings.max_per_minute if limits.max_per_minute is None else limits.max_per_minute,
+        )
 
 
 def _replaced(headers: list[tuple[bytes, bytes]], ours: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -21,11 +21,13 @@ from streamkeep.proxy.reads import Reads, Target
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.routes.transport import answer_refusal, describe, without_verdict
 from streamkeep.proxy.rules import wire
+from streamkeep.proxy.rules.access import Credentials, Principal
 from streamkeep.proxy.rules.allowlist import Refused
 from streamkeep.proxy.rules.event_source import EventId, EventIds
 from streamkeep.proxy.rules.request_ids import ids_of
+from streamkeep.proxy.rules.upstreams import Upstream
 from streamkeep.proxy.service import Service
-from streamkeep.storage import DEFAULT_TENANT, Generation, GenerationKey, State
+from streamkeep.storage import Generation, GenerationKey, State
 
 _EVENT_STREAM = "text/event-stream"
 _WITHOUT_BODY = (204, 205)
@@ -47,12 +49,15 @@ class DropIn:
         self._reads = Reads(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        upstream = self._upstream(scope)
+        credentials = Credentials.SDKS if upstream.has_credentials else Credentials.VENDORS
+        principal = await self._service.access.principal(scope, credentials)
         headers = wire.single_headers(scope["headers"], _ID_HEADERS)
         last_event_id = headers[wire.LAST_EVENT_ID]
         if last_event_id:
-            await self._continue(EventId.parse(last_event_id), scope, receive, send)
+            await self._continue(principal, EventId.parse(last_event_id), scope, receive, send)
             return
-        key = GenerationKey(DEFAULT_TENANT, *ids_of(headers, otherwise=uuid.uuid4().hex))
+        key = GenerationKey(principal.tenant, *ids_of(headers, otherwise=uuid.uuid4().hex))
         if wire.is_resume(headers[wire.RESUME_ACTIVE_GENERATION]):
             found = await self._service.generations.resumable(key)
             if found is None:
@@ -60,28 +65,25 @@ class DropIn:
                 return
             row, is_replay = await self._with_verdict(found), True
         else:
-            destination = self._destination(scope)
+            destination = _destination(upstream, scope)
             try:
                 row, is_replay = await self._service.forwarder.forward(
-                    key, scope["method"], destination, scope, receive
+                    principal, key, scope["method"], destination, scope, receive
                 )
             except CallerLeft:
                 return
         await self._answer(row, scope, receive, send, is_replay=is_replay)
 
-    def _destination(self, scope: Scope) -> Destination:
-        name = scope["path_params"]["upstream"]
-        upstream = self._service.settings.upstreams.by_name.get(name)
+    def _upstream(self, scope: Scope) -> Upstream:
+        upstream = self._service.settings.upstreams.by_name.get(scope["path_params"]["upstream"])
         if upstream is None:
             raise problem(404, "unknown_upstream", "there is no upstream of that name; STREAMKEEP_UPSTREAMS names them")
-        url, decision = upstream.decide(_rest(scope))
-        if isinstance(decision, Refused):
-            raise problem(400, "invalid_upstream_url", decision.message)
-        return Destination(url, decision.private, upstream.headers, label=name)
+        return upstream
 
-    async def _continue(self, event: EventId, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _continue(self, principal: Principal, event: EventId, scope: Scope, receive: Receive, send: Send) -> None:
         """An EventSource is back: what it has not seen yet, or 204, which ends it. Upstream is never called."""
-        row = await self._service.generations.find(GenerationKey(DEFAULT_TENANT, event.session_id, event.request_id))
+        key = GenerationKey(principal.tenant, event.session_id, event.request_id)
+        row = await self._service.generations.find(key)
         row = await self._with_verdict(row)
         if row.head is None:
             raise without_verdict(row, self._service, scope)
@@ -150,6 +152,13 @@ class DropIn:
         if _is_event_stream(row):
             headers.append(("X-Accel-Buffering", "no"))
         return headers
+
+
+def _destination(upstream: Upstream, scope: Scope) -> Destination:
+    url, decision = upstream.decide(_rest(scope))
+    if isinstance(decision, Refused):
+        raise problem(400, "invalid_upstream_url", decision.message)
+    return Destination(url, decision.private, upstream.headers, label=upstream.name)
 
 
 def _rest(scope: Scope) -> str:

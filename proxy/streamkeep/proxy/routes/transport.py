@@ -52,7 +52,7 @@ class CreateGeneration:
         method = wire.upstream_method(headers[wire.PROXY_METHOD])
         destination = self._destination(headers[wire.PROXY_URL])
         try:
-            row, is_replay = await self._service.forwarder.forward(key, method, destination, scope, receive)
+            row, is_replay = await self._service.forwarder.forward(principal, key, method, destination, scope, receive)
         except CallerLeft:
             return
         await self._answer(row, scope, send, is_replay=is_replay)
