@@ -22,6 +22,7 @@ from streamkeep.storage._errors import (
     StreamNotFound,
     TooManyGenerations,
 )
+from streamkeep.storage._keys import ApiKey, KeyStore, SigningKey
 from streamkeep.storage._store import Listener, Store
 from streamkeep.storage._subscriptions import (
     MAX_EXPLICIT_LINKS,
@@ -84,6 +85,7 @@ __all__ = [
     "MAX_EXPLICIT_LINKS",
     "MAX_WAKE_STREAMS",
     "AlreadyClaimed",
+    "ApiKey",
     "Append",
     "Appended",
     "Change",
@@ -107,6 +109,7 @@ __all__ = [
     "InvalidFork",
     "InvalidOffset",
     "ItemRefused",
+    "KeyStore",
     "Lease",
     "Link",
     "Listener",
@@ -123,6 +126,7 @@ __all__ = [
     "Retention",
     "SequenceConflict",
     "SequenceGap",
+    "SigningKey",
     "Slice",
     "State",
     "Store",

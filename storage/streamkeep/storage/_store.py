@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from streamkeep.storage._errors import StoreError
+from streamkeep.storage._keys import KeyStore
 from streamkeep.storage._subscriptions import SubscriptionStore
 from streamkeep.storage._types import (
     Append,
@@ -64,7 +65,7 @@ class Store(Protocol):
         """Tell `listener` from now on what other processes do. Wake-ups may be lost: poll `tails` slowly as well."""
 
     async def signing_key(self) -> bytes:
-        """The secret that signs URLs: 32 bytes, made once and the same for every instance."""
+        """The secret that signs: 32 bytes, made once and the same for every instance."""
 
     # Owners: a process that records holds a lease, and every write of a generation checks it.
 
@@ -228,6 +229,12 @@ class Store(Protocol):
     @property
     def subscriptions(self) -> SubscriptionStore:
         """Who is to be told when streams grow: the part of the contract that `_subscriptions.py` says."""
+
+    # Keys
+
+    @property
+    def keys(self) -> KeyStore:
+        """Who may use the service: the part of the contract that `_keys.py` says."""
 
     # Upkeep: small batches, safe to run in several processes at once
 

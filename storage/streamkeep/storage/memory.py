@@ -45,6 +45,7 @@ from streamkeep.storage._types import (
     UpstreamHead,
     generation_of,
 )
+from streamkeep.storage.memory_keys import MemoryKeys
 from streamkeep.storage.memory_subscriptions import MemorySubscriptions
 from streamkeep.storage.rules import content_types, forks, limits
 from streamkeep.storage.rules.appends import StreamState, decide_batch
@@ -98,6 +99,7 @@ class MemoryStore:
         self._listeners: list[Listener] = []
         self.subscriptions = MemorySubscriptions(self._now)
         self._signing_key = secrets.token_bytes(32)
+        self.keys = MemoryKeys(self._signing_key, self._now)
         self._last_id = 0
 
     def __repr__(self) -> str:

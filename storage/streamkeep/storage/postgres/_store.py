@@ -56,6 +56,7 @@ from streamkeep.storage._types import (
 )
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
 from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.postgres._keys import PostgresKeys
 from streamkeep.storage.postgres._listen import CANCELS_CHANNEL, Feed, Notifier, format_payload, new_sender
 from streamkeep.storage.postgres._migrate import migrate
 from streamkeep.storage.postgres._streams import ProtocolStreams
@@ -132,6 +133,7 @@ class PostgresStore:
         self._upkeep = Upkeep(self._database, retention, merge_after_seconds=merge_after_seconds)
         self._chunks = Chunks(self._database)
         self.subscriptions = PostgresSubscriptions(self._database)
+        self.keys = PostgresKeys(self._database, self.signing_key)
         self._streams = ProtocolStreams(self._database, self._chunks, self._announce)
         self._sender = new_sender()
         self._feed = Feed(
