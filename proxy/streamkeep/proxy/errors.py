@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.headers import HeadersTooLarge, InvalidHeader
+from streamkeep.proxy.rules.stream_headers import format_timestamp
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.storage import (
     ContentTypeMismatch,
     FingerprintMismatch,
     GenerationNotFound,
+    Gone,
+    GoneReason,
     InvalidEpochStart,
     InvalidFork,
     InvalidOffset,
@@ -69,8 +72,16 @@ def not_found() -> ApiError:
     return problem(404, "not_found", "there is no such generation")
 
 
-def gone() -> ApiError:
-    return problem(410, "gone", "the generation ended longer ago than its data are kept")
+_GONE = {
+    GoneReason.RETENTION: "the generation ended longer ago than its data are kept",
+    GoneReason.DELETED: "the generation's data were deleted",
+}
+
+
+def gone(found: Gone) -> ApiError:
+    """The answer for a generation without data. Its ids stay taken: upstream is not called again under them."""
+    extra = {"reason": found.reason.value, "goneAt": format_timestamp(found.at)}
+    return problem(410, "gone", _GONE[found.reason], extra=extra)
 
 
 def problem_of(exc: BaseException) -> Problem | None:

@@ -71,6 +71,7 @@ class Forwarder:
             CallerLeft: there is nobody to answer.
             FingerprintMismatch, StoreUnavailable: as `Generations.create` says.
         """
+        terms = self._terms(principal, scope)
         headers = _replaced(forwarded_headers(scope["headers"]), destination.headers)
         limit = self._settings.max_request_bytes
         content_length = wire.single_headers(scope["headers"], ("Content-Length",))["Content-Length"]
@@ -84,15 +85,17 @@ class Forwarder:
         request = UpstreamRequest(
             method, destination.url, headers, body, destination.may_be_private, label=destination.label
         )
-        return await self._generations.create(key, request, self._terms(principal))
+        return await self._generations.create(key, request, terms)
 
-    def _terms(self, principal: Principal) -> Terms:
-        """What the caller may have: its own limits, else everybody's."""
+    def _terms(self, principal: Principal, scope: Scope) -> Terms:
+        """What the caller may have, its own limits or else everybody's, and what it asks for. Raises: BadRequest."""
         limits, settings = principal.limits, self._settings
+        retention = wire.single_headers(scope["headers"], (wire.RETENTION,))[wire.RETENTION]
         return Terms(
             holder=principal.holder or _ANYBODY,
             max_running=settings.max_running if limits.max_running is None else limits.max_running,
             max_per_minute=settings.max_per_minute if limits.max_per_minute is None else limits.max_per_minute,
+            retention_seconds=wire.retention_seconds(retention, at_most=settings.max_retention_seconds),
         )
 
 

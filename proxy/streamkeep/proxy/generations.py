@@ -289,10 +289,10 @@ class Generations:
         """
         GENERATION.set(key)
         row = await self._store.generation(key)
-        if row is None or (row.state is State.REFUSED and not row.is_swept):
+        if row is None or row.state is State.REFUSED:
             raise not_found()
-        if row.is_swept:
-            raise gone()
+        if row.gone is not None:
+            raise gone(row.gone)
         return row
 
     async def verdict(self, row: Generation, *, within_seconds: float) -> Generation:
@@ -315,7 +315,7 @@ class Generations:
         rows = await self._store.session_generations(
             tenant, session_id, ended_after=datetime.now(UTC) - ACTIVE_AFTER_END
         )
-        return [row for row in rows if not row.is_swept]
+        return [row for row in rows if row.gone is None]
 
     async def resumable(self, key: GenerationKey) -> Generation | None:
         """The generation under these ids if it runs, else the session's newest that does."""
@@ -402,8 +402,8 @@ class Generations:
             self._claiming[key] -= 1
             if not self._claiming[key]:
                 del self._claiming[key]
-        if claim.generation.is_swept:
-            raise gone()
+        if claim.generation.gone is not None:
+            raise gone(claim.generation.gone)
         if not claim.is_new and not body.is_complete:
             await body.drain()
         return claim

@@ -15,6 +15,8 @@ _ERROR: Schema = {
     "properties": {
         "error": {**_TEXT, "description": "For machines"},
         "message": {**_TEXT, "description": "For people"},
+        "reason": {**_TEXT, "description": "Of `gone`: `retention` or `deleted`"},
+        "goneAt": {**_TEXT, "format": "date-time", "description": "Of `gone`: since when"},
     },
 }
 _GENERATION: Schema = {
@@ -30,6 +32,7 @@ _GENERATION: Schema = {
         "upstreamHeaders": {"type": "object", "additionalProperties": _TEXT},
         "state": {"enum": ["creating", "running", "done", "error", "cancelled"]},
         "code": {**_TEXT, "description": "How it ended"},
+        "retentionSeconds": {"type": "number", "description": "How long the data stay after the end"},
         "createdAt": {**_TEXT, "format": "date-time"},
     },
 }

@@ -64,6 +64,7 @@ class Settings:
 
     storage_outage_seconds: float = 60.0
     retention_seconds: float = 24 * 3600.0
+    max_retention_seconds: float = 30 * 24 * 3600.0
     url_seconds: float = 24 * 3600.0
     drain_seconds: float = 30.0
     observe_endings: bool = True

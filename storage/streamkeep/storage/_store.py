@@ -137,6 +137,13 @@ class Store(Protocol):
     async def cancel_requests(self, owner: Owner) -> list[int]:
         """Ids of the owner's live generations that somebody asked to stop."""
 
+    async def set_retention(self, tenant: str, seconds: float | None) -> None:
+        """How long the data of a tenant's generations stay, where a claim does not say; None: as the store has it. Counts
+        for what is claimed from now on."""
+
+    async def retentions(self) -> dict[str, float]:
+        """The tenants that have a retention of their own, with it."""
+
     # Bytes
 
     async def commit(self, owner: Owner, appends: Sequence[Append], endings: Sequence[Ending]) -> frozenset[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from streamkeep.storage.rules.generations import State, Terminal
 
@@ -12,8 +13,8 @@ DEFAULT_TENANT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long things stay. `data_seconds` counts from a generation's end; the row, which guards against a second
-    upstream call, outlives the data by far."""
+    """How long things stay. `data_seconds` counts from a generation's end, where neither its claim nor its tenant says
+    otherwise; `row_seconds` from then on for the row, which guards against a second upstream call."""
 
     data_seconds: float = 24 * 3600
     row_seconds: float = 30 * 24 * 3600
@@ -51,12 +52,14 @@ class GenerationKey:
 class Terms:
     """What a claim asks for beside its key. `holder` is whom limits are counted for, within the tenant; both limits are
     at least 1, and None is none. `cancel_after_seconds` is how long the generation goes on without a reader, once it has
-    had one; None: to its end."""
+    had one; None: to its end. `retention_seconds` is how long its data stay after its end; None: as its tenant has it, or
+    else the store."""
 
     holder: str | None = None
     max_running: int | None = None
     max_per_minute: int | None = None
     cancel_after_seconds: float | None = None
+    retention_seconds: float | None = None
 
     @property
     def is_limited(self) -> bool:
@@ -97,11 +100,26 @@ class Refusal:
     body: bytes
 
 
+class GoneReason(StrEnum):
+    """Why there is nothing to read any more; the values are those on the wire."""
+
+    RETENTION = "retention"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Since when a generation's data cannot be read any more, and why."""
+
+    reason: GoneReason
+    at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A generation's row. `epoch` grows each time a refused one is claimed anew; `fingerprint` is None while a large
     request body is still passing through; `data_stream` and `control_stream` are stream ids; `holder` and
-    `cancel_after_seconds` are those of the claim's terms."""
+    `cancel_after_seconds` are those of the claim's terms; `retention_seconds` is None where the store's applies."""
 
     id: int
     key: GenerationKey
@@ -118,9 +136,10 @@ class Generation:
     message: str | None = None
     is_cancel_requested: bool = False
     ended_at: datetime | None = None
-    is_swept: bool = False
+    gone: Gone | None = None
     holder: str | None = None
     cancel_after_seconds: float | None = None
+    retention_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from streamkeep.storage._types import (
     Ending,
     Generation,
     GenerationKey,
+    GoneReason,
     Owner,
     Refusal,
     Retention,
@@ -322,7 +323,7 @@ class StoreContract:
             assert (row.key, row.owner, row.state, row.epoch) == (key(), owner, State.CREATING, 1)
             assert (row.fingerprint, row.head, row.refusal, row.code, row.ended_at) == (FINGERPRINT, *[None] * 4)
             assert not row.is_cancel_requested
-            assert not row.is_swept
+            assert row.gone is None
             assert abs(datetime.now(UTC) - row.created_at) < timedelta(minutes=5)
             assert row.data_stream != row.control_stream
             for stream in (row.data_stream, row.control_stream):
@@ -906,7 +907,8 @@ class StoreContract:
             row = await store.generation(key())
             assert row is not None
             assert before is not None
-            assert (row.is_swept, row.state, row.code, row.ended_at) == (True, State.DONE, "complete", before.ended_at)
+            assert (row.state, row.code, row.ended_at) == (State.DONE, "complete", before.ended_at)
+            assert (before.gone, row.gone and row.gone.reason) == (None, GoneReason.RETENTION)
             assert await read_on(store, going.data_stream) == b"on"
 
     async def test_a_swept_generation_still_guards_its_key(self) -> None:
@@ -916,7 +918,7 @@ class StoreContract:
             await store.sweep()
             claim = await store.claim(owner, key(), FINGERPRINT)
             assert not claim.is_new
-            assert claim.generation.is_swept
+            assert claim.generation.gone is not None
             await raised(FingerprintMismatch, store.claim(owner, key(), b"other"))
 
     async def test_the_row_goes_when_its_own_time_is_over(self) -> None:
@@ -950,6 +952,34 @@ class StoreContract:
             generation = await running(store, owner)
             assert await store.sweep() == 0
             await store.commit(owner, [Append(generation.data_stream, 0, b"now")], [])
+
+    async def test_data_stay_as_long_as_the_claim_says_or_else_the_tenant_or_else_the_store(self) -> None:
+        for store_seconds, tenant_seconds, claim_seconds, is_kept in (
+            (0, None, None, False),
+            (3600, 0, None, False),
+            (0, 3600, None, True),
+            (3600, 3600, 0, False),
+            (0, 0, 3600, True),
+        ):
+            async with self.opened(Retention(data_seconds=store_seconds)) as store:
+                owner = await store.register_owner()
+                await store.set_retention("acme", tenant_seconds)
+                of = key(f"{store_seconds}-{tenant_seconds}-{claim_seconds}", tenant="acme")
+                terms = Terms(retention_seconds=claim_seconds)
+                claim = await store.claim(owner, of, FINGERPRINT, terms)
+                await store.commit(owner, [], [ending(claim.generation, 0, Code.CANCELLED)])
+                await until_nothing_to_sweep(store)
+                row = await store.generation(of)
+                assert row is not None
+                assert (row.gone is None) is is_kept, (store_seconds, tenant_seconds, claim_seconds)
+
+    async def test_a_tenants_retention_is_set_changed_and_taken_back(self) -> None:
+        async with self.opened() as store:
+            for seconds in (60, 90.5):
+                await store.set_retention("acme", seconds)
+                assert await store.retentions() == {"acme": seconds}
+            await store.set_retention("acme", None)
+            assert await store.retentions() == {}
 
     async def test_a_sweep_takes_no_more_than_its_limit(self) -> None:
         async with self.opened(Retention(data_seconds=0)) as store:

@@ -29,6 +29,8 @@ from streamkeep.storage._types import (
     ForkPoint,
     Generation,
     GenerationKey,
+    Gone,
+    GoneReason,
     Lease,
     Owner,
     Producer,
@@ -95,6 +97,7 @@ class MemoryStore:
         self._streams: dict[int, _Stream] = {}
         self._paths: dict[StreamKey, _Stream] = {}
         self._generations: dict[GenerationKey, Generation] = {}
+        self._retentions: dict[str, float] = {}
         self._beats: dict[Owner, int] = {}
         self._listeners: list[Listener] = []
         self.subscriptions = MemorySubscriptions(self._now)
@@ -169,6 +172,7 @@ class MemoryStore:
                 is_cancel_requested=False,
                 holder=terms.holder,
                 cancel_after_seconds=terms.cancel_after_seconds,
+                retention_seconds=self._retention_of(key.tenant, terms),
             )
             return Claim(self._put(anew), is_new=True)
         if fingerprint is not None and found.fingerprint is not None and fingerprint != found.fingerprint:
@@ -208,6 +212,15 @@ class MemoryStore:
         return [
             g.id for g in self._generations.values() if g.owner == owner and g.state.is_live and g.is_cancel_requested
         ]
+
+    async def set_retention(self, tenant: str, seconds: float | None) -> None:
+        if seconds is None:
+            self._retentions.pop(tenant, None)
+        else:
+            self._retentions[tenant] = seconds
+
+    async def retentions(self) -> dict[str, float]:
+        return dict(self._retentions)
 
     # Bytes
 
@@ -324,7 +337,7 @@ class MemoryStore:
             if row.state is State.REFUSED:
                 self._delete(row)
             else:
-                self._put(replace(row, is_swept=True))
+                self._put(replace(row, gone=Gone(GoneReason.RETENTION, self._now())))
         for row in expired:
             self._delete(row)
         for stream in over:
@@ -340,13 +353,18 @@ class MemoryStore:
     def _due(self, limit: int) -> tuple[list[Generation], list[Generation], list[_Stream]]:
         """What a sweep takes: generations whose data, and those whose rows are past their retention; expired streams."""
         now = self._now()
-        data_before = now - timedelta(seconds=self._retention.data_seconds)
         row_before = now - timedelta(seconds=self._retention.row_seconds)
-        ended = [(g, g.ended_at) for g in self._generations.values() if g.ended_at is not None]
-        due = [g for g, ended_at in ended if not g.is_swept and ended_at <= data_before]
-        expired = [g for g, ended_at in ended if g.is_swept and ended_at <= row_before]
+        due = [g for g in self._generations.values() if g.gone is None and self._is_past(g, now)]
+        expired = [g for g in self._generations.values() if g.gone is not None and g.gone.at <= row_before]
         over = [s for s in self._streams.values() if not s.is_deleted and is_over(s.ends_at, now)]
         return due[:limit], expired[:limit], over[:limit]
+
+    def _is_past(self, row: Generation, now: datetime) -> bool:
+        seconds = self._retention.data_seconds if row.retention_seconds is None else row.retention_seconds
+        return row.ended_at is not None and row.ended_at <= now - timedelta(seconds=seconds)
+
+    def _retention_of(self, tenant: str, terms: Terms) -> float | None:
+        return self._retentions.get(tenant) if terms.retention_seconds is None else terms.retention_seconds
 
     def _next_id(self) -> int:
         self._last_id += 1
@@ -396,6 +414,7 @@ class MemoryStore:
             self._now(),
             holder=terms.holder,
             cancel_after_seconds=terms.cancel_after_seconds,
+            retention_seconds=self._retention_of(key.tenant, terms),
         )
         return self._put(row)
 

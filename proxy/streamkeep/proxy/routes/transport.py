@@ -106,6 +106,9 @@ def describe(row: Generation, service: Service, scope: Scope) -> dict[str, Any]:
             found["upstreamHeaders"][name] = value if known is None else f"{known}, {value}"
         if head.content_encoding is not None:
             found["upstreamHeaders"]["content-encoding"] = head.content_encoding
+    found["retentionSeconds"] = (
+        service.settings.retention_seconds if row.retention_seconds is None else row.retention_seconds
+    )
     if row.code is not None:
         found["code"] = row.code
     return found

@@ -18,6 +18,7 @@ REQUEST_ID = "X-Request-ID"
 RESUME_ACTIVE_GENERATION = "X-Resume-Active-Generation"
 REPLAY_FROM_START = "X-Replay-From-Start"
 ACTIVE_GENERATION_TTL = "X-Active-Generation-TTL"
+RETENTION = "Streamkeep-Retention"
 LAST_EVENT_ID = "Last-Event-ID"
 IDEMPOTENCY_KEY = "Idempotency-Key"
 STREAM_TTL = "Stream-TTL"
@@ -101,6 +102,15 @@ def upstream_method(value: str | None) -> str:
 def is_resume(value: str | None) -> bool:
     """Whether `X-Resume-Active-Generation` asks to resume: any value but `false`."""
     return value is not None and value.strip().lower() != "false"
+
+
+def retention_seconds(value: str | None, *, at_most: float) -> int | None:
+    """How long a request's data are to stay, in whole seconds from its end. Raises: BadRequest."""
+    if value is None:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,9}", value.strip()) or int(value) > at_most:
+        raise BadRequest("invalid_retention", f"{RETENTION} is a number of seconds from 1 to {int(at_most)}")
+    return int(value)
 
 
 def single_headers(headers: Iterable[tuple[bytes, bytes]], names: Iterable[str]) -> dict[str, str | None]:

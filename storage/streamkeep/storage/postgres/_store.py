@@ -40,6 +40,8 @@ from streamkeep.storage._types import (
     Ending,
     Generation,
     GenerationKey,
+    Gone,
+    GoneReason,
     Lease,
     Owner,
     Refusal,
@@ -75,7 +77,7 @@ _FetchRow: TypeAlias = Callable[..., Awaitable["asyncpg.Record | None"]]
 
 _COLUMNS = """id, tenant, session_id, request_id, epoch, state, owner_id, owner_epoch, data_stream, control_stream,
     fingerprint, created_at, head, refusal_body, code, message, is_cancel_requested, ended_at, is_swept, holder,
-    cancel_after_seconds"""
+    cancel_after_seconds, retention_seconds, gone_at, gone_reason"""
 
 
 def _fence(condition: str = "") -> str:
@@ -283,9 +285,9 @@ class PostgresStore:
     with {_fence()}, claimed as (
         insert into streamkeep.generations
             (tenant, session_id, request_id, owner_id, owner_epoch, fingerprint, data_stream, control_stream,
-             holder, cancel_after_seconds)
+             holder, cancel_after_seconds, retention_seconds)
         select $3, $4, $5, id, epoch, $6, nextval('streamkeep.streams_id_seq'), nextval('streamkeep.streams_id_seq'),
-               $9, $10
+               $9, $10, coalesce($11, (select retention_seconds from streamkeep.tenants where tenant = $3))
         from fence
         on conflict on constraint generations_key do nothing
         returning {_COLUMNS}
@@ -311,7 +313,10 @@ class PostgresStore:
     update streamkeep.generations
     set epoch = generations.epoch + 1, state = 'creating', owner_id = fence.id, owner_epoch = fence.epoch,
         fingerprint = $5, created_at = clock_timestamp(), ended_at = null, head = null, refusal_body = null,
-        is_cancel_requested = false, holder = $6, cancel_after_seconds = $7
+        is_cancel_requested = false, holder = $6, cancel_after_seconds = $7,
+        retention_seconds = coalesce(
+            $8, (select tenants.retention_seconds from streamkeep.tenants where tenants.tenant = generations.tenant)
+        )
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'refused'
     returning generations.*
@@ -363,7 +368,7 @@ class PostgresStore:
     async def _claim(
         self, fetch_row: _FetchRow, owner: Owner, key: GenerationKey, fingerprint: bytes | None, terms: Terms
     ) -> Claim:
-        kept = (terms.holder, terms.cancel_after_seconds)
+        kept = (terms.holder, terms.cancel_after_seconds, terms.retention_seconds)
         for _ in range(_MAX_CLAIM_ATTEMPTS):
             row = _one(
                 await fetch_row(
@@ -413,7 +418,8 @@ class PostgresStore:
     _REFUSE = f"""
     with {_fence()}
     update streamkeep.generations
-    set state = 'refused', fingerprint = $5, head = $6, refusal_body = $7, ended_at = clock_timestamp()
+    set state = 'refused', fingerprint = $5, head = $6, refusal_body = $7, ended_at = clock_timestamp(),
+        sweep_at = clock_timestamp() + make_interval(secs => retention_seconds)
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'creating'
       and {_BELONGS_TO_FENCE}
@@ -494,6 +500,19 @@ class PostgresStore:
     async def _own_cancel_requests(self) -> list[int]:
         return [found for owner in list(self._settled) for found in await self.cancel_requests(owner)]
 
+    _SET_RETENTION = """
+    insert into streamkeep.tenants (tenant, retention_seconds) values ($1, $2)
+    on conflict (tenant) do update set retention_seconds = $2, updated_at = clock_timestamp()
+    """
+
+    async def set_retention(self, tenant: str, seconds: float | None) -> None:
+        await self._database.execute(self._SET_RETENTION, tenant, seconds)
+
+    _RETENTIONS = "select tenant, retention_seconds from streamkeep.tenants where retention_seconds is not null"
+
+    async def retentions(self) -> dict[str, float]:
+        return {row["tenant"]: row["retention_seconds"] for row in await self._database.fetch(self._RETENTIONS)}
+
     # Bytes
 
     _WRITE = f"""
@@ -519,7 +538,8 @@ class PostgresStore:
         ) as ending (id, epoch, state, code, message, position, final_position, event)
     ), ended as (
         update streamkeep.generations
-        set state = ending.state, code = ending.code, message = ending.message, ended_at = clock_timestamp()
+        set state = ending.state, code = ending.code, message = ending.message, ended_at = clock_timestamp(),
+            sweep_at = clock_timestamp() + make_interval(secs => retention_seconds)
         from fence, ending
         where generations.id = ending.id and generations.epoch = ending.epoch
           and {_BELONGS_TO_FENCE} and ended_at is null
@@ -659,10 +679,18 @@ def _generation(row: asyncpg.Record) -> Generation:
         message=row["message"],
         is_cancel_requested=row["is_cancel_requested"],
         ended_at=row["ended_at"],
-        is_swept=row["is_swept"],
+        gone=_gone(row),
         holder=row["holder"],
         cancel_after_seconds=row["cancel_after_seconds"],
+        retention_seconds=row["retention_seconds"],
     )
+
+
+def _gone(row: asyncpg.Record) -> Gone | None:
+    if row["gone_at"] is not None:
+        return Gone(GoneReason(row["gone_reason"]), row["gone_at"])
+    # Swept before it was written down when.
+    return Gone(GoneReason.RETENTION, row["ended_at"]) if row["is_swept"] else None
 
 
 # JSON with nothing but ASCII: upstream may send header values that text in the database cannot hold.

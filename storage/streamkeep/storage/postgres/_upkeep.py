@@ -82,8 +82,23 @@ class Upkeep:
 _LOCK_DUE = """
 select id, data_stream, control_stream
 from streamkeep.generations
-where not is_swept and ended_at <= clock_timestamp() - make_interval(secs => $1)
-order by ended_at
+where not is_swept
+  and id = any(array(
+      (
+          select id
+          from streamkeep.generations
+          where not is_swept and ended_at is not null and sweep_at is null
+            and ended_at <= clock_timestamp() - make_interval(secs => $1)
+          order by ended_at
+          limit $2
+      ) union all (
+          select id
+          from streamkeep.generations
+          where not is_swept and sweep_at is not null and sweep_at <= clock_timestamp()
+          order by sweep_at
+          limit $2
+      )
+  ))
 limit $2
 for update skip locked
 """
@@ -104,15 +119,18 @@ _DELETE_STREAMS = "delete from streamkeep.streams where id = any($1::bigint[])"
 # A refused generation guards nothing: its key may be claimed anew, so its row goes with its error body.
 _DELETE_REFUSED = "delete from streamkeep.generations where id = any($1::bigint[]) and state = 'refused'"
 
-_MARK_SWEPT = "update streamkeep.generations set is_swept = true where id = any($1::bigint[])"
+_MARK_SWEPT = """
+update streamkeep.generations set is_swept = true, gone_at = clock_timestamp(), gone_reason = 'retention'
+where id = any($1::bigint[])
+"""
 
 _DELETE_ROWS = """
 delete from streamkeep.generations
 where id in (
     select id
     from streamkeep.generations
-    where is_swept and ended_at <= clock_timestamp() - make_interval(secs => $1)
-    order by ended_at
+    where is_swept and coalesce(gone_at, ended_at) <= clock_timestamp() - make_interval(secs => $1)
+    order by coalesce(gone_at, ended_at)
     limit $2
     for update skip locked
 )
