@@ -101,7 +101,7 @@ class Upstream:
                 writer.close()
                 await writer.wait_closed()
         finally:
-            writer.transport.abort()
+            _abort(writer)
 
     @staticmethod
     async def _watch(reader: asyncio.StreamReader, exchange: Exchange) -> None:
@@ -140,7 +140,7 @@ async def upstream(script: Script) -> AsyncIterator[Upstream]:
         def ended(task: asyncio.Task[None]) -> None:
             # A task that is cancelled before it begins runs no `finally` of its own.
             tasks.discard(task)
-            writer.transport.abort()
+            _abort(writer)
 
         task.add_done_callback(ended)
 
@@ -153,6 +153,12 @@ async def upstream(script: Script) -> AsyncIterator[Upstream]:
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    # A transport that took a while to flush and then closed cannot be aborted any more: it has let go of its loop.
+    with suppress(AttributeError):
+        writer.transport.abort()
 
 
 def whole(body: bytes, content_type: str = "text/event-stream", *, chunk_bytes: int | None = None) -> Script:

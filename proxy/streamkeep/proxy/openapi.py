@@ -141,13 +141,20 @@ _READ = [
     _header("If-None-Match", "Entity tags of catch-up reads"),
     _header(wire.LAST_EVENT_ID, "Wins over `offset`; at the end of a closed stream the answer is 204"),
 ]
+_AS = _query(
+    "as",
+    "`json`: server-sent events as JSON messages; `bytes`: `application/octet-stream`, whatever upstream's type",
+    {"enum": ["json", "bytes"]},
+)
 _READ_HEADERS = _answered(
-    wire.NEXT_OFFSET, wire.UP_TO_DATE, wire.CLOSED, wire.CURSOR, wire.UPSTREAM_STATUS, wire.UPSTREAM_CONTENT_ENCODING
+    *(wire.NEXT_OFFSET, wire.UP_TO_DATE, wire.CLOSED, wire.CURSOR),
+    *(wire.UPSTREAM_STATUS, wire.UPSTREAM_CONTENT_TYPE, wire.UPSTREAM_CONTENT_ENCODING),
 )
 _READ_ERRORS = _errors(
     _400="`invalid_offset`, `invalid_parameter`, `invalid_id`",
     _401="`signature_invalid`, `signature_expired`",
     _404="`not_found`: no such stream or generation, or upstream refused it",
+    _409="`not_an_event_stream`: it has no JSON view",
     _410="`gone`: deleted, or ended longer ago than data are kept",
     _503="`not_started`: upstream has not answered yet; `overloaded`, `storage_unavailable`",
 )
@@ -393,6 +400,7 @@ PATHS: Schema = {
                 _header(wire.PROXY_URL, "The URL to call; required unless resuming"),
                 _header(wire.PROXY_METHOD, "GET, HEAD, PUT, PATCH, DELETE or POST (default)"),
                 _header(wire.RESUME_ACTIVE_GENERATION, "Any value but `false`: find what runs, call nothing"),
+                _header(wire.VIEW, "`json` or `bytes`: what `streamUrl` is to lead to, see `as` of the data stream"),
             ],
             "requestBody": {"description": "Goes to upstream as it is", "content": {"*/*": {}}},
             "responses": {
@@ -421,8 +429,8 @@ PATHS: Schema = {
         }
     },
     "/stream/data": {
-        "get": _read("A generation's bytes", _BY_IDS),
-        "head": _head("Where a generation's bytes end", _BY_IDS),
+        "get": _read("A generation's bytes", [*_BY_IDS, _AS]),
+        "head": _head("Where a generation's bytes end", [*_BY_IDS, _AS]),
     },
     "/stream/control": {
         "get": _read("A generation's terminal event", _BY_IDS),
@@ -430,10 +438,10 @@ PATHS: Schema = {
     },
 } | {
     f"/v1/stream/generations/{{session_id}}/{{request_id}}/{which}": {
-        "get": _read(f"A generation's {which} stream", _IDS),
-        "head": _head(f"Where a generation's {which} stream ends", _IDS),
+        "get": _read(f"A generation's {which} stream", parameters),
+        "head": _head(f"Where a generation's {which} stream ends", parameters),
     }
-    for which in ("data", "control")
+    for which, parameters in (("data", [*_IDS, _AS]), ("control", _IDS))
 }
 
 

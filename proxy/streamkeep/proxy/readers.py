@@ -25,7 +25,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, problem
-from streamkeep.proxy.rules import sse
+from streamkeep.proxy.json_view import Viewer
+from streamkeep.proxy.rules import event_messages, sse
+from streamkeep.proxy.rules.event_messages import Held
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.proxy.tallies import ReadTally
 from streamkeep.storage import Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
@@ -71,16 +73,31 @@ class Keepalive:
 
 class Piece:
     """Committed bytes from `start` to `end`, with the frames that readers of each encoding share. `known_at` is the
-    monotonic instant at which this process learned that they are committed; 0 for bytes read from the log."""
+    monotonic instant at which this process learned that they are committed; 0 for bytes read from the log.
 
-    __slots__ = ("_frames", "data", "end", "known_at", "start")
+    In a piece of the JSON view `data` are the messages that a reader who comes to `end` has got.
+    """
 
-    def __init__(self, start: int, data: bytes) -> None:
+    __slots__ = ("_frames", "_viewed", "data", "end", "known_at", "start")
+
+    def __init__(self, start: int, data: bytes, *, end: int | None = None) -> None:
         self.start = start
-        self.end = start + len(data)
+        self.end = start + len(data) if end is None else end
         self.data = data
         self.known_at = 0.0
         self._frames: dict[tuple[Encoding, bytes], tuple[bytes, bytes]] = {}
+        self._viewed: dict[Held, tuple[Piece | None, Held]] = {}
+
+    def viewed(self, held: Held) -> tuple[Piece | None, Held]:
+        """The messages for readers of the JSON view who hold back `held`, if there are any, and what they hold then."""
+        found = self._viewed.get(held)
+        if found is None:
+            messages, rest = event_messages.decode(held, self.data)
+            piece = Piece(held.position, messages, end=rest.position) if messages else None
+            if piece is not None:
+                piece.known_at = self.known_at
+            found = self._viewed[held] = (piece, rest)
+        return found
 
     def frame(self, encoding: Encoding, held: bytes) -> tuple[bytes, bytes]:
         """The `data` event for readers that hold back `held` before this piece, and what they hold back after it.
@@ -158,20 +175,48 @@ class Feed:
 
 
 class Reader:
-    """One connected reader: where it stands, and how it waits. `sending_since` is set while the peer takes no bytes;
-    `is_steady` says that the peer cannot reconnect and so is not told to."""
+    """One connected reader: where it stands in the log, and how it waits. `viewer` makes messages of what it reads.
+    `sending_since` is set while the peer takes no bytes; `is_steady` says that the peer cannot reconnect and so is not
+    told to."""
 
-    __slots__ = ("_waiter", "feed", "is_gone", "is_steady", "position", "sending_since", "stop", "wake_at")
+    __slots__ = ("_waiter", "feed", "is_gone", "is_steady", "position", "sending_since", "stop", "viewer", "wake_at")
 
-    def __init__(self, feed: Feed, position: int, stop: Callable[[], None], *, is_steady: bool) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        position: int,
+        stop: Callable[[], None],
+        *,
+        is_steady: bool = False,
+        viewer: Viewer | None = None,
+    ) -> None:
         self.feed = feed
         self.position = position
         self.is_steady = is_steady
+        self.viewer = viewer
         self.is_gone = False
         self.sending_since: float | None = None
         self.wake_at = float("inf")
         self.stop = stop
         self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def resume_position(self) -> int:
+        """Where the peer would go on."""
+        return self.position if self.viewer is None else self.viewer.position
+
+    @property
+    def is_up_to_date(self) -> bool:
+        tail = self.feed.tail
+        return tail is not None and self.position >= tail.position
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the stream is closed, and all of it was taken."""
+        tail = self.feed.tail
+        if tail is None or not tail.is_closed or self.position < tail.position:
+            return False
+        return self.viewer is None or self.viewer.final is not None
 
     def wake(self) -> None:
         waiter = self._waiter
@@ -229,8 +274,9 @@ class Readers:
         is_message_stream: bool = False,
         keepalive: Keepalive | None = None,
         is_steady: bool = False,
+        viewer: Viewer | None = None,
     ) -> Iterator[Reader]:
-        """Subscribe at a position. `stop` cuts the connection of a peer that takes no bytes.
+        """Subscribe at a position of the log. `stop` cuts the connection of a peer that takes no bytes.
 
         Raises:
             ApiError: 503, there are as many readers as there may be.
@@ -244,7 +290,7 @@ class Readers:
             feed = self._feeds[stream_id] = Feed(stream_id, is_message_stream=is_message_stream)
         if keepalive is not None and feed.keeper is None:
             feed.keeper = asyncio.create_task(_keep_alive(feed, keepalive))
-        reader = Reader(feed, position, stop, is_steady=is_steady)
+        reader = Reader(feed, position, stop, is_steady=is_steady, viewer=viewer)
         feed.readers.add(reader)
         self.count += 1
         self._steady_count += is_steady
@@ -270,6 +316,16 @@ class Readers:
         Raises:
             StreamNotFound, StoreUnavailable: from the store.
         """
+        found = await self._log_pieces(reader)
+        if reader.viewer is None:
+            return found
+        viewed = await _viewed(reader, reader.viewer, found)
+        while found and not viewed and not reader.is_gone:
+            found = await self._log_pieces(reader)
+            viewed = await _viewed(reader, reader.viewer, found)
+        return viewed
+
+    async def _log_pieces(self, reader: Reader) -> list[Piece]:
         feed = reader.feed
         found: list[Piece] = []
         position, size = reader.position, 0
@@ -415,6 +471,22 @@ class Readers:
                     elif reader.sending_since is not None and now - reader.sending_since > self._stall_seconds:
                         self.tally.cut_off += 1
                         reader.stop()
+
+
+async def _viewed(reader: Reader, viewer: Viewer, pieces: list[Piece]) -> list[Piece]:
+    """What pieces of the log are in the JSON view; behind the last of a closed stream comes how it ended."""
+    found: list[Piece] = []
+    for piece in pieces:
+        messages, viewer.held = piece.viewed(viewer.held)
+        if messages is not None:
+            found.append(messages)
+    tail = reader.feed.tail
+    if tail is not None and tail.is_closed and reader.is_up_to_date and viewer.final is None:
+        start = viewer.position
+        last = await viewer.finish()
+        if last:
+            found.append(Piece(start, last, end=viewer.position))
+    return found
 
 
 async def _keep_alive(feed: Feed, keepalive: Keepalive) -> None:

@@ -19,14 +19,15 @@ from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import not_found
-from streamkeep.proxy.readers import Feed, Keepalive, Piece, Reader, Readers, read_whole
+from streamkeep.proxy.json_view import JsonView, Page, Viewer
+from streamkeep.proxy.readers import Keepalive, Piece, Reader, Readers, read_whole
 from streamkeep.proxy.rules import caching, sse, wire
 from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.tallies import ReadMode
-from streamkeep.storage import InvalidOffset, Slice, Store, StoreError, StoreUnavailable, StreamNotFound, Tail
+from streamkeep.storage import InvalidOffset, Store, StoreError, StoreUnavailable, StreamNotFound, Tail
 from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
 from streamkeep.storage.rules.offsets import NOW, START, format_offset, parse_offset
 
@@ -41,7 +42,8 @@ _IDLE_LOOK_SECONDS = 1.0
 @dataclass(frozen=True, slots=True)
 class Target:
     """A stream as its readers see it. `headers` stand on every answer, `head_headers` on that to HEAD. `tail` is where
-    the stream ended when it was looked up; None: nobody looked. `is_shared`: shared caches may keep what is read."""
+    the stream ended when it was looked up; None: nobody looked. `is_shared`: shared caches may keep what is read.
+    `view`: a generation's events are read as messages; offsets and tail are then those of the view."""
 
     stream_id: int
     content_type: str
@@ -51,6 +53,7 @@ class Target:
     tail: Tail | None = None
     is_shared: bool = False
     keepalive: Keepalive | None = None
+    view: JsonView | None = None
 
     def body(self, data: bytes) -> bytes:
         return to_array(data) if self.is_message_stream else data
@@ -142,7 +145,7 @@ class Reads:
                     self._parts.readers.delivering(pieces, since=began_at)
                     body = b"".join(piece.data for piece in pieces)
                     await _send_body(reader, body if change is None else change(body), send)
-                elif _is_at_end(feed, reader):
+                elif reader.is_at_end:
                     return True
                 elif reader.is_gone or feed.is_gone:
                     return False
@@ -156,13 +159,18 @@ class Reads:
     async def _tail(self, target: Target) -> Tail:
         if target.tail is not None:
             return target.tail
+        if target.view is not None:
+            return await target.view.tail()
         tails = await self._parts.store.tails([target.stream_id])
         if target.stream_id not in tails:
             raise not_found()
         return tails[target.stream_id]
 
     async def _check_bound(self, target: Target, position: int) -> None:
-        """A legal offset lies within the stream; in one of messages it is the start, or follows a message."""
+        """A legal offset lies within the stream; in one of messages it is the start, or follows a message. A view looks
+        for itself."""
+        if target.view is not None:
+            return
         if target.tail is not None and position >= target.tail.position:
             if position > target.tail.position:
                 raise InvalidOffset("the offset is beyond the tail")
@@ -186,16 +194,20 @@ class Reads:
 
     async def _catch_up(self, target: Target, position: int, scope: Scope, send: Send) -> None:
         read = await self._page(target, position)
-        if position > read.tail.position:
-            raise InvalidOffset("the offset is beyond the tail")
-        is_closed = read.tail.is_closed and read.is_up_to_date
         body = target.body(read.data)
         accepted = asgi.header(scope, b"accept-encoding")
         is_gzip = caching.is_gzip_wanted(accepted, target.content_type, len(body))
-        tag = caching.entity_tag(target.stream_id, position, read.end, is_closed=is_closed, is_gzip=is_gzip)
+        tag = caching.entity_tag(
+            target.stream_id,
+            position,
+            read.end,
+            is_closed=read.is_closed,
+            is_gzip=is_gzip,
+            is_view=target.view is not None,
+        )
         headers = [*_body_headers(target), target.caching(CachePolicy.SHARED), ("ETag", tag)]
         headers.append(("Vary", "Accept-Encoding"))
-        headers += _position_headers(read.end, is_up_to_date=read.is_up_to_date, is_closed=is_closed)
+        headers += _position_headers(read.end, is_up_to_date=read.is_up_to_date, is_closed=read.is_closed)
         if caching.matches(asgi.header(scope, b"if-none-match"), tag):
             await asgi.answer(send, 304, b"", headers)
             return
@@ -205,12 +217,18 @@ class Reads:
         self._parts.readers.tally.delivered_bytes += len(read.data)
         await asgi.answer(send, 200, body, headers)
 
-    async def _page(self, target: Target, position: int) -> Slice:
+    async def _page(self, target: Target, position: int) -> Page:
+        """Raises: InvalidOffset."""
+        if target.view is not None:
+            return await (await target.view.viewer(position)).page()
         if target.tail is not None and target.tail.position == position:
-            return Slice(position, b"", target.tail)
-        return await read_whole(
+            return Page(b"", position, True, target.tail.is_closed)
+        read = await read_whole(
             self._parts.store, target.stream_id, position, _PAGE_BYTES, is_message_stream=target.is_message_stream
         )
+        if position > read.tail.position:
+            raise InvalidOffset("the offset is beyond the tail")
+        return Page(read.data, read.end, read.is_up_to_date, read.tail.is_closed and read.is_up_to_date)
 
     async def _long_poll(
         self, target: Target, position: int, query: wire.ReadQuery, receive: Receive, send: Send
@@ -221,12 +239,12 @@ class Reads:
             feed = reader.feed
             while True:
                 pieces = await self._parts.readers.pieces(reader)
-                if pieces or _is_at_end(feed, reader) or reader.is_gone or time.monotonic() >= deadline:
+                if pieces or reader.is_at_end or reader.is_gone or time.monotonic() >= deadline:
                     break
                 if feed.is_gone:
                     raise not_found()
                 await reader.wait(deadline)
-            is_closed, is_up_to_date = _is_at_end(feed, reader), _is_up_to_date(feed, reader)
+            is_closed, is_up_to_date = reader.is_at_end, reader.is_up_to_date
         if pieces:
             self._parts.readers.delivering(pieces, since=began_at)
             policy = CachePolicy.NONE if query.offset == NOW else CachePolicy.SHARED
@@ -234,7 +252,7 @@ class Reads:
         else:
             policy = CachePolicy.NONE if query.offset == NOW else CachePolicy.BRIEF
             headers = [*target.headers, target.caching(policy)]
-        headers += _position_headers(reader.position, is_up_to_date=is_up_to_date, is_closed=is_closed)
+        headers += _position_headers(reader.resume_position, is_up_to_date=is_up_to_date, is_closed=is_closed)
         if not is_closed:
             headers.append((wire.CURSOR, _cursor(query)))
         body = target.body(b"".join(piece.data for piece in pieces)) if pieces else b""
@@ -245,9 +263,11 @@ class Reads:
     ) -> None:
         async with self._following(target, position, receive, scope, ReadMode.SSE) as reader:
             pieces = await self._parts.readers.pieces(reader)
-            if asgi.header(scope, b"last-event-id") and not pieces and _is_at_end(reader.feed, reader):
+            if asgi.header(scope, b"last-event-id") and not pieces and reader.is_at_end:
                 # An EventSource reconnects for ever unless it is told that there is nothing more.
-                await asgi.answer(send, 204, b"", [asgi.NO_STORE, *_position_headers(reader.position, True, True)])
+                await asgi.answer(
+                    send, 204, b"", [asgi.NO_STORE, *_position_headers(reader.resume_position, True, True)]
+                )
                 return
             encoding = target.encoding(is_base64=query.is_base64)
             headers = [
@@ -270,23 +290,23 @@ class Reads:
         held = b""
         is_first = True
         while is_first or not (reader.is_gone or feed.is_gone or time.monotonic() >= rotate_at):
-            is_closed = _is_at_end(feed, reader)
+            is_closed = reader.is_at_end
             frames: list[bytes] = []
             for piece in pieces:
                 frame, held = piece.frame(encoding, held)
                 if frame:
                     frames.append(frame)
                     offset = format_offset(piece.end - len(held))
-                    is_last = piece.end == reader.position
-                    is_up_to_date = is_last and _is_up_to_date(feed, reader)
+                    is_last = piece is pieces[-1]
+                    is_up_to_date = is_last and reader.is_up_to_date
                     if not (is_last and is_closed):
                         frames.append(sse.control_frame(offset, cursor, is_up_to_date=is_up_to_date))
             if is_closed:
                 if held:
                     frames.append(sse.data_frame(held.decode("utf-8", "replace"), format_offset(reader.position)))
-                frames.append(sse.closing_frame(format_offset(reader.position)))
+                frames.append(sse.closing_frame(format_offset(reader.resume_position)))
             elif is_first and not frames:
-                is_up_to_date = _is_up_to_date(feed, reader)
+                is_up_to_date = reader.is_up_to_date
                 frames.append(sse.control_frame(_offset(reader, held), cursor, is_up_to_date=is_up_to_date))
             is_first = False
             if frames:
@@ -297,7 +317,7 @@ class Reads:
                 return
             try:
                 pieces = await readers.pieces(reader)
-                while not pieces and not _is_at_end(feed, reader):
+                while not pieces and not reader.is_at_end:
                     now = time.monotonic()
                     if reader.is_gone or feed.is_gone or now >= rotate_at:
                         break
@@ -332,13 +352,18 @@ class Reads:
             elif task is not None:
                 task.cancel()
 
+        viewer: Viewer | None = None
+        if target.view is not None:
+            viewer = await target.view.viewer(position)
+            position = viewer.held.received
         with self._parts.readers.reader(
             target.stream_id,
             position,
             stop,
-            is_message_stream=target.is_message_stream,
+            is_message_stream=target.is_message_stream and viewer is None,
             keepalive=target.keepalive,
             is_steady=is_steady,
+            viewer=viewer,
         ) as reader:
             following = self._parts.readers.tally.following
             watch = asyncio.create_task(_watch_peer(receive, reader))
@@ -363,16 +388,8 @@ async def _watch_peer(receive: Receive, reader: Reader) -> None:
     reader.leave()
 
 
-def _is_up_to_date(feed: Feed, reader: Reader) -> bool:
-    return feed.tail is not None and reader.position >= feed.tail.position
-
-
-def _is_at_end(feed: Feed, reader: Reader) -> bool:
-    return feed.tail is not None and feed.tail.is_closed and reader.position >= feed.tail.position
-
-
 def _offset(reader: Reader, held: bytes) -> str:
-    return format_offset(reader.position - len(held))
+    return format_offset(reader.resume_position - len(held))
 
 
 def _cursor(query: wire.ReadQuery) -> str:

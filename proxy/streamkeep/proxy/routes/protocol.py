@@ -88,6 +88,8 @@ class StreamByAnyPath:
         key = permit.key
         parameters = wire.single_parameters(scope["query_string"])
         query = wire.read_query(parameters, last_event_id=asgi.header(scope, b"last-event-id"))
+        if "as" in parameters:
+            raise problem(400, "invalid_parameter", "as goes with a generation's data stream")
         if query.live is not None and query.offset is None:
             raise problem(400, "invalid_parameter", "a live read needs the parameter offset")
         if stream_paths.first_segment(key.path) == stream_paths.GENERATIONS:

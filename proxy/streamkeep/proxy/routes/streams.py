@@ -9,12 +9,14 @@ from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import not_found, problem
+from streamkeep.proxy.json_view import JsonView
 from streamkeep.proxy.reads import Reads, Target
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Right
 from streamkeep.proxy.rules.stream_headers import DEFAULT_CONTENT_TYPE
+from streamkeep.proxy.rules.wire import View
 from streamkeep.proxy.service import Service
-from streamkeep.storage import Generation, GenerationKey, State
+from streamkeep.storage import Generation, GenerationKey, State, UpstreamHead
 
 
 class Which(StrEnum):
@@ -77,11 +79,25 @@ class _Generations:
         send: Send,
     ) -> None:
         query = wire.read_query(parameters, last_event_id=asgi.header(scope, b"last-event-id"))
+        view = wire.view_parameter(parameters)
         permit = await self._service.access.permit(scope, parameters, Right.READ, lambda tenant: _key(tenant, ids))
         row = await self._service.generations.find(permit.key)
-        if which is Which.DATA and query.live is not wire.Live.SSE and scope["method"] == "GET":
+        is_type_needed = query.live is not wire.Live.SSE or view is View.JSON
+        if which is Which.DATA and is_type_needed and scope["method"] == "GET":
             row = await self._with_verdict(row)
-        await self._reads.answer(_target(row, which), query, scope, receive, send)
+        target = self._data(row, view) if which is Which.DATA else _control(row, view)
+        await self._reads.answer(target, query, scope, receive, send)
+
+    def _data(self, row: Generation, view: View | None) -> Target:
+        if view is View.JSON:
+            _check_is_event_stream(row.head)
+            events = JsonView(self._service.store, row.data_stream, row.control_stream)
+            headers = _upstream_headers(row.head, view)
+            return Target(row.data_stream, "application/json", is_message_stream=True, headers=headers, view=events)
+        content_type = DEFAULT_CONTENT_TYPE
+        if row.head is not None and row.head.content_type and view is None:
+            content_type = row.head.content_type
+        return Target(row.data_stream, content_type, headers=_upstream_headers(row.head, view))
 
     async def _with_verdict(self, row: Generation) -> Generation:
         """Before upstream has answered there is no content type to read its bytes by."""
@@ -95,13 +111,30 @@ class _Generations:
         return row
 
 
-def _target(row: Generation, which: Which) -> Target:
-    if which is Which.CONTROL:
-        return Target(row.control_stream, "application/json", is_message_stream=True)
-    head = row.head
+def _control(row: Generation, view: View | None) -> Target:
+    if view is View.BYTES:
+        raise problem(400, "invalid_parameter", "the control stream is JSON; as=bytes goes with the data stream")
+    return Target(row.control_stream, "application/json", is_message_stream=True)
+
+
+def _upstream_headers(head: UpstreamHead | None, view: View | None) -> tuple[tuple[str, str], ...]:
+    """What upstream said of its answer; its content type too, where the read has another."""
     if head is None:
-        return Target(row.data_stream, DEFAULT_CONTENT_TYPE)
+        return ()
     headers = [*head.headers, (wire.UPSTREAM_STATUS, str(head.status))]
+    if view is not None and head.content_type:
+        headers.append((wire.UPSTREAM_CONTENT_TYPE, head.content_type))
     if head.content_encoding is not None:
         headers.append((wire.UPSTREAM_CONTENT_ENCODING, head.content_encoding))
-    return Target(row.data_stream, head.content_type or DEFAULT_CONTENT_TYPE, headers=tuple(headers))
+    return tuple(headers)
+
+
+def _check_is_event_stream(head: UpstreamHead | None) -> None:
+    """Raises: ApiError. A generation that ended before upstream answered has no events, and an ending to tell."""
+    if head is None:
+        return
+    if head.content_encoding is not None:
+        raise problem(409, "not_an_event_stream", f"the JSON view cannot read {head.content_encoding!r} content")
+    if (head.content_type or "").partition(";")[0].strip().lower() != "text/event-stream":
+        found = head.content_type or "of no type"
+        raise problem(409, "not_an_event_stream", f"the JSON view is of text/event-stream; this response is {found}")

@@ -20,10 +20,13 @@ class CachePolicy(StrEnum):
     NONE = "no-store"
 
 
-def entity_tag(stream_id: int, start: int, end: int, *, is_closed: bool, is_gzip: bool = False) -> str:
+def entity_tag(
+    stream_id: int, start: int, end: int, *, is_closed: bool, is_gzip: bool = False, is_view: bool = False
+) -> str:
     """The tag of the bytes from `start` to `end`: another stream at the same path has another, and so has the same
-    range once a reader learns from it that the stream is closed. A compressed body is the same only weakly."""
-    tag = f'"{stream_id}:{start}:{end}{":c" if is_closed else ""}"'
+    range once a reader learns from it that the stream is closed, and in the JSON view. A compressed body is the same
+    only weakly."""
+    tag = f'"{stream_id}:{start}:{end}{":c" if is_closed else ""}{":j" if is_view else ""}"'
     return f"W/{tag}" if is_gzip else tag
 
 

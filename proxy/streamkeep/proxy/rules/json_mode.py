@@ -35,6 +35,15 @@ def split_messages(body: bytes) -> list[bytes]:
     return [message.encode() for message in messages]
 
 
+def is_one_value(text: str) -> bool:
+    """Whether a text is one JSON value, and not nested too deeply; arrays are not looked into."""
+    try:
+        _, end = _one(text)
+    except (json.JSONDecodeError, InvalidJson, RecursionError):
+        return False
+    return _WHITESPACE.fullmatch(text, end) is not None
+
+
 def _one(text: str) -> tuple[list[str], int]:
     start = _after_whitespace(text, 0)
     end = _value_end(text, start)

@@ -21,6 +21,7 @@ ACTIVE_GENERATION_TTL = "X-Active-Generation-TTL"
 RETENTION = "Streamkeep-Retention"
 LAST_EVENT_ID = "Last-Event-ID"
 IDEMPOTENCY_KEY = "Idempotency-Key"
+VIEW = "Streamkeep-View"
 STREAM_TTL = "Stream-TTL"
 STREAM_EXPIRES_AT = "Stream-Expires-At"
 STREAM_SEQ = "Stream-Seq"
@@ -40,6 +41,7 @@ SSE_DATA_ENCODING = "Stream-SSE-Data-Encoding"
 PRODUCER_EXPECTED_SEQ = "Producer-Expected-Seq"
 PRODUCER_RECEIVED_SEQ = "Producer-Received-Seq"
 UPSTREAM_STATUS = "Upstream-Status"
+UPSTREAM_CONTENT_TYPE = "Upstream-Content-Type"
 UPSTREAM_CONTENT_ENCODING = "Upstream-Content-Encoding"
 REPLAYED = "Streamkeep-Replayed"
 STREAM_URL = "Stream-Url"
@@ -132,6 +134,30 @@ class Live(StrEnum):
 
     LONG_POLL = "long-poll"
     SSE = "sse"
+
+
+class View(StrEnum):
+    """How a generation's data stream is shown: its events as JSON messages, or plain bytes whatever their type."""
+
+    JSON = "json"
+    BYTES = "bytes"
+
+
+def view_parameter(parameters: Mapping[str, str]) -> View | None:
+    """The view that a read asks for with `as`. Raises: BadRequest."""
+    value = parameters.get("as")
+    try:
+        return None if value is None else View(value)
+    except ValueError:
+        raise BadRequest("invalid_parameter", "as must be json or bytes") from None
+
+
+def view_header(value: str | None) -> View | None:
+    """The view for which `Streamkeep-View` wants a URL. Raises: BadRequest."""
+    try:
+        return None if value is None else View(value.strip().lower())
+    except ValueError:
+        raise BadRequest("invalid_header", f"{VIEW} must be json or bytes") from None
 
 
 @dataclass(frozen=True, slots=True)
