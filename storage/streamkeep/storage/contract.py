@@ -947,7 +947,7 @@ class StoreContract:
     async def test_a_refusal_claimed_anew_is_not_swept(self) -> None:
         async with self.opened(Retention(data_seconds=0)) as store:
             owner = await store.register_owner()
-            refused = (await store.claim(owner, key(), FINGERPRINT)).generation
+            refused = (await store.claim(owner, key(), FINGERPRINT, Terms(retention_seconds=0))).generation
             await store.refuse(refused, Refusal(HEAD, b""), FINGERPRINT)
             generation = await running(store, owner)
             assert await store.sweep() == 0

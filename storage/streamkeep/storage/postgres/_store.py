@@ -312,7 +312,8 @@ class PostgresStore:
     with {_fence()}
     update streamkeep.generations
     set epoch = generations.epoch + 1, state = 'creating', owner_id = fence.id, owner_epoch = fence.epoch,
-        fingerprint = $5, created_at = clock_timestamp(), ended_at = null, head = null, refusal_body = null,
+        fingerprint = $5, created_at = clock_timestamp(), ended_at = null, sweep_at = null, head = null,
+        refusal_body = null,
         is_cancel_requested = false, holder = $6, cancel_after_seconds = $7,
         retention_seconds = coalesce(
             $8, (select tenants.retention_seconds from streamkeep.tenants where tenants.tenant = generations.tenant)
