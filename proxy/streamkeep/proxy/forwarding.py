@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope
 
 from streamkeep.proxy.errors import problem
 from streamkeep.proxy.generations import Generations, UpstreamRequest
-from streamkeep.proxy.request_body import RequestBody
+from streamkeep.proxy.request_body import BodyBudget, RequestBody
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Principal
 from streamkeep.proxy.rules.allowlist import OTHER, Refused
@@ -36,8 +36,9 @@ class Destination:
 class Forwarder:
     """Sends callers' requests upstream as generations."""
 
-    def __init__(self, generations: Generations, settings: Settings) -> None:
+    def __init__(self, generations: Generations, settings: Settings, budget: BodyBudget) -> None:
         self._generations = generations
+        self._budget = budget
         self._settings = settings
 
     def allowed(self, url: str) -> Destination:
@@ -78,7 +79,7 @@ class Forwarder:
         if content_length is not None and int(content_length) > limit:
             raise problem(413, "body_too_large", f"request bodies may have up to {limit} bytes")
         body = await RequestBody.read(
-            receive, max_buffered_bytes=self._settings.max_buffered_request_bytes, max_bytes=limit
+            receive, self._budget, max_buffered_bytes=self._settings.max_buffered_request_bytes, max_bytes=limit
         )
         if body.content is None and content_length is not None:
             headers.append((b"Content-Length", content_length.encode()))

@@ -263,14 +263,16 @@ class Generations:
             StoreUnavailable: nothing was sent.
         """
         GENERATION.set(key)
-        if self.is_draining:
-            raise problem(503, "draining", "this process is stopping; try again", retry_after=1)
-        began_at = time.monotonic()
-        claim = await self._claim(key, request, terms)
-        self.tally.claim_seconds.observe(time.monotonic() - began_at)
+        try:
+            claim = await self._timed_claim(key, request, terms)
+        except BaseException:
+            request.body.release()
+            raise
         if not claim.is_new:
+            request.body.release()
             self.tally.resumes["join" if claim.generation.state.is_live else "replay"] += 1
             return await self._join(claim.generation, request), True
+        # From here on it is the call that lets go of the body.
         call = self._begin(claim.generation, request)
         if request.body.content is not None:
             return await asyncio.shield(call.outcome), False
@@ -382,6 +384,14 @@ class Generations:
 
     # Claiming and joining
 
+    async def _timed_claim(self, key: GenerationKey, request: UpstreamRequest, terms: Terms) -> Claim:
+        if self.is_draining:
+            raise problem(503, "draining", "this process is stopping; try again", retry_after=1)
+        began_at = time.monotonic()
+        claim = await self._claim(key, request, terms)
+        self.tally.claim_seconds.observe(time.monotonic() - began_at)
+        return claim
+
     async def _claim(self, key: GenerationKey, request: UpstreamRequest, terms: Terms) -> Claim:
         """Claim the ids. A body that passes through is read to its end first when the ids turn out to be taken."""
         body = request.body
@@ -482,6 +492,7 @@ class Generations:
             logger.exception("recording generation %s failed", call.generation.id)
             await self._end(call, End(Code.OWNER_LOST, "recording failed"))
         finally:
+            request.body.release()
             await self._forget(call)
 
     async def _upstream(self, call: Call, request: UpstreamRequest) -> End | None:
@@ -494,6 +505,9 @@ class Generations:
             began_at = time.monotonic()
             response = await self._open(call, request)
             self.tally.upstream_seconds.observe(time.monotonic() - began_at)
+            # A response would keep its request, and with it the body, for as long as it streams.
+            response.request = httpx.Request(request.method, request.url)
+            request.body.release()
             try:
                 call.relay = await self._accept(call, request, response)
                 return await call.relay.run(_body_of(response))

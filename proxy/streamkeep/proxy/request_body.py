@@ -1,10 +1,14 @@
-"""The body of a request that is to be forwarded: read first when it is small, passed through and hashed when it is not."""
+"""The body of a request: read first when it is small, passed through and hashed when it is not.
+
+What is read first is held, in one budget for all requests of the process, until whoever needed it lets go of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.types import Receive
 
@@ -17,12 +21,36 @@ class CallerLeft(Exception):
     """The caller's connection ended before the request's body did."""
 
 
-class RequestBody:
-    """A request's body. `content` holds all of it when it was small enough to read first, and is None otherwise."""
+class BodyBudget:
+    """How many bytes of request bodies a process holds at once. Whoever is alone may have more: single bodies have limits."""
 
-    def __init__(self, receive: Receive, *, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self.held_bytes = 0
+        self._max_bytes = max_bytes
+
+    def __repr__(self) -> str:
+        return f"BodyBudget({self.held_bytes} of {self._max_bytes} bytes)"
+
+    def take(self, size_bytes: int, *, already_bytes: int) -> None:
+        """Hold more for somebody who holds `already_bytes`. Raises: ApiError (503), and nothing more is held."""
+        is_alone = self.held_bytes == already_bytes
+        if not is_alone and self.held_bytes + size_bytes > self._max_bytes:
+            raise problem(503, "overloaded", "this process holds as many request bodies as it may", retry_after=1)
+        self.held_bytes += size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        self.held_bytes -= size_bytes
+
+
+class RequestBody:
+    """A request's body. `content` holds all of it when it was small enough to read first, and is None otherwise, and once
+    it is released. Whoever reads one releases it."""
+
+    def __init__(self, receive: Receive, budget: BodyBudget, *, max_bytes: int) -> None:
         self.content: bytes | None = None
         self._receive = receive
+        self._budget = budget
+        self._held_bytes = 0
         self._max_bytes = max_bytes
         self._head: list[bytes] = []
         self.is_complete = False
@@ -30,18 +58,25 @@ class RequestBody:
         self._digest = hashlib.sha256()
 
     @classmethod
-    async def read(cls, receive: Receive, *, max_buffered_bytes: int, max_bytes: int) -> RequestBody:
+    async def read(
+        cls, receive: Receive, budget: BodyBudget, *, max_buffered_bytes: int, max_bytes: int
+    ) -> RequestBody:
         """Read until the end, or until there is more than may be held.
 
         Raises:
             CallerLeft: the body was cut short; nothing was forwarded.
-            ApiError: 413, larger than `max_bytes`.
+            ApiError: 413, larger than `max_bytes`; 503, the budget is used up; 408, no byte came for long.
         """
-        body = cls(receive, max_bytes=max_bytes)
-        while not body.is_complete and body._size_bytes <= max_buffered_bytes:
-            body._head.append(await body._next())
+        body = cls(receive, budget, max_bytes=max_bytes)
+        try:
+            while not body.is_complete and body._size_bytes <= max_buffered_bytes:
+                body._hold(await body._next())
+        except BaseException:
+            body.release()
+            raise
         if body.is_complete:
             body.content = b"".join(body._head)
+            body._head = []
         return body
 
     @property
@@ -54,14 +89,28 @@ class RequestBody:
         head, self._head = self._head, []
         for data in head:
             yield data
+        del head
+        self.release()
         while not self.is_complete:
             yield await self._next()
 
     async def drain(self) -> None:
         """Read to the end and keep nothing but the digest. Raises as `read` does."""
-        self._head = []
+        self.release()
         while not self.is_complete:
             await self._next()
+
+    def release(self) -> None:
+        """Let go of what is held; what has not come yet can still be read. Safe to repeat."""
+        self.content = None
+        self._head = []
+        self._budget.give_back(self._held_bytes)
+        self._held_bytes = 0
+
+    def _hold(self, data: bytes) -> None:
+        self._budget.take(len(data), already_bytes=self._held_bytes)
+        self._held_bytes += len(data)
+        self._head.append(data)
 
     async def _next(self) -> bytes:
         try:
@@ -78,3 +127,13 @@ class RequestBody:
             raise problem(413, "body_too_large", f"request bodies may have up to {self._max_bytes} bytes")
         self._digest.update(data)
         return data
+
+
+@asynccontextmanager
+async def whole_body(receive: Receive, budget: BodyBudget, *, max_bytes: int) -> AsyncIterator[bytes]:
+    """All of a body, held for as long as the context lasts. Raises as `RequestBody.read` does."""
+    body = await RequestBody.read(receive, budget, max_buffered_bytes=max_bytes, max_bytes=max_bytes)
+    try:
+        yield body.content or b""
+    finally:
+        body.release()

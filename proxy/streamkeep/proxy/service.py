@@ -14,6 +14,7 @@ from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.probe import DatabaseProbe
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.registry import Registry
+from streamkeep.proxy.request_body import BodyBudget
 from streamkeep.proxy.rules.webhook_urls import WebhookRules
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.subscriptions import Subscriptions
@@ -48,7 +49,8 @@ class Service:
         self.webhooks = Webhooks(WebhookRules.of(settings.webhook_allow, host=settings.host), resolve)
         self.subscriptions = Subscriptions(store, self.appender, self.webhooks, public_url=settings.public_url)
         self.generations = Generations(store, self.writer, self.readers, settings, resolve)
-        self.forwarder = Forwarder(self.generations, settings)
+        self.body_budget = BodyBudget(settings.request_budget_bytes)
+        self.forwarder = Forwarder(self.generations, settings, self.body_budget)
         self.requests = RequestTally()
         self.probe = DatabaseProbe(store)
         self.is_ready = False

@@ -61,6 +61,7 @@ class Settings:
     max_response_bytes: int = 1024 * 1024 * 1024
     stream_budget_bytes: int = 256 * 1024
     process_budget_bytes: int = 64 * 1024 * 1024
+    request_budget_bytes: int = 128 * 1024 * 1024
 
     storage_outage_seconds: float = 60.0
     retention_seconds: float = 24 * 3600.0

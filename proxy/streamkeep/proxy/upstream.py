@@ -133,8 +133,11 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
             connection.abort()
             raise
 
+        may_persist = message.may_persist
+
         def release(connection: Connection) -> None:
-            self._release(connection, head if message.may_persist else None)
+            # Not `message` itself, which would keep the request's body for as long as the response lasts.
+            self._release(connection, head if may_persist else None)
 
         return httpx.Response(
             head.status,

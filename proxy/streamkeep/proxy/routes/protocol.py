@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from urllib.parse import quote
 
 from starlette.convertors import Convertor, register_url_convertor
@@ -12,7 +13,7 @@ from streamkeep.proxy.access import Permit
 from streamkeep.proxy.errors import ApiError, not_found, problem
 from streamkeep.proxy.readers import Keepalive
 from streamkeep.proxy.reads import Reads, Target
-from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.request_body import CallerLeft, whole_body
 from streamkeep.proxy.rules import stream_headers, stream_paths, wire
 from streamkeep.proxy.rules.access import Right
 from streamkeep.proxy.rules.json_mode import InvalidJson, split_messages
@@ -126,13 +127,13 @@ class StreamByAnyPath:
             stream_headers.is_true(values[wire.CLOSED]),
             stream_headers.fork_point(values, key.tenant),
         )
-        body = await self._body(values["Content-Length"], receive)
-        if body and config.fork is not None and content_type is None:
-            content_type = (await self._store.stream(config.fork.source, is_touched=False)).content_type
-        data = b""
-        if body:
-            data = _stored_form(body) if stream_headers.is_json(content_type) else body
-        created = await self._store.create_stream(key, config, data)
+        async with self._body(values["Content-Length"], receive) as body:
+            if body and config.fork is not None and content_type is None:
+                content_type = (await self._store.stream(config.fork.source, is_touched=False)).content_type
+            data = b""
+            if body:
+                data = _stored_form(body) if stream_headers.is_json(content_type) else body
+            created = await self._store.create_stream(key, config, data)
         stream = created.stream
         headers = [("Content-Type", stream.content_type), *_tail_headers(stream.tail), *_expiry_headers(stream)]
         headers += [asgi.NO_STORE, ("Location", self._url(stream.key, scope))]
@@ -145,19 +146,19 @@ class StreamByAnyPath:
     async def _append(self, key: StreamKey, scope: Scope, receive: Receive, send: Send) -> None:
         values = wire.single_headers(scope["headers"], stream_headers.APPEND_HEADERS)
         request = AppendRequest.of(values)
-        body = await self._body(values["Content-Length"], receive)
-        if not body and not request.is_close:
-            raise problem(400, "empty_append", "an append needs a body, or Stream-Closed: true")
-        content_type = None
-        data = b""
-        if body:
-            content_type = stream_headers.content_type(values["Content-Type"])
-            if content_type is None:
-                raise problem(400, "missing_content_type", "an append with a body needs a Content-Type")
-            data = await self._appended_form(key, body, content_type)
-        appended = await self._service.appender.append(
-            StreamAppend(key, data, content_type, request.is_close, request.producer, request.writer_sequence)
-        )
+        async with self._body(values["Content-Length"], receive) as body:
+            if not body and not request.is_close:
+                raise problem(400, "empty_append", "an append needs a body, or Stream-Closed: true")
+            content_type = None
+            data = b""
+            if body:
+                content_type = stream_headers.content_type(values["Content-Type"])
+                if content_type is None:
+                    raise problem(400, "missing_content_type", "an append with a body needs a Content-Type")
+                data = await self._appended_form(key, body, content_type)
+            appended = await self._service.appender.append(
+                StreamAppend(key, data, content_type, request.is_close, request.producer, request.writer_sequence)
+            )
         if not appended.is_duplicate:
             self._service.subscriptions.stream_changed(
                 key, appended.stream_id, appended.position, appended.tail.position
@@ -194,13 +195,12 @@ class StreamByAnyPath:
         await self._service.registry.deleted(key)
         await asgi.answer(send, 204, b"", [asgi.NO_STORE])
 
-    async def _body(self, content_length: str | None, receive: Receive) -> bytes:
-        """The whole request body. Raises: ApiError (413), CallerLeft."""
+    def _body(self, content_length: str | None, receive: Receive) -> AbstractAsyncContextManager[bytes]:
+        """The whole request body, held until it is stored. Raises: ApiError (413, 503), CallerLeft."""
         limit = self._service.settings.max_append_bytes
         if content_length is not None and int(content_length) > limit:
             raise problem(413, "body_too_large", f"a request may carry up to {limit} bytes; send more of them")
-        body = await RequestBody.read(receive, max_buffered_bytes=limit, max_bytes=limit)
-        return body.content or b""
+        return whole_body(receive, self._service.body_budget, max_bytes=limit)
 
     def _url(self, key: StreamKey, scope: Scope) -> str:
         return asgi.base_url(scope, self._service.settings.public_url) + stream_paths.url_path(key.path)

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import ApiError, problem_of
-from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.request_body import CallerLeft, whole_body
 from streamkeep.proxy.rules import subscription_requests as requests
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.subscription_requests import SubscriptionRefused
@@ -180,10 +180,8 @@ class _Request:
         return token.strip()
 
     async def _json(self) -> dict[str, object]:
-        body = await RequestBody.read(
-            self._receive, max_buffered_bytes=requests.MAX_BODY_BYTES, max_bytes=requests.MAX_BODY_BYTES
-        )
-        return requests.json_object(body.content or b"")
+        async with whole_body(self._receive, self._service.body_budget, max_bytes=requests.MAX_BODY_BYTES) as body:
+            return requests.json_object(body)
 
     async def _json_answer(self, status: int, value: object) -> None:
         await asgi.answer_json(self._send, status, value)
