@@ -16,7 +16,8 @@ import httpx
 import pytest
 
 from streamkeep.proxy.rules import stream_headers
-from streamkeep.storage import MemoryStore
+from streamkeep.storage import DEFAULT_TENANT, Expiry, MemoryStore, StreamConfig, StreamKey
+from streamkeep.storage.postgres import PostgresStore
 from tests.serving import Proxy, serving
 from tests.upstream import upstream, whole
 
@@ -449,12 +450,13 @@ async def test_the_registry_tells_of_creations_and_deletions(proxy: Proxy) -> No
     assert (empty.status_code, empty.json(), empty.headers["Content-Type"]) == (200, [], "application/json")
     await create(proxy, "/v1/stream/ch%C3%A4t/1", Content_Type="text/plain; charset=utf-8")
     await proxy.client.put("/v1/stream/ch%C3%A4t/1", headers={"Content-Type": "text/plain; charset=utf-8"})
+    await registered(proxy, 1)
     live = asyncio.create_task(proxy.client.get(f"{registry}?offset=now&live=long-poll"))
     async with asyncio.timeout(10):
         while not proxy.service.readers.count:
             await asyncio.sleep(0.01)
     await proxy.client.delete("/v1/stream/ch%C3%A4t/1")
-    (insert, delete) = (await proxy.client.get(registry)).json()
+    (insert, delete) = await registered(proxy, 2)
     assert insert["value"].pop("createdAt").endswith("Z")
     assert insert == {
         "type": "stream",
@@ -464,6 +466,29 @@ async def test_the_registry_tells_of_creations_and_deletions(proxy: Proxy) -> No
     }
     assert delete == {"type": "stream", "key": "chät/1", "headers": {"operation": "delete"}}
     assert (await live).json() == [delete]
+
+
+async def test_the_registry_tells_of_what_expired_and_of_what_a_dead_process_did(database_url: str) -> None:
+    died = PostgresStore(database_url)
+    await died.open()
+    await died.create_stream(StreamKey(DEFAULT_TENANT, "a"), StreamConfig("text/plain"))
+    expiry = Expiry(expires_at=datetime(2000, 1, 1, tzinfo=UTC))
+    await died.create_stream(StreamKey(DEFAULT_TENANT, "b"), StreamConfig("text/plain", expiry))
+    await died.close()
+    async with serving(PostgresStore(database_url)) as proxy:
+        events = await registered(proxy, 3)
+    changes = [(event["headers"]["operation"], event["key"]) for event in events]
+    assert changes == [("insert", "a"), ("insert", "b"), ("delete", "b")]
+
+
+async def registered(proxy: Proxy, count: int) -> list[dict[str, Any]]:
+    """The registry's events, once there are so many."""
+    async with asyncio.timeout(20):
+        while True:
+            events: list[dict[str, Any]] = (await proxy.client.get("/v1/stream/__registry__")).json()
+            if len(events) >= count:
+                return events
+            await asyncio.sleep(0.01)
 
 
 async def test_paths_are_decoded_once_and_locations_lead_back(proxy: Proxy) -> None:

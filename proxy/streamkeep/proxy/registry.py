@@ -1,64 +1,69 @@
-"""`__registry__`: a stream of messages that tells which streams there are, written with each creation and deletion.
+"""`__registry__`: each tenant's stream of messages that tells which streams there are.
 
-A message is a change event, `insert` or `delete`, keyed by the stream's path. It follows its cause by one commit, so a
-process that dies in between leaves it out, and a stream that expires by itself is not told: whoever needs certainty asks
-the stream itself.
+A message is a change event, `insert` or `delete`, keyed by the stream's path. The store notes what became of a stream
+with its cause, so nothing gets lost; what was noted is told at once by the process that caused it, and within seconds by
+any other one when that process died, or when a stream expired.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
+from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.rules.stream_headers import format_timestamp
-from streamkeep.proxy.rules.stream_paths import REGISTRY
-from streamkeep.storage import Store, StoreError, StreamAppend, StreamConfig, StreamInfo, StreamKey, StreamNotFound
-from streamkeep.storage.appender import Appender
+from streamkeep.storage import REGISTRY, REGISTRY_CONFIG, Store, StoreError, StreamChange, StreamKey
 from streamkeep.storage.rules.json_messages import encode_message
 
 logger = logging.getLogger(__name__)
 
-_CONTENT_TYPE = "application/json"
+_POLL_SECONDS = 2.0
 
 
 class Registry:
-    """Writes each tenant's registry."""
+    """Has the registries written; `run` must be running."""
 
-    def __init__(self, store: Store, appender: Appender) -> None:
+    def __init__(self, store: Store, readers: Readers) -> None:
         self._store = store
-        self._appender = appender
+        self._readers = readers
         self._known: set[str] = set()
+        self._news = asyncio.Event()
 
     async def ensure(self, tenant: str) -> None:
         """The registry exists when this returns. Raises: StoreUnavailable."""
         if tenant not in self._known:
-            await self._store.create_stream(StreamKey(tenant, REGISTRY), StreamConfig(_CONTENT_TYPE))
+            await self._store.create_stream(StreamKey(tenant, REGISTRY), REGISTRY_CONFIG)
             self._known.add(tenant)
 
-    async def created(self, stream: StreamInfo) -> None:
-        """Tell of a new stream."""
-        value = {
-            "path": stream.key.path,
-            "contentType": stream.content_type,
-            "createdAt": format_timestamp(stream.created_at),
-        }
-        await self._tell(stream.key, {"value": value, "headers": {"operation": "insert"}})
+    def streams_changed(self) -> None:
+        """A stream was made or deleted here: tell of it soon."""
+        self._news.set()
 
-    async def deleted(self, key: StreamKey) -> None:
-        """Tell of a stream that is no more."""
-        await self._tell(key, {"headers": {"operation": "delete"}})
-
-    async def _tell(self, key: StreamKey, change: dict[str, object]) -> None:
-        """What happened has happened: a registry that cannot be written does not undo it."""
-        message = json.dumps({"type": "stream", "key": key.path, **change}, ensure_ascii=False, separators=(",", ":"))
-        append = StreamAppend(StreamKey(key.tenant, REGISTRY), encode_message(message.encode()), _CONTENT_TYPE)
-        try:
-            await self.ensure(key.tenant)
+    async def run(self) -> None:
+        """Tell what is to be told, for as long as the process lives."""
+        while True:
             try:
-                await self._appender.append(append)
-            except StreamNotFound:
-                self._known.discard(key.tenant)
-                await self.ensure(key.tenant)
-                await self._appender.append(append)
-        except StoreError as exc:
-            logger.warning("the registry could not be told of a stream: %s", type(exc).__name__)
+                while written := await self._store.write_registries(_encode):
+                    self._readers.streams_changed(written)
+            except StoreError as exc:
+                logger.warning("the registries could not be written, it is tried again: %s", type(exc).__name__)
+                await asyncio.sleep(_POLL_SECONDS)
+            try:
+                async with asyncio.timeout(_POLL_SECONDS):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+            self._news.clear()
+
+
+def _encode(change: StreamChange) -> bytes:
+    event: dict[str, object] = {"type": "stream", "key": change.key.path}
+    if not change.is_deletion:
+        event["value"] = {
+            "path": change.key.path,
+            "contentType": change.content_type,
+            "createdAt": format_timestamp(change.created_at),
+        }
+    event["headers"] = {"operation": "delete" if change.is_deletion else "insert"}
+    return encode_message(json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode())

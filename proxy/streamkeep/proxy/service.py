@@ -45,7 +45,7 @@ class Service:
             process_budget_bytes=settings.process_budget_bytes,
         )
         self.appender = Appender(store, self.readers)
-        self.registry = Registry(store, self.appender)
+        self.registry = Registry(store, self.readers)
         self.webhooks = Webhooks(WebhookRules.of(settings.webhook_allow, host=settings.host), resolve)
         self.subscriptions = Subscriptions(store, self.appender, self.webhooks, public_url=settings.public_url)
         self.generations = Generations(store, self.writer, self.readers, settings, resolve)
@@ -68,6 +68,7 @@ class Service:
             await stack.enter_async_context(self._running("writer", self.writer.run()))
             await stack.enter_async_context(self._running("appender", self.appender.run()))
             await stack.enter_async_context(self._running("readers", self.readers.run()))
+            await stack.enter_async_context(self._running("registry", self.registry.run()))
             await self.subscriptions.open()
             stack.push_async_callback(self.subscriptions.close)
             await stack.enter_async_context(self._running("subscriptions", self.subscriptions.run()))

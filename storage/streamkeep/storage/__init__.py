@@ -53,6 +53,8 @@ from streamkeep.storage._subscriptions import (
 )
 from streamkeep.storage._types import (
     DEFAULT_TENANT,
+    REGISTRY,
+    REGISTRY_CONFIG,
     Append,
     Appended,
     Claim,
@@ -72,6 +74,7 @@ from streamkeep.storage._types import (
     Slice,
     StoreStatus,
     StreamAppend,
+    StreamChange,
     StreamConfig,
     StreamInfo,
     StreamKey,
@@ -86,6 +89,8 @@ __all__ = [
     "DEFAULT_TENANT",
     "MAX_EXPLICIT_LINKS",
     "MAX_WAKE_STREAMS",
+    "REGISTRY",
+    "REGISTRY_CONFIG",
     "AlreadyClaimed",
     "ApiKey",
     "Append",
@@ -138,6 +143,7 @@ __all__ = [
     "StoreStatus",
     "StoreUnavailable",
     "StreamAppend",
+    "StreamChange",
     "StreamClosed",
     "StreamConfig",
     "StreamExists",

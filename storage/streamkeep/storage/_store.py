@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from streamkeep.storage._types import (
     Slice,
     StoreStatus,
     StreamAppend,
+    StreamChange,
     StreamConfig,
     StreamInfo,
     StreamKey,
@@ -230,6 +231,14 @@ class Store(Protocol):
     ) -> list[StreamInfo]:
         """Streams of a tenant whose path begins with `prefix`, in path order, beginning after a path; neither deleted nor
         expired ones, nor generations' streams."""
+
+    async def write_registries(self, encode: Callable[[StreamChange], bytes], limit: int = 500) -> list[int]:
+        """Append what became of streams to their tenants' registries: messages in stored form, as `encode` gives them.
+
+        Each creation, deletion and expiry of a stream is noted with its cause, in one transaction, and told once, in the
+        order of causes for each stream; the registries' own are not. Returns the ids of the registries that grew; [] when
+        everything has been told.
+        """
 
     # Subscriptions
 

@@ -208,6 +208,20 @@ GENERATIONS = "generations/"
 """The paths below this prefix are those of generations' streams; nobody creates, writes or deletes them by path."""
 
 
+REGISTRY = "__registry__"
+"""The path of each tenant's stream that tells which streams there are; the store writes it, see `write_registries`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChange:
+    """A stream was made, or is gone: deleted by somebody, or expired. `created_at` is when it was made."""
+
+    key: StreamKey
+    content_type: str
+    created_at: datetime
+    is_deletion: bool
+
+
 def generation_of(key: StreamKey) -> GenerationKey | None:
     """The generation whose data or control stream has this path, if it can be one's."""
     match key.path.split("/"):
@@ -244,6 +258,10 @@ class StreamConfig:
     expiry: Expiry | None = None
     is_closed: bool = False
     fork: ForkPoint | None = None
+
+
+REGISTRY_CONFIG = StreamConfig("application/json")
+"""What a registry is made with."""
 
 
 @dataclass(frozen=True, slots=True)

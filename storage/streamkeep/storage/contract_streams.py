@@ -25,6 +25,7 @@ from streamkeep.storage._errors import (
 from streamkeep.storage._store import Store
 from streamkeep.storage._types import (
     DEFAULT_TENANT,
+    REGISTRY,
     Append,
     Appended,
     Created,
@@ -34,6 +35,7 @@ from streamkeep.storage._types import (
     Retention,
     Slice,
     StreamAppend,
+    StreamChange,
     StreamConfig,
     StreamKey,
     Tail,
@@ -96,6 +98,18 @@ async def fork(store: Store, path: str, source: str, position: int | None = None
     created = await store.create_stream(at(path), StreamConfig(fork=ForkPoint(at(source), position, sub_offset)))
     assert created.is_new
     return created.stream.id
+
+
+def _change(change: StreamChange) -> bytes:
+    return f"{'-' if change.is_deletion else '+'}{change.key.path}\x1e".encode()
+
+
+async def told(store: Store, tenant: str = DEFAULT_TENANT) -> list[str]:
+    """All that a tenant's registry tells, once everything has been written into it."""
+    while await store.write_registries(_change, 2):
+        pass
+    registry = await store.stream(at(REGISTRY, tenant))
+    return (await read_on(store, registry.id)).decode().split("\x1e")[:-1]
 
 
 async def until_expired(store: Store, path: str) -> type[StoreError]:
@@ -450,6 +464,57 @@ class StreamContract:
                 await made(store, f"a{number}", b"x", StreamConfig(expiry=LONG_AGO))
             assert [await store.sweep(2) for _ in range(4)] == [2, 2, 1, 0]
             assert len(await store.list_streams(DEFAULT_TENANT)) == 2
+
+    async def test_registries_tell_once_of_each_stream_that_was_made_or_is_gone(self) -> None:
+        async with self.opened() as store:
+            await made(store, "a")
+            await store.create_stream(at("a"), TEXT)
+            await made(store, "expired", b"", StreamConfig("text/plain", LONG_AGO))
+            await fork(store, "f", "a")
+            await store.create_stream(at("theirs", "other"), TEXT)
+            await store.delete_stream(at("a"))
+            assert await told(store) == ["+a", "+expired", "+f", "-a"]
+            await until_nothing_to_sweep(store)
+            await store.delete_stream(at("f"))
+            await made(store, "a")
+            await made(store, "expired", b"", StreamConfig("text/plain", LONG_AGO))
+            await made(store, "expired")
+            assert await told(store) == [
+                "+a",
+                "+expired",
+                "+f",
+                "-a",
+                "-expired",
+                "-f",
+                "+a",
+                "+expired",
+                "-expired",
+                "+expired",
+            ]
+            assert await told(store, "other") == ["+theirs"]
+
+    async def test_a_source_that_expired_is_told_of_when_its_last_fork_goes(self) -> None:
+        async with self.opened() as store:
+            await made(store, "source", b"x", StreamConfig("text/plain", Expiry(1)))
+            await store.create_stream(at("f"), StreamConfig(expiry=Expiry(3600), fork=ForkPoint(at("source"))))
+            await until_expired(store, "source")
+            await store.delete_stream(at("f"))
+            assert sorted(await told(store)) == ["+f", "+source", "-f", "-source"]
+
+    async def test_registries_that_are_written_by_many_at_once_tell_in_order(self) -> None:
+        async with self.opened() as store:
+
+            async def live(path: str) -> None:
+                for _ in range(5):
+                    await made(store, path)
+                    await store.delete_stream(at(path))
+                    await store.write_registries(_change, 3)
+
+            await asyncio.gather(*(live(path) for path in "abcd"))
+            changes = await told(store)
+            assert len(changes) == 40
+            for path in "abcd":
+                assert [change for change in changes if change[1] == path] == [f"+{path}", f"-{path}"] * 5
 
     async def test_concurrent_sweeps_and_creations_of_expired_paths_leave_the_new_streams(self) -> None:
         async with self.opened() as store:

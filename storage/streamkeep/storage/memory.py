@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +20,8 @@ from streamkeep.storage._errors import (
 from streamkeep.storage._store import Listener
 from streamkeep.storage._types import (
     GENERATIONS,
+    REGISTRY,
+    REGISTRY_CONFIG,
     Append,
     Appended,
     Claim,
@@ -39,6 +41,7 @@ from streamkeep.storage._types import (
     Slice,
     StoreStatus,
     StreamAppend,
+    StreamChange,
     StreamConfig,
     StreamInfo,
     StreamKey,
@@ -103,6 +106,7 @@ class MemoryStore:
         self.subscriptions = MemorySubscriptions(self._now)
         self._signing_key = secrets.token_bytes(32)
         self.keys = MemoryKeys(self._signing_key, self._now)
+        self._changes: list[StreamChange] = []
         self._last_id = 0
 
     def __repr__(self) -> str:
@@ -269,6 +273,7 @@ class MemoryStore:
             made = self._fork(key, config, config.fork) if config.fork else self._new(key, config)
             made.data += data
             made.is_closed = config.is_closed
+            self._note(made, is_deletion=False)
             return Created(self._info(made), is_new=True)
         except StreamGone:
             raise StreamExists(f"{key.path} is deleted, and forks need it") from None
@@ -314,6 +319,16 @@ class MemoryStore:
         if stream.is_generation:
             raise ItemRefused(f"{key.path} goes with its generation")
         self._remove(stream)
+
+    async def write_registries(self, encode: Callable[[StreamChange], bytes], limit: int = 500) -> list[int]:
+        told, self._changes = self._changes[:limit], self._changes[limit:]
+        registries: set[int] = set()
+        for change in told:
+            key = StreamKey(change.key.tenant, REGISTRY)
+            registry = self._paths.get(key) or self._new(key, REGISTRY_CONFIG)
+            registry.data += encode(change)
+            registries.add(registry.id)
+        return list(registries)
 
     async def list_streams(
         self, tenant: str, *, prefix: str = "", after: str = "", limit: int = 1000
@@ -496,11 +511,21 @@ class MemoryStore:
 
     def _remove(self, stream: _Stream) -> None:
         """Delete a stream, and what was deleted before and only waited for it."""
-        stream.is_deleted = True
+        self._mark_deleted(stream)
         gone: _Stream | None = stream
         while gone is not None and not self._is_readable(gone) and not self._has_forks(gone):
+            self._mark_deleted(gone)
             self._forget(gone)
             gone = self._streams.get(gone.source) if gone.source is not None else None
+
+    def _mark_deleted(self, stream: _Stream) -> None:
+        if not stream.is_deleted:
+            stream.is_deleted = True
+            self._note(stream, is_deletion=True)
+
+    def _note(self, stream: _Stream, *, is_deletion: bool) -> None:
+        if stream.key.path != REGISTRY:
+            self._changes.append(StreamChange(stream.key, stream.content_type, stream.created_at, is_deletion))
 
     def _has_forks(self, stream: _Stream) -> bool:
         return any(other.source == stream.id for other in self._streams.values())

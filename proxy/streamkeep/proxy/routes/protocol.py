@@ -20,6 +20,7 @@ from streamkeep.proxy.rules.json_mode import InvalidJson, split_messages
 from streamkeep.proxy.rules.stream_headers import AppendRequest
 from streamkeep.proxy.service import Service
 from streamkeep.storage import (
+    REGISTRY,
     Appended,
     ContentTypeMismatch,
     StreamAppend,
@@ -95,7 +96,7 @@ class StreamByAnyPath:
             raise problem(400, "invalid_parameter", "a live read needs the parameter offset")
         if stream_paths.first_segment(key.path) == stream_paths.GENERATIONS:
             raise not_found()
-        if key.path == stream_paths.REGISTRY:
+        if key.path == REGISTRY:
             await self._service.registry.ensure(key.tenant)
         stream = await self._store.stream(key, is_touched=scope["method"] != "HEAD")
         target = self._target(stream, is_shared=permit.is_public)
@@ -140,7 +141,7 @@ class StreamByAnyPath:
         if created.is_new:
             tail = stream.tail.position
             self._service.subscriptions.stream_changed(key, stream.id, tail - len(data), tail, is_new=True)
-            await self._service.registry.created(stream)
+            self._service.registry.streams_changed()
         await asgi.answer(send, 201 if created.is_new else 200, b"", headers)
 
     async def _append(self, key: StreamKey, scope: Scope, receive: Receive, send: Send) -> None:
@@ -192,7 +193,7 @@ class StreamByAnyPath:
         stream = await self._store.stream(key, is_touched=False)
         await self._store.delete_stream(key)
         self._service.readers.drop([stream.id])
-        await self._service.registry.deleted(key)
+        self._service.registry.streams_changed()
         await asgi.answer(send, 204, b"", [asgi.NO_STORE])
 
     def _body(self, content_length: str | None, receive: Receive) -> AbstractAsyncContextManager[bytes]:

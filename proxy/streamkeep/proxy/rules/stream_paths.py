@@ -5,10 +5,10 @@ from __future__ import annotations
 from urllib.parse import quote, unquote_to_bytes
 
 from streamkeep.proxy.rules.wire import BadRequest
+from streamkeep.storage import REGISTRY
 
 ROOT = "/v1/stream/"
 GENERATIONS = "generations"
-REGISTRY = "__registry__"
 OPERATIONS = "__ds"
 _MAX_PATH_BYTES = 1024
 _ENCODED_SLASHES = (b"%2f", b"%5c")

@@ -49,6 +49,7 @@ from streamkeep.storage._types import (
     Slice,
     StoreStatus,
     StreamAppend,
+    StreamChange,
     StreamConfig,
     StreamInfo,
     StreamKey,
@@ -630,6 +631,9 @@ class PostgresStore:
 
     async def delete_stream(self, key: StreamKey) -> None:
         await self._streams.delete(key)
+
+    async def write_registries(self, encode: Callable[[StreamChange], bytes], limit: int = 500) -> list[int]:
+        return await self._streams.write_registries(encode, limit)
 
     async def list_streams(
         self, tenant: str, *, prefix: str = "", after: str = "", limit: int = 1000

@@ -32,12 +32,15 @@ from streamkeep.storage._errors import (
 )
 from streamkeep.storage._types import (
     GENERATIONS,
+    REGISTRY,
+    REGISTRY_CONFIG,
     Appended,
     Created,
     Expiry,
     ForkPoint,
     Producer,
     StreamAppend,
+    StreamChange,
     StreamConfig,
     StreamInfo,
     StreamKey,
@@ -57,6 +60,9 @@ _MAX_ATTEMPTS = 10
 _LAST_CHARACTER = "\U0010ffff"
 
 _IS_OVER = "coalesce(streams.ends_at <= clock_timestamp(), false)"
+
+# One instance tells the registries at a time, so that a stream's end is not told before its beginning.
+_REGISTRIES_LOCK = 0x7265676973747279  # "registry"
 
 _HAS_FORKS = "exists (select from streamkeep.streams fork where fork.source_id = streams.id)"
 
@@ -81,7 +87,7 @@ class ProtocolStreams:
 
     # Creation
 
-    _CREATE = """
+    _CREATE = f"""
     with made as (
         insert into streamkeep.streams (
             tenant, path, content_type, is_message_stream, tail, final_position, closed_at, merged_at,
@@ -100,6 +106,9 @@ class ProtocolStreams:
     ), written as (
         insert into streamkeep.chunks (stream_id, position, size, data)
         select id, coalesce($11, 0), length($6), $6 from made where length($6) > 0
+    ), noted as (
+        insert into streamkeep.stream_changes (tenant, path, content_type, created_at, is_deletion)
+        select $1, $2, $3, created_at, false from made where $2 <> '{REGISTRY}'
     )
     select id, tail, created_at from made
     """
@@ -410,6 +419,11 @@ class ProtocolStreams:
     delete from streamkeep.streams where id = $1
     """
 
+    _NOTE_DELETION = """
+    insert into streamkeep.stream_changes (tenant, path, content_type, created_at, is_deletion)
+    values ($1, $2, $3, $4, true)
+    """
+
     async def _remove(
         self, connection: Connection, row: asyncpg.Record, family: dict[int, asyncpg.Record]
     ) -> list[int]:
@@ -418,6 +432,9 @@ class ProtocolStreams:
         removed: list[int] = []
         gone: asyncpg.Record | None = row
         while gone is not None:
+            if not gone["is_deleted"]:
+                values = (gone["tenant"], gone["path"], gone["content_type"], gone["created_at"])
+                await connection.execute(self._NOTE_DELETION, *values)
             kept = await connection.execute(self._KEEP, gone["id"])
             if kept != "UPDATE 0":
                 break
@@ -464,6 +481,48 @@ class ProtocolStreams:
             self._announce(*ids)
             touched += bool(ids)
         return touched
+
+    # Registries
+
+    _HAS_CHANGES = "select 1 from streamkeep.stream_changes limit 1"
+
+    _LOCK_REGISTRIES = f"select pg_advisory_xact_lock({_REGISTRIES_LOCK})"
+
+    _TAKE_CHANGES = """
+    with taken as (
+        delete from streamkeep.stream_changes
+        where id = any(array(select id from streamkeep.stream_changes order by id limit $1))
+        returning *
+    )
+    select * from taken order by id
+    """
+
+    async def write_registries(self, encode: Callable[[StreamChange], bytes], limit: int) -> list[int]:
+        async def work(connection: Connection) -> list[int]:
+            await connection.fetch(self._LOCK_REGISTRIES)
+            messages: dict[StreamKey, list[bytes]] = {}
+            for row in await connection.fetch(self._TAKE_CHANGES, limit):
+                key = StreamKey(row["tenant"], row["path"])
+                change = StreamChange(key, row["content_type"], row["created_at"], row["is_deletion"])
+                messages.setdefault(StreamKey(key.tenant, REGISTRY), []).append(encode(change))
+            for key in messages:
+                await self._insert(connection, _Plan.of(key, REGISTRY_CONFIG), b"")
+            appends = [
+                StreamAppend(key, b"".join(data), REGISTRY_CONFIG.content_type) for key, data in messages.items()
+            ]
+            decided = await self._append_locked(connection, appends)
+            if decided is None:
+                raise StoreUnavailable("a registry changed while it was being written")
+            for result in decided[0]:
+                if isinstance(result, StoreError):
+                    raise result
+            return [change.state.id for change in decided[1]]
+
+        if await self._database.fetch_row(self._HAS_CHANGES) is None:
+            return []
+        written = await self._database.transact(work)
+        self._announce(*written)
+        return written
 
 
 class _Plan:
