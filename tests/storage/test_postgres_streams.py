@@ -163,9 +163,11 @@ async def test_what_is_deleted_leaves_nothing_behind(database_url: str) -> None:
         await fork(store, "g", generation.key.data_path)
         connection = await asyncpg.connect(database_url)
         try:
-            await connection.execute("update streamkeep.generations set ended_at = ended_at - interval '100 days'")
-            while await store.sweep():
-                pass
+            for instant in ("ended_at", "gone_at"):
+                past = f"update streamkeep.generations set {instant} = clock_timestamp() - interval '100 days'"
+                await connection.execute(past)
+                while await store.sweep():
+                    pass
             assert await connection.fetchval("select count(*) from streamkeep.streams") == 2
             await store.delete_stream(at("g"))
             for table in ("streams", "chunks", "producers", "generations"):
