@@ -19,6 +19,7 @@ from tests.serving import ServedProcess, served_process
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 CURL = next(code for language, code in BLOCKS if language == "sh" and code.startswith("curl"))
+CURL_VIEW = next(code for language, code in BLOCKS if language == "sh" and "as=json" in code)
 VARIABLES = set(re.findall(r"`(STREAMKEEP_[A-Z_]+|DATABASE_URL)`", README))
 
 
@@ -108,6 +109,8 @@ async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_pat
     assert "streamClosed" in frames
     assert "[DONE]" in frames
     assert json.loads(await run("bash", "-c", control, home=tmp_path))[0]["code"] == "complete"
+    messages = json.loads(await run("bash", "-c", here(CURL_VIEW, proxy, vendor_url), home=tmp_path))
+    assert {message["object"] for message in messages} == {"chat.completion.chunk"}
     again = json.loads(await run("bash", "-c", create, home=tmp_path))
     assert again["createdAt"] == created["createdAt"]
 
