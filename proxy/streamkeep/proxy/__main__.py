@@ -37,6 +37,7 @@ def serve_command(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--host", help="address to listen on (STREAMKEEP_HOST, 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (STREAMKEEP_PORT, 4000)")
+    parser.add_argument("--workers", type=int, help="how many processes share the port (STREAMKEEP_WORKERS, 1)")
     parser.add_argument("--data-dir", type=Path, help="the embedded Postgres' data (STREAMKEEP_DATA_DIR, .streamkeep)")
     chosen = parser.parse_args(argv)
     try:
@@ -83,10 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings) -> int:
     from streamkeep.proxy.app import create_app
     from streamkeep.proxy.server import bind, serve
+    from streamkeep.proxy.workers import Supervisor
     from streamkeep.storage.postgres import migrate
 
     with ExitStack() as stack:
-        listener = stack.enter_context(bind(settings.host, settings.port))
+        is_shared = settings.workers > 1
+        listener = stack.enter_context(bind(settings.host, settings.port, is_shared=is_shared))
         where = "the database at DATABASE_URL"
         if settings.database_url is None:
             where = f"an embedded Postgres in {settings.data_dir}"
@@ -101,7 +104,13 @@ def _serve(settings: Settings) -> int:
             asyncio.run(migrate(settings.direct_database_url or settings.database_url))
         host, port = listener.getsockname()[:2]
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        return serve(create_app(settings=settings), listener, announce=lambda: _announce(base, where, settings))
+
+        def announce() -> None:
+            _announce(base, where, settings)
+
+        if is_shared:
+            return Supervisor(settings, (host, port)).run(announce)
+        return serve(create_app(settings=settings), listener, announce=announce)
 
 
 def _announce(base: str, where: str, settings: Settings) -> None:

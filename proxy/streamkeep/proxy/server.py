@@ -223,13 +223,15 @@ def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None]
     return 0 if server.started and not server.has_failed else 1
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening address. Raises: OSError."""
+def bind(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
+    """An address to listen on; a shared one may be bound by other processes too. Raises: OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Where the protocol is not named, asyncio takes it for something else and leaves Nagle's algorithm on: 40 ms a frame.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
     except OSError:
         listener.close()

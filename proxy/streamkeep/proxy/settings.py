@@ -25,6 +25,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 4000
+    workers: int = 1
     database_url: str | None = None
     direct_database_url: str | None = None
     database_pool_size: int = 10
@@ -111,6 +112,13 @@ def _count(text: str) -> int:
     return value
 
 
+def _positive(text: str) -> int:
+    value = int(text)
+    if value <= 0:
+        raise ValueError("must be at least 1")
+    return value
+
+
 def _size(text: str) -> int:
     value = int(text)
     if value <= 0:
@@ -190,6 +198,7 @@ _BY_UNIT: dict[str, Callable[[str], Any]] = {
 _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "host": str,
     "port": _port,
+    "workers": _positive,
     "database_url": _database_url,
     "direct_database_url": _database_url,
     "database_pool_size": _size,
