@@ -114,25 +114,6 @@ async def test_a_surviving_process_ends_the_orphans_of_a_killed_one(database_url
         assert (event["code"], event["bytes"]) == ("owner_lost", len(BODY))
 
 
-async def test_the_places_of_a_killed_instance_come_back(database_url: str) -> None:
-    never = asyncio.Event()
-    async with (
-        upstream(ticking(BODY, pieces=10, seconds=0.1, then=never)) as server,
-        serving(PostgresStore(database_url), max_running=1) as survivor,
-        served_process(database_url=database_url, environ={"STREAMKEEP_MAX_RUNNING": "1"}) as process,
-    ):
-        victim = Side(process)
-        assert (await victim.create("chat", "1", server.url)).status_code == 200  # type: ignore[misc]
-        assert (await survivor.create("chat", "2", server.url)).status_code == 429
-        process.kill()
-        async with asyncio.timeout(15):
-            while (answer := await survivor.create("chat", "2", server.url)).status_code == 429:
-                assert answer.json()["error"] == "too_many_generations"
-                await asyncio.sleep(0.05)
-        assert answer.status_code == 200
-        assert (await survivor.create("chat", "3", server.url)).status_code == 429
-
-
 async def test_a_frozen_owner_is_fenced_and_writes_nothing_when_it_wakes(database_url: str) -> None:
     done = asyncio.Event()
     async with (

@@ -20,6 +20,7 @@ from streamkeep.proxy import InvalidSetting, Settings
         ("STREAMKEEP_STREAM_BUDGET_BYTES", "-1"),
         ("STREAMKEEP_UPSTREAM_RETRIES", "-1"),
         ("STREAMKEEP_MAX_RUNNING", "0"),
+        ("STREAMKEEP_ON_DISCONNECT", "never"),
         ("STREAMKEEP_PUBLIC_URL", "proxy.example"),
         ("STREAMKEEP_ALLOW", "ftp://example.com/**"),
         ("STREAMKEEP_LOG_LEVEL", "loud"),

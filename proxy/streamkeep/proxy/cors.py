@@ -16,7 +16,6 @@ _REQUEST_HEADERS = (
     "If-None-Match",
     wire.IDEMPOTENCY_KEY,
     "Streamkeep-Key",
-    "Streamkeep-On-Disconnect",
     wire.PROXY_URL,
     wire.PROXY_METHOD,
     wire.SESSION_ID,
@@ -36,6 +35,7 @@ _REQUEST_HEADERS = (
     wire.PRODUCER_ID,
     wire.PRODUCER_EPOCH,
     wire.PRODUCER_SEQ,
+    wire.ON_DISCONNECT,
 )
 # Browsers read `*` as a wildcard for requests without credentials; the list serves all others. It cannot name every
 # upstream's headers, so those that this answer carries are added to it.

@@ -91,12 +91,14 @@ class Forwarder:
     def _terms(self, principal: Principal, scope: Scope) -> Terms:
         """What the caller may have, its own limits or else everybody's, and what it asks for. Raises: BadRequest."""
         limits, settings = principal.limits, self._settings
-        retention = wire.single_headers(scope["headers"], (wire.RETENTION,))[wire.RETENTION]
+        asked = wire.single_headers(scope["headers"], (wire.RETENTION, wire.ON_DISCONNECT))
+        policy = asked[wire.ON_DISCONNECT]
         return Terms(
             holder=principal.holder or _ANYBODY,
             max_running=settings.max_running if limits.max_running is None else limits.max_running,
             max_per_minute=settings.max_per_minute if limits.max_per_minute is None else limits.max_per_minute,
-            retention_seconds=wire.retention_seconds(retention, at_most=settings.max_retention_seconds),
+            retention_seconds=wire.retention_seconds(asked[wire.RETENTION], at_most=settings.max_retention_seconds),
+            cancel_after_seconds=settings.on_disconnect if policy is None else wire.cancel_after_seconds(policy),
         )
 
 

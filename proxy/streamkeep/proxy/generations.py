@@ -39,12 +39,14 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from streamkeep.proxy.audiences import COUNTED_SECONDS
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, ApiError, gone, not_found, problem
 from streamkeep.proxy.logs import GENERATION
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.relay import End, Lost, Relay
 from streamkeep.proxy.request_body import CallerLeft, RequestBody
 from streamkeep.proxy.rules.allowlist import OTHER
+from streamkeep.proxy.rules.audiences import AudienceWatch
 from streamkeep.proxy.rules.endings import EndingObserver
 from streamkeep.proxy.rules.headers import kept_headers
 from streamkeep.proxy.settings import Settings
@@ -83,6 +85,8 @@ ACTIVE_AFTER_END = timedelta(hours=1)
 _MAX_SCAN_GAP_SECONDS = 6.0
 _CLOCK_SECONDS = 0.25
 _CANCEL_POLL_SECONDS = 1.0
+_AUDIENCE_POLL_SECONDS = 1.0
+_MAX_AUDIENCE_GAP_SECONDS = 3.0
 _VERDICT_POLL_SECONDS = 0.1
 _MERGE_SECONDS = 5.0
 _TAKE_BACK_SECONDS = 0.2
@@ -147,20 +151,20 @@ class Call:
         self.sent_at = self.started_at
         self.head_deadline: float | None = None
         self.outcome: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        self.stop_code: Code | None = None
+        self.stop_reason: End | None = None
         self.has_begun = False
         self.is_settled = False
         self.is_abandoned = False
         self.task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        return f"Call({self.generation.key}, {self.recorder!r}, stop={self.stop_code})"
+        return f"Call({self.generation.key}, {self.recorder!r}, stop={self.stop_reason})"
 
-    def stop(self, code: Code) -> bool:
+    def stop(self, code: Code, detail: str | None = None) -> bool:
         """End the generation for this reason, unless its end is settled already; whether this call did it."""
-        if self.is_settled or self.stop_code is not None:
+        if self.is_settled or self.stop_reason is not None:
             return False
-        self.stop_code = code
+        self.stop_reason = End(code, detail)
         self._interrupt()
         return True
 
@@ -168,7 +172,7 @@ class Call:
         """Close upstream and write nothing more: the generation has ended elsewhere."""
         if not self.is_abandoned:
             self.is_abandoned = True
-            if not self.is_settled and self.stop_code is None:
+            if not self.is_settled and self.stop_reason is None:
                 self._interrupt()
 
     def _interrupt(self) -> None:
@@ -188,9 +192,9 @@ class Call:
             return Code.STALLED
         return None
 
-    def stopped(self, code: Code) -> End:
+    def stopped(self, reason: End) -> End:
         """How the call ended, now that it was stopped."""
-        return End(code) if self.relay is None else self.relay.stopped(code)
+        return reason if self.relay is None else self.relay.stopped(reason)
 
     @property
     def duration_ms(self) -> int:
@@ -212,6 +216,7 @@ class Generations:
         self._tasks: set[asyncio.Task[None]] = set()
         self._owner: Owner | None = None
         self._registering = asyncio.Lock()
+        self._audience_watch = AudienceWatch(max_gap_seconds=_MAX_AUDIENCE_GAP_SECONDS, settle_seconds=COUNTED_SECONDS)
         self._client = httpx.AsyncClient(
             transport=UpstreamTransport(resolve=resolve),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -243,6 +248,7 @@ class Generations:
             tasks.create_task(self._recover_for_ever())
             tasks.create_task(_every(_CLOCK_SECONDS, self._check_clocks))
             tasks.create_task(_every(_CANCEL_POLL_SECONDS, self._poll_cancels))
+            tasks.create_task(_every(_AUDIENCE_POLL_SECONDS, self._poll_audiences))
             tasks.create_task(_every(_MERGE_SECONDS, self._tidy))
 
     @property
@@ -358,8 +364,8 @@ class Generations:
             if call is not None:
                 self._cancel(call, "other_process")
 
-    def _cancel(self, call: Call, cause: str) -> None:
-        self.tally.cancels[cause] += call.stop(Code.CANCELLED)
+    def _cancel(self, call: Call, cause: str, detail: str | None = None) -> None:
+        self.tally.cancels[cause] += call.stop(Code.CANCELLED, detail)
 
     # Draining
 
@@ -500,8 +506,8 @@ class Generations:
         try:
             if call.is_abandoned:
                 return None
-            if call.stop_code is not None:
-                return End(call.stop_code)
+            if call.stop_reason is not None:
+                return call.stop_reason
             began_at = time.monotonic()
             response = await self._open(call, request)
             self.tally.upstream_seconds.observe(time.monotonic() - began_at)
@@ -519,10 +525,10 @@ class Generations:
             return End(Code.STORAGE_UNAVAILABLE)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if task is None or (call.stop_code is None and not call.is_abandoned):
+            if task is None or (call.stop_reason is None and not call.is_abandoned):
                 raise
             task.uncancel()
-            return None if call.stop_code is None else call.stopped(call.stop_code)
+            return None if call.stop_reason is None else call.stopped(call.stop_reason)
         finally:
             call.is_settled = True
 
@@ -774,6 +780,23 @@ class Generations:
     async def _poll_cancels(self) -> None:
         if self._calls and self._owner is not None:
             self.cancel_requested(await self._store.cancel_requests(self._owner))
+
+    async def _poll_audiences(self) -> None:
+        """Stop what nobody reads any more, as its caller wished."""
+        cancel_after = {
+            id: call.generation.cancel_after_seconds
+            for id, call in self._calls.items()
+            if call.generation.cancel_after_seconds is not None
+        }
+        if not cancel_after:
+            self._audience_watch.rest()
+            return
+        readerless = await self._store.readerless_seconds(cancel_after)
+        for id in self._audience_watch.overdue(readerless, cancel_after, now=time.monotonic()):
+            call = self._calls.get(id)
+            if call is not None:
+                seconds = cancel_after[id]
+                self._cancel(call, "no_reader", f"no reader for {seconds:g} s" if seconds else "no reader any more")
 
     async def _tidy(self) -> None:
         while merged := await self._store.merge():

@@ -264,6 +264,13 @@ class Readers:
     def __repr__(self) -> str:
         return f"Readers({self.count} of {len(self._feeds)} streams)"
 
+    def check_room(self) -> None:
+        """Raises: ApiError (503), there are as many readers as there may be."""
+        if self.count >= self._max_readers:
+            raise problem(
+                503, "overloaded", "this process has as many readers as it may", retry_after=PLACE_RETRY_SECONDS
+            )
+
     @contextmanager
     def reader(
         self,
@@ -279,12 +286,9 @@ class Readers:
         """Subscribe at a position of the log. `stop` cuts the connection of a peer that takes no bytes.
 
         Raises:
-            ApiError: 503, there are as many readers as there may be.
+            ApiError: as `check_room` does.
         """
-        if self.count >= self._max_readers:
-            raise problem(
-                503, "overloaded", "this process has as many readers as it may", retry_after=PLACE_RETRY_SECONDS
-            )
+        self.check_room()
         feed = self._feeds.get(stream_id)
         if feed is None or feed.is_gone:
             feed = self._feeds[stream_id] = Feed(stream_id, is_message_stream=is_message_stream)

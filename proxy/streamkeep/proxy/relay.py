@@ -69,14 +69,14 @@ class Relay:
             self.waiting_since = None
         return self._whole() if is_whole else End(Code.TOO_LARGE)
 
-    def stopped(self, code: Code) -> End:
+    def stopped(self, reason: End) -> End:
         """The end of a call that was stopped from outside: an upstream that had said its last word, and only keeps the
         connection, is neither late nor silent."""
-        if code in (Code.STALLED, Code.TIMED_OUT):
+        if reason.code in (Code.STALLED, Code.TIMED_OUT):
             observation = self._observation()
             if observation is not None and observation.ended and observation.failed is None:
                 return End(Code.COMPLETE)
-        return End(code)
+        return reason
 
     def terminal(self, end: End, *, duration_ms: int) -> Terminal:
         """The one event that tells this end, with the digest and usage of what was relayed."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from streamkeep.proxy.access import Access
+from streamkeep.proxy.audiences import Audiences
 from streamkeep.proxy.forwarding import Forwarder
 from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.probe import DatabaseProbe
@@ -45,6 +46,7 @@ class Service:
             process_budget_bytes=settings.process_budget_bytes,
         )
         self.appender = Appender(store, self.readers)
+        self.audiences = Audiences(store)
         self.registry = Registry(store, self.readers)
         self.webhooks = Webhooks(WebhookRules.of(settings.webhook_allow, host=settings.host), resolve)
         self.subscriptions = Subscriptions(store, self.appender, self.webhooks, public_url=settings.public_url)
@@ -68,6 +70,7 @@ class Service:
             await stack.enter_async_context(self._running("writer", self.writer.run()))
             await stack.enter_async_context(self._running("appender", self.appender.run()))
             await stack.enter_async_context(self._running("readers", self.readers.run()))
+            await stack.enter_async_context(self._running("audiences", self.audiences.run()))
             await stack.enter_async_context(self._running("registry", self.registry.run()))
             await self.subscriptions.open()
             stack.push_async_callback(self.subscriptions.close)

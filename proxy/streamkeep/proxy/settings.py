@@ -13,6 +13,7 @@ from streamkeep.proxy.logs import LogFormat
 from streamkeep.proxy.rules import webhook_urls
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
 from streamkeep.proxy.rules.upstreams import Upstreams
+from streamkeep.proxy.rules.wire import cancel_after_seconds
 
 
 class InvalidSetting(ValueError):
@@ -21,7 +22,8 @@ class InvalidSetting(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What an operator may choose. Durations are seconds, sizes bytes."""
+    """What an operator may choose. Durations are seconds, sizes bytes. `on_disconnect` is how long a generation goes on
+    without a reader, None: to its end."""
 
     host: str = "127.0.0.1"
     port: int = 4000
@@ -48,6 +50,7 @@ class Settings:
     first_byte_seconds: float = 600.0
     idle_seconds: float = 300.0
     total_seconds: float = 3600.0
+    on_disconnect: float | None = None
     upstream_retries: int = 2
     retry_seconds: float = 20.0
 
@@ -211,6 +214,7 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "log_level": _level,
     "log_format": _log_format,
     "upstream_retries": _count,
+    "on_disconnect": cancel_after_seconds,
     "max_running": _limit,
     "max_per_minute": _limit,
     "max_generations": _limit,

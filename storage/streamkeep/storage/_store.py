@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -144,6 +144,15 @@ class Store(Protocol):
 
     async def retentions(self) -> dict[str, float]:
         """The tenants that have a retention of their own, with it."""
+
+    # Audiences: who reads generations that are to be stopped once nobody does, counted over all processes.
+
+    async def note_readers(self, process: str, counted_seconds: Mapping[int, float]) -> None:
+        """For how long from now on this process's readers of generations, by id, count; 0: they have left."""
+
+    async def readerless_seconds(self, generation_ids: Collection[int]) -> dict[int, float]:
+        """For how long generations have been without a reader that counts, negative while they have one. Those that
+        never had a reader since they were claimed are absent."""
 
     # Bytes
 

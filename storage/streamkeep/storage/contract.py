@@ -513,6 +513,43 @@ class StoreContract:
             assert await store.generation(key("r4")) is None
             assert (await store.claim(owner, key("r4"), None, Terms(holder="h", max_per_minute=4))).is_new
 
+    # Audiences
+
+    async def test_a_generation_is_without_readers_from_when_the_last_of_them_counts_no_more(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            one = (await store.claim(owner, key("one"), None)).generation.id
+            two = (await store.claim(owner, key("two"), None)).generation.id
+            assert await store.readerless_seconds([one, two]) == {}
+            await store.note_readers("here", {one: 9.0, two: 0.0})
+            await store.note_readers("there", {one: 20.0})
+            found = await store.readerless_seconds([one, two])
+            assert -20 <= found[one] < -9
+            assert 0 <= found[two] < 9
+            await store.note_readers("there", {one: 0.0})
+            assert -9 <= (await store.readerless_seconds([one]))[one] < 0
+            await store.note_readers("here", {one: 0.0, two: 5.0})
+            found = await store.readerless_seconds([one, two])
+            assert found[one] >= 0 > found[two]
+
+    async def test_readers_of_a_refused_generation_are_none_of_the_one_that_is_claimed_anew(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            first = (await store.claim(owner, key(), None)).generation
+            await store.note_readers("here", {first.id: 0.0})
+            await store.refuse(first, Refusal(HEAD, b""), None)
+            anew = (await store.claim(owner, key(), None)).generation
+            assert await store.readerless_seconds([first.id, anew.id]) == {}
+
+    async def test_sweeping_forgets_the_readers_of_what_has_ended(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            done, going = await ended(store, owner, key("done")), await running(store, owner, key("going"))
+            await store.note_readers("here", {done.id: 9.0, going.id: 9.0})
+            await store.note_readers("there", {done.id: 0.0})
+            await until_nothing_to_sweep(store)
+            assert list(await store.readerless_seconds([done.id, going.id])) == [going.id]
+
     # Upstream's verdict
 
     async def test_start_records_what_upstream_said(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -101,6 +101,7 @@ class MemoryStore:
         self._paths: dict[StreamKey, _Stream] = {}
         self._generations: dict[GenerationKey, Generation] = {}
         self._retentions: dict[str, float] = {}
+        self._audiences: dict[int, dict[str, datetime]] = {}
         self._beats: dict[Owner, int] = {}
         self._listeners: list[Listener] = []
         self.subscriptions = MemorySubscriptions(self._now)
@@ -164,6 +165,7 @@ class MemoryStore:
         if found is None:
             return Claim(self._create(owner, key, fingerprint, terms), is_new=True)
         if found.state is State.REFUSED:
+            self._audiences.pop(found.id, None)
             anew = replace(
                 found,
                 epoch=found.epoch + 1,
@@ -225,6 +227,20 @@ class MemoryStore:
 
     async def retentions(self) -> dict[str, float]:
         return dict(self._retentions)
+
+    # Audiences
+
+    async def note_readers(self, process: str, counted_seconds: Mapping[int, float]) -> None:
+        for generation_id, seconds in counted_seconds.items():
+            self._audiences.setdefault(generation_id, {})[process] = self._now() + timedelta(seconds=seconds)
+
+    async def readerless_seconds(self, generation_ids: Collection[int]) -> dict[int, float]:
+        now = self._now()
+        return {
+            generation_id: min((now - counts_until).total_seconds() for counts_until in audience.values())
+            for generation_id in generation_ids
+            if (audience := self._audiences.get(generation_id)) is not None
+        }
 
     # Bytes
 
@@ -355,9 +371,13 @@ class MemoryStore:
                 self._put(replace(row, gone=Gone(GoneReason.RETENTION, self._now())))
         for row in expired:
             self._delete(row)
+        watched = {g.id for g in self._generations.values() if g.state.is_live}
+        unwatched = [generation_id for generation_id in self._audiences if generation_id not in watched][:limit]
+        for generation_id in unwatched:
+            del self._audiences[generation_id]
         for stream in over:
             self._remove(stream)
-        return len(due) + len(expired) + len(over)
+        return len(due) + len(expired) + len(unwatched) + len(over)
 
     async def merge(self, limit: int = 20) -> int:
         return 0

@@ -66,6 +66,8 @@ class DropIn:
             row, is_replay = await self._with_verdict(found), True
         else:
             destination = _destination(upstream, scope)
+            # Whoever asks reads the answer, too; upstream is not called in vain.
+            self._service.readers.check_room()
             try:
                 row, is_replay = await self._service.forwarder.forward(
                     principal, key, scope["method"], destination, scope, receive
@@ -125,7 +127,11 @@ class DropIn:
             start.append({"type": "http.response.body", "body": ids.opening, "more_body": True})
             change = ids.feed
         target = Target(row.data_stream, head.content_type or "")
-        if await self._reads.pass_on(target, position, scope, receive, send, start=start, change=change):
+        with self._service.audiences.attended(row, receive) as receive_and_look:
+            is_whole = await self._reads.pass_on(
+                target, position, scope, receive_and_look, send, start=start, change=change
+            )
+        if is_whole:
             ended = await self._service.store.generation(row.key)
             if ended is not None and ended.state is State.DONE:
                 await send({"type": "http.response.body", "body": b""})

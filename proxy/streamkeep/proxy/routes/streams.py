@@ -82,11 +82,16 @@ class _Generations:
         view = wire.view_parameter(parameters)
         permit = await self._service.access.permit(scope, parameters, Right.READ, lambda tenant: _key(tenant, ids))
         row = await self._service.generations.find(permit.key)
-        is_type_needed = query.live is not wire.Live.SSE or view is View.JSON
-        if which is Which.DATA and is_type_needed and scope["method"] == "GET":
-            row = await self._with_verdict(row)
-        target = self._data(row, view) if which is Which.DATA else _control(row, view)
-        await self._reads.answer(target, query, scope, receive, send)
+        if scope["method"] == "HEAD":
+            await self._reads.answer(self._target(row, which, view), query, scope, receive, send)
+            return
+        with self._service.audiences.attended(row, receive) as receive_and_look:
+            if which is Which.DATA and (query.live is not wire.Live.SSE or view is View.JSON):
+                row = await self._with_verdict(row)
+            await self._reads.answer(self._target(row, which, view), query, scope, receive_and_look, send)
+
+    def _target(self, row: Generation, which: Which, view: View | None) -> Target:
+        return self._data(row, view) if which is Which.DATA else _control(row, view)
 
     def _data(self, row: Generation, view: View | None) -> Target:
         if view is View.JSON:

@@ -31,6 +31,7 @@ FORK_SUB_OFFSET = "Stream-Fork-Sub-Offset"
 PRODUCER_ID = "Producer-Id"
 PRODUCER_EPOCH = "Producer-Epoch"
 PRODUCER_SEQ = "Producer-Seq"
+ON_DISCONNECT = "Streamkeep-On-Disconnect"
 
 # Response headers; some of those above are answered as well
 NEXT_OFFSET = "Stream-Next-Offset"
@@ -52,6 +53,7 @@ RECORDED_AS = "Streamkeep-Request-ID"
 UPSTREAM_METHODS = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST"})
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}")
+_CANCEL_AFTER = re.compile(r"cancel_after=([0-9]{1,6}(?:\.[0-9]{1,3})?)")
 _RESERVED_REQUEST_IDS = frozenset({"active"})
 
 
@@ -113,6 +115,22 @@ def retention_seconds(value: str | None, *, at_most: float) -> int | None:
     if not re.fullmatch(r"[1-9][0-9]{0,9}", value.strip()) or int(value) > at_most:
         raise BadRequest("invalid_retention", f"{RETENTION} is a number of seconds from 1 to {int(at_most)}")
     return int(value)
+
+
+def cancel_after_seconds(policy: str) -> float | None:
+    """For how long a generation goes on once it has no reader any more; None: to its end. `continue`, `cancel` (at
+    once), or `cancel_after=` with seconds. Raises: BadRequest."""
+    text = policy.strip().lower()
+    if text == "continue":
+        return None
+    if text == "cancel":
+        return 0.0
+    found = _CANCEL_AFTER.fullmatch(text)
+    if found is None:
+        raise BadRequest(
+            "invalid_on_disconnect", "what to do without readers is one of continue, cancel, cancel_after=SECONDS"
+        )
+    return float(found[1])
 
 
 def single_headers(headers: Iterable[tuple[bytes, bytes]], names: Iterable[str]) -> dict[str, str | None]:

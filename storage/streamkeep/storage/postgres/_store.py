@@ -17,7 +17,7 @@ import asyncio
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
@@ -310,18 +310,21 @@ class PostgresStore:
     """
 
     _CLAIM_REFUSED = f"""
-    with {_fence()}
-    update streamkeep.generations
-    set epoch = generations.epoch + 1, state = 'creating', owner_id = fence.id, owner_epoch = fence.epoch,
-        fingerprint = $5, created_at = clock_timestamp(), ended_at = null, sweep_at = null, head = null,
-        refusal_body = null,
-        is_cancel_requested = false, holder = $6, cancel_after_seconds = $7,
-        retention_seconds = coalesce(
-            $8, (select tenants.retention_seconds from streamkeep.tenants where tenants.tenant = generations.tenant)
-        )
-    from fence
-    where generations.id = $3 and generations.epoch = $4 and state = 'refused'
-    returning generations.*
+    with {_fence()}, anew as (
+        update streamkeep.generations
+        set epoch = generations.epoch + 1, state = 'creating', owner_id = fence.id, owner_epoch = fence.epoch,
+            fingerprint = $5, created_at = clock_timestamp(), ended_at = null, sweep_at = null, head = null,
+            refusal_body = null, is_cancel_requested = false, holder = $6, cancel_after_seconds = $7,
+            retention_seconds = coalesce(
+                $8, (select tenants.retention_seconds from streamkeep.tenants where tenants.tenant = generations.tenant)
+            )
+        from fence
+        where generations.id = $3 and generations.epoch = $4 and state = 'refused'
+        returning generations.*
+    ), forgotten as (
+        delete from streamkeep.audiences using anew where generation_id = anew.id
+    )
+    select * from anew
     """
 
     # The lock is a statement of its own: what counts after it sees every claim that held it before.
@@ -514,6 +517,30 @@ class PostgresStore:
 
     async def retentions(self) -> dict[str, float]:
         return {row["tenant"]: row["retention_seconds"] for row in await self._database.fetch(self._RETENTIONS)}
+
+    # Audiences
+
+    _NOTE_READERS = """
+    insert into streamkeep.audiences (generation_id, process, counts_until)
+    select noted.generation_id, $1, clock_timestamp() + make_interval(secs => noted.seconds)
+    from unnest($2::bigint[], $3::float8[]) as noted (generation_id, seconds)
+    order by noted.generation_id
+    on conflict (generation_id, process) do update set counts_until = excluded.counts_until
+    """
+
+    async def note_readers(self, process: str, counted_seconds: Mapping[int, float]) -> None:
+        await self._database.execute(self._NOTE_READERS, process, list(counted_seconds), list(counted_seconds.values()))
+
+    _READERLESS = """
+    select generation_id, extract(epoch from clock_timestamp() - max(counts_until))::float8 as seconds
+    from streamkeep.audiences
+    where generation_id = any($1::bigint[])
+    group by generation_id
+    """
+
+    async def readerless_seconds(self, generation_ids: Collection[int]) -> dict[int, float]:
+        rows = await self._database.fetch(self._READERLESS, list(generation_ids))
+        return {row["generation_id"]: row["seconds"] for row in rows}
 
     # Bytes
 

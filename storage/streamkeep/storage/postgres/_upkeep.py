@@ -25,7 +25,7 @@ class Upkeep:
         self._merge_after_seconds = merge_after_seconds
 
     async def sweep(self, limit: int) -> int:
-        """One batch: the data of generations past their retention, then rows past theirs."""
+        """One batch: the data of generations past their retention, rows past theirs, audiences of what has ended."""
 
         async def work(connection: Connection) -> int:
             due = await connection.fetch(_LOCK_DUE, self._retention.data_seconds, limit)
@@ -40,7 +40,8 @@ class Upkeep:
                 await connection.execute(_DELETE_REFUSED, ids)
                 await connection.execute(_MARK_SWEPT, ids)
             expired = await connection.execute(_DELETE_ROWS, self._retention.row_seconds, limit)
-            return len(due) + int(expired.rpartition(" ")[2])
+            unwatched = await connection.execute(_DELETE_AUDIENCES, limit)
+            return len(due) + sum(int(status.rpartition(" ")[2]) for status in (expired, unwatched))
 
         return await self._database.transact(work, deadline_seconds=_DEADLINE_SECONDS)
 
@@ -132,6 +133,19 @@ where id in (
     where is_swept and coalesce(gone_at, ended_at) <= clock_timestamp() - make_interval(secs => $1)
     order by coalesce(gone_at, ended_at)
     limit $2
+    for update skip locked
+)
+"""
+
+_DELETE_AUDIENCES = """
+delete from streamkeep.audiences
+where (generation_id, process) in (
+    select generation_id, process
+    from streamkeep.audiences
+    where not exists (
+        select from streamkeep.generations where generations.id = audiences.generation_id and ended_at is null
+    )
+    limit $1
     for update skip locked
 )
 """
