@@ -6,9 +6,11 @@ import asyncio
 import gzip
 import json
 import random
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from types import FrameType
 from typing import Any
 from urllib.parse import quote
 
@@ -16,6 +18,7 @@ import httpx
 import pytest
 
 from streamkeep.proxy.rules import stream_headers
+from streamkeep.proxy.rules.json_mode import split_messages
 from streamkeep.storage import DEFAULT_TENANT, Expiry, MemoryStore, StreamConfig, StreamKey
 from streamkeep.storage.postgres import PostgresStore
 from tests.serving import Proxy, serving
@@ -479,6 +482,25 @@ async def test_the_registry_tells_of_what_expired_and_of_what_a_dead_process_did
         events = await registered(proxy, 3)
     changes = [(event["headers"]["operation"], event["key"]) for event in events]
     assert changes == [("insert", "a"), ("insert", "b"), ("delete", "b")]
+
+
+async def test_a_large_json_body_is_parsed_beside_the_loop(proxy: Proxy) -> None:
+    parsing: list[str] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code is split_messages.__code__:
+            parsing.append(threading.current_thread().name)
+
+    await create(proxy, Content_Type="application/json")
+    body = json.dumps([{"n": n} for n in range(20_000)], separators=(",", ":")).encode()
+    threading.setprofile(profile)  # Of threads that start from now on.
+    try:
+        assert (await append(proxy, body, Content_Type="application/json")).status_code == 204
+        assert_is_problem(await append(proxy, body[:-1], Content_Type="application/json"), 400, "invalid_json")
+    finally:
+        threading.setprofile(None)
+    assert len(parsing) == 2
+    assert (await proxy.client.get(STREAM)).content == body
 
 
 async def registered(proxy: Proxy, count: int) -> list[dict[str, Any]]:

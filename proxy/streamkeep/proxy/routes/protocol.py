@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AbstractAsyncContextManager
 from urllib.parse import quote
 
@@ -37,6 +38,11 @@ from streamkeep.storage.rules.offsets import format_offset
 _TOUCHES_PER_TTL = 3
 _MIN_TOUCH_SECONDS = 0.25
 
+# JSON that takes longer than a millisecond or so is parsed in a thread, of which there are few: each holds a body, its
+# messages and what it makes of them.
+_MAX_PARSED_AT_ONCE_BYTES = 64 * 1024
+_PARSING_THREADS = 2
+
 
 class _AnyPath(Convertor[str]):
     """The rest of a path, whatever it holds: what is wrong with it is told by `stream_paths`, not by a 404."""
@@ -60,6 +66,7 @@ class StreamByAnyPath:
         self._service = service
         self._store = service.store
         self._reads = Reads(service)
+        self._parsing = asyncio.Semaphore(_PARSING_THREADS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = _path(scope)
@@ -133,7 +140,7 @@ class StreamByAnyPath:
                 content_type = (await self._store.stream(config.fork.source, is_touched=False)).content_type
             data = b""
             if body:
-                data = _stored_form(body) if stream_headers.is_json(content_type) else body
+                data = await self._stored_form(body) if stream_headers.is_json(content_type) else body
             created = await self._store.create_stream(key, config, data)
         stream = created.stream
         headers = [("Content-Type", stream.content_type), *_tail_headers(stream.tail), *_expiry_headers(stream)]
@@ -177,7 +184,7 @@ class StreamByAnyPath:
         if not stream_headers.is_json(content_type):
             return body
         try:
-            data = _stored_form(body)
+            data = await self._stored_form(body)
             if not data:
                 raise problem(400, "empty_append", "an empty array appends nothing")
         except ApiError:
@@ -188,6 +195,13 @@ class StreamByAnyPath:
                 raise ContentTypeMismatch(stream.content_type, content_type) from None
             raise
         return data
+
+    async def _stored_form(self, body: bytes) -> bytes:
+        """A JSON body as a message stream keeps it; a large one is taken apart while the loop goes on. Raises: ApiError."""
+        if len(body) <= _MAX_PARSED_AT_ONCE_BYTES:
+            return _stored_form(body)
+        async with self._parsing:
+            return await asyncio.to_thread(_stored_form, body)
 
     async def _delete(self, key: StreamKey, send: Send) -> None:
         stream = await self._store.stream(key, is_touched=False)

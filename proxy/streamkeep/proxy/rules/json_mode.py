@@ -80,5 +80,11 @@ def _refuse_constant(name: str) -> NoReturn:
     raise InvalidJson(f"{name} is not JSON")
 
 
-# Numbers are never made: their size does not matter here, and Python refuses to make the largest.
-_DECODER = json.JSONDecoder(parse_int=len, parse_float=len, parse_constant=_refuse_constant)
+def _drop(found: object) -> None:
+    """A number or object that is only checked. Numbers are never made: Python refuses to make the largest. And a function
+    of Python's lets other threads run, which the decoder itself does not until it has read a whole value."""
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_drop, parse_int=_drop, parse_float=_drop, parse_constant=_refuse_constant
+)
