@@ -84,9 +84,10 @@ def local_settings(**changes: Any) -> Settings:
 
 @asynccontextmanager
 async def serving(store: Store, **settings: Any) -> AsyncIterator[Proxy]:
-    """Serve a store in this loop. Among the settings, `resolve` is the resolver to use."""
+    """Serve a store in this loop. Among the settings, `resolve` is the resolver to use, and `tracer_provider` traces."""
     resolve: Resolver = settings.pop("resolve", system_resolver)
-    app = create_app(store=store, settings=local_settings(**settings), resolve=resolve)
+    tracer_provider = settings.pop("tracer_provider", None)
+    app = create_app(store=store, settings=local_settings(**settings), resolve=resolve, tracer_provider=tracer_provider)
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = make_server(app)

@@ -52,13 +52,16 @@ def events(body: bytes) -> list[bytes]:
     return [event + b"\n\n" for event in body.split(b"\n\n")[:-1]]
 
 
+MODEL = "gemma-3-270m"
 WHOLE = {
-    "chat-short": Observation(Dialect.OPENAI_CHAT, True, None, Usage(18, 48, FINAL)),
-    "chat-long": Observation(Dialect.OPENAI_CHAT, True),
-    "chat-client-abort": Observation(Dialect.OPENAI_CHAT, False),
-    "chat-upstream-killed": Observation(Dialect.OPENAI_CHAT, False),
-    "anthropic-messages": Observation(Dialect.ANTHROPIC_MESSAGES, True, None, Usage(5, 48, FINAL)),
-    "openai-responses": Observation(Dialect.OPENAI_RESPONSES, True, None, Usage(18, 48, FINAL)),
+    "chat-short": Observation(Dialect.OPENAI_CHAT, True, None, Usage(18, 48, FINAL), MODEL, ("length",)),
+    "chat-long": Observation(Dialect.OPENAI_CHAT, True, model=MODEL, finish_reasons=("length",)),
+    "chat-client-abort": Observation(Dialect.OPENAI_CHAT, False, model=MODEL),
+    "chat-upstream-killed": Observation(Dialect.OPENAI_CHAT, False, model=MODEL),
+    "anthropic-messages": Observation(
+        Dialect.ANTHROPIC_MESSAGES, True, None, Usage(5, 48, FINAL), MODEL, ("max_tokens",)
+    ),
+    "openai-responses": Observation(Dialect.OPENAI_RESPONSES, True, None, Usage(18, 48, FINAL), MODEL, ("completed",)),
 }
 END_MARKS = {"chat-short": b'"finish_reason":"', "anthropic-messages": b"message_stop"}
 END_MARKS |= {"chat-long": END_MARKS["chat-short"], "openai-responses": b"response.completed"}
@@ -299,7 +302,9 @@ def test_has_ended_is_known_before_the_end() -> None:
     observer.feed(stream(CHAT_STOP))
     assert observer.has_ended
     observer.feed(stream(chat_usage(NAMED, has_choices=False)))
-    assert observer.finish() == Observation(Dialect.OPENAI_CHAT, True, None, Usage(3, 5, FINAL))
+    assert observer.finish() == Observation(
+        Dialect.OPENAI_CHAT, True, None, Usage(3, 5, FINAL), finish_reasons=("stop",)
+    )
     assert observer.finish() is observer.finish()
 
 
@@ -401,3 +406,31 @@ def test_no_bytes_raise_or_depend_on_batches(chunks: list[bytes], batch_bytes: i
     one, many = observe([body]), observe(chunks, batch_bytes=batch_bytes)
     assert (one.dialect, one.ended) == (many.dialect, many.ended)
     observe([body], "application/json")
+
+
+WORDS = [
+    (
+        '{"object":"chat.completion","model":"a","choices":[{"finish_reason":"stop"},{"finish_reason":"length"}]}',
+        "a",
+        2,
+    ),
+    ('{"type":"message","model":"b","stop_reason":"end_turn"}', "b", 1),
+    ('{"object":"response","model":"c","status":"incomplete"}', "c", 1),
+    ('{"modelVersion":"d","candidates":[{"finishReason":"STOP"}],"usageMetadata":{}}', "d", 1),
+    ('{"model":7,"choices":[{"finish_reason":["x"]},3,null]}', None, 0),
+    ('{"model":"' + "x" * 500 + '","choices":"none"}', "x" * 200, 0),
+]
+
+
+@pytest.mark.parametrize(("body", "model", "reasons"), WORDS)
+def test_a_whole_body_tells_its_model_and_why_it_ended(body: str, model: str | None, reasons: int) -> None:
+    seen = observe([body.encode()], "application/json")
+    assert (seen.model, len(seen.finish_reasons)) == (model, reasons)
+
+
+def test_gemini_and_ai_sdk_streams_tell_why_they_ended() -> None:
+    gemini = '{"modelVersion":"g","candidates":[{"finishReason":"MAX_TOKENS"}]}'
+    seen = observe([stream(gemini)])
+    assert (seen.model, seen.finish_reasons) == ("g", ("MAX_TOKENS",))
+    seen = observe([stream('{"type":"text-start","id":"1"}', '{"type":"finish","finishReason":"stop"}')])
+    assert (seen.model, seen.finish_reasons) == (None, ("stop",))

@@ -19,6 +19,8 @@ from streamkeep.proxy.settings import InvalidSetting, Settings
 from streamkeep.storage import StoreError
 from streamkeep.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
+logger = logging.getLogger(__name__)
+
 _SERVE_EPILOG = """\
 Everything else is set by environment variables; the README lists them. With DATABASE_URL the proxy uses that
 Postgres, without it an embedded one whose data lie in STREAMKEEP_DATA_DIR.
@@ -82,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve(settings: Settings) -> int:
-    from streamkeep.proxy.app import create_app
-    from streamkeep.proxy.server import bind, serve
+    from streamkeep.proxy.server import bind, serve_proxy
     from streamkeep.proxy.workers import Supervisor
     from streamkeep.storage.postgres import migrate
 
@@ -94,9 +95,7 @@ def _serve(settings: Settings) -> int:
         if settings.database_url is None:
             where = f"an embedded Postgres in {settings.data_dir}"
             postgres = stack.enter_context(
-                EmbeddedPostgres.start(
-                    settings.data_dir, bin_dir=settings.postgres_bin, on_progress=logging.getLogger(__name__).info
-                )
+                EmbeddedPostgres.start(settings.data_dir, bin_dir=settings.postgres_bin, on_progress=logger.info)
             )
             settings = replace(settings, database_url=postgres.dsn)
         else:
@@ -110,7 +109,7 @@ def _serve(settings: Settings) -> int:
 
         if is_shared:
             return Supervisor(settings, (host, port)).run(announce)
-        return serve(create_app(settings=settings), listener, announce=announce)
+        return serve_proxy(settings, listener, announce=announce)
 
 
 def _announce(base: str, where: str, settings: Settings) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -30,23 +30,30 @@ from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.upstream import Resolver, system_resolver
 from streamkeep.storage import Retention, Store, StoreError
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 _CODES = {404: "not_found", 405: "method_not_allowed"}
 _FORESEEN: tuple[type[Exception], ...] = (ApiError, BadRequest, StoreError)
 
 
 def create_app(
-    *, store: Store | None = None, settings: Settings | None = None, resolve: Resolver = system_resolver
+    *,
+    store: Store | None = None,
+    settings: Settings | None = None,
+    resolve: Resolver = system_resolver,
+    tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
     """The proxy as an ASGI application, over any store; Postgres at `settings.database_url` when none is given.
 
     The store is opened and closed with the application. `resolve` finds the addresses of upstreams and webhooks; they
-    are checked whoever found them. `app.state.service` gives access to its parts.
+    are checked whoever found them. A `tracer_provider` turns traces on (the extra `otel`). `app.state.service` gives access to its parts.
 
     Raises:
         ValueError: neither a store nor a database URL.
     """
     settings = settings or Settings()
-    service = Service(store or _postgres(settings), settings, resolve)
+    service = Service(store or _postgres(settings), settings, resolve, tracer_provider)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -26,7 +26,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import httpx
 from tenacity import (
@@ -71,6 +71,9 @@ from streamkeep.storage import (
 )
 from streamkeep.storage.rules.leases import LeaseWatch
 from streamkeep.storage.writer import Recorder, Writer
+
+if TYPE_CHECKING:
+    from streamkeep.proxy.tracing import GenerationSpan, Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -142,8 +145,11 @@ class _Unknown(Exception):
 class Call:
     """One generation recorded here, from its claim to its end."""
 
-    def __init__(self, generation: Generation, recorder: Recorder, upstream: str) -> None:
+    def __init__(
+        self, generation: Generation, recorder: Recorder, upstream: str, span: GenerationSpan | None = None
+    ) -> None:
         self.generation = generation
+        self.span = span
         self.recorder = recorder
         self.upstream = upstream
         self.relay: Relay | None = None
@@ -204,9 +210,18 @@ class Call:
 class Generations:
     """All generations as seen from this process. `open` before use; `run` does the background work."""
 
-    def __init__(self, store: Store, writer: Writer, readers: Readers, settings: Settings, resolve: Resolver) -> None:
+    def __init__(
+        self,
+        store: Store,
+        writer: Writer,
+        readers: Readers,
+        settings: Settings,
+        resolve: Resolver,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.is_draining = False
         self.tally = GenerationTally()
+        self._tracing = tracing
         self._store = store
         self._writer = writer
         self._readers = readers
@@ -470,7 +485,10 @@ class Generations:
         return row
 
     def _begin(self, generation: Generation, request: UpstreamRequest) -> Call:
-        call = Call(generation, self._writer.recorder(generation), request.label)
+        span = None
+        if self._tracing is not None:
+            span, request = self._tracing.begin(generation.key, request)
+        call = Call(generation, self._writer.recorder(generation), request.label, span)
         self._calls[generation.id] = call
         self._readers.recorded_here((generation.data_stream, generation.control_stream))
         call.task = asyncio.create_task(self._record(call, request), name=f"generation {generation.id}")
@@ -544,6 +562,8 @@ class Generations:
             _answer(call, row)
         if await ended:
             self.tally.ended[call.upstream, end.code] += 1
+            if call.span is not None:
+                call.span.ended(terminal, relay.observation())
             _answer(call, row)
             logger.info("generation %s: %s, %d bytes", row.id, end.code, relay.size_bytes)
 
@@ -563,12 +583,16 @@ class Generations:
         with suppress(OwnerFenced, GenerationEnded):
             await self._persist(write, State.REFUSED, generation, within_seconds=float("inf"))
             self.tally.refused[call.upstream, refusal.head.status] += 1
+            if call.span is not None:
+                call.span.refused(refusal)
             _answer(call, row)
         self._readers.drop((generation.data_stream, generation.control_stream))
 
     async def _forget(self, call: Call) -> None:
         """Whatever happened, nobody may go on waiting for this call."""
         generation = call.generation
+        if call.span is not None:
+            call.span.lost()
         if self._calls.get(generation.id) is call:
             del self._calls[generation.id]
         if not call.recorder.has_ended:
@@ -691,8 +715,13 @@ class Generations:
             call.recorder,
             observer,
             max_bytes=self._settings.max_response_bytes,
-            on_first_chunk=lambda: self.tally.note_first_chunk(call.upstream, time.monotonic() - call.sent_at),
+            on_first_chunk=lambda: self._note_first_chunk(call),
         )
+
+    def _note_first_chunk(self, call: Call) -> None:
+        self.tally.note_first_chunk(call.upstream, time.monotonic() - call.sent_at)
+        if call.span is not None:
+            call.span.first_chunk()
 
     async def _persist(
         self, write: Callable[[], Awaitable[_T]], target: State, generation: Generation, *, within_seconds: float

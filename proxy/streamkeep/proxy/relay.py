@@ -73,7 +73,7 @@ class Relay:
         """The end of a call that was stopped from outside: an upstream that had said its last word, and only keeps the
         connection, is neither late nor silent."""
         if reason.code in (Code.STALLED, Code.TIMED_OUT):
-            observation = self._observation()
+            observation = self.observation()
             if observation is not None and observation.ended and observation.failed is None:
                 return End(Code.COMPLETE)
         return reason
@@ -121,17 +121,18 @@ class Relay:
         await self.recorder.room()
         self.paused_seconds += time.monotonic() - paused_at
 
-    def _observation(self) -> Observation | None:
+    def observation(self) -> Observation | None:
+        """What was seen in the body, once no more of it comes."""
         if self._seen is None and self._observer is not None:
             self._seen = self._observer.finish()
         return self._seen
 
     def _usage(self) -> Usage | None:
-        observation = self._observation()
+        observation = self.observation()
         return observation.usage if observation else None
 
     def _whole(self) -> End:
-        observation = self._observation()
+        observation = self.observation()
         if observation is None:
             return End(Code.COMPLETE)
         if observation.failed is not None:
@@ -139,7 +140,7 @@ class Relay:
         return End(Code.TRUNCATED if observation.ended is False else Code.COMPLETE)
 
     def _broken(self, exc: httpx.TransportError) -> End:
-        observation = self._observation()
+        observation = self.observation()
         if observation is not None and observation.failed is not None:
             return End(Code.UPSTREAM_FAILED, observation.failed)
         if observation is not None and observation.ended:

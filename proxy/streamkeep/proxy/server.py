@@ -14,14 +14,20 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import httptools
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from streamkeep.proxy.app import create_app
 from streamkeep.proxy.service import Service
+from streamkeep.proxy.settings import Settings
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 logger = logging.getLogger(__name__)
 
@@ -205,6 +211,23 @@ def make_server(app: FastAPI, announce: Callable[[], None] = lambda: None) -> Se
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
     return Server(config, app.state.service, announce)
+
+
+def serve_proxy(settings: Settings, listener: socket.socket, *, announce: Callable[[], None]) -> int:
+    """Make the application and `serve` it, with traces where they are wanted."""
+    with _traces(settings) as tracer_provider:
+        return serve(create_app(settings=settings, tracer_provider=tracer_provider), listener, announce=announce)
+
+
+def _traces(settings: Settings) -> AbstractContextManager[TracerProvider | None]:
+    if not settings.traces:
+        return nullcontext()
+    try:
+        from streamkeep.proxy.tracing import exporting
+    except ImportError:
+        logger.warning("traces are wanted, and nothing is traced: install streamkeep[otel]")
+        return nullcontext()
+    return exporting()
 
 
 def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None]) -> int:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 from streamkeep.proxy.access import Access
 from streamkeep.proxy.audiences import Audiences
@@ -31,10 +32,18 @@ logger = logging.getLogger(__name__)
 _LAST_BYTES_SECONDS = 1.0
 
 
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+    from streamkeep.proxy.tracing import Tracing
+
+
 class Service:
     """Store, writer, appender, readers and generations, in the order in which they start and in reverse stop."""
 
-    def __init__(self, store: Store, settings: Settings, resolve: Resolver) -> None:
+    def __init__(
+        self, store: Store, settings: Settings, resolve: Resolver, tracer_provider: TracerProvider | None = None
+    ) -> None:
         self.store = store
         self.settings = settings
         self.access = Access(store, settings)
@@ -50,7 +59,7 @@ class Service:
         self.registry = Registry(store, self.readers)
         self.webhooks = Webhooks(WebhookRules.of(settings.webhook_allow, host=settings.host), resolve)
         self.subscriptions = Subscriptions(store, self.appender, self.webhooks, public_url=settings.public_url)
-        self.generations = Generations(store, self.writer, self.readers, settings, resolve)
+        self.generations = Generations(store, self.writer, self.readers, settings, resolve, _tracing(tracer_provider))
         self.body_budget = BodyBudget(settings.request_budget_bytes)
         self.forwarder = Forwarder(self.generations, settings, self.body_budget)
         self.requests = RequestTally()
@@ -119,3 +128,12 @@ class Service:
         self.failure = task.exception() or RuntimeError(f"{name} ended")
         self.is_ready = False
         logger.critical("%s failed; this process cannot go on", name, exc_info=self.failure)
+
+
+def _tracing(provider: TracerProvider | None) -> Tracing | None:
+    """An extra: nothing of it is imported where nothing is traced."""
+    if provider is None:
+        return None
+    from streamkeep.proxy.tracing import Tracing
+
+    return Tracing(provider)

@@ -40,6 +40,7 @@ class Settings:
     origins: tuple[str, ...] = ("*",)
     log_level: str = "info"
     log_format: LogFormat | None = None
+    traces: bool = False
 
     long_poll_seconds: float = 20.0
     sse_seconds: float = 60.0
@@ -76,7 +77,7 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Read `STREAMKEEP_*` and `DATABASE_URL`.
+        """Read `STREAMKEEP_*` and `DATABASE_URL`; OpenTelemetry's own variables only tell whether to trace.
 
         Raises:
             InvalidSetting: a value cannot be used.
@@ -94,9 +95,11 @@ class Settings:
                     chosen[setting.name] = _READERS[setting.name](text)
             except (ValueError, AllowlistError, OSError) as exc:
                 raise InvalidSetting(f"{variable}: {exc}") from exc
+        chosen.setdefault("traces", any(environ.get(variable) for variable in _TRACE_ENDPOINTS))
         return cls(**chosen)
 
 
+_TRACE_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _VARIABLES = {"database_url": "DATABASE_URL"}
 _MAY_BE_EMPTY = frozenset({"allow", "upstreams", "webhook_allow"})
 
@@ -213,6 +216,7 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "origins": _list,
     "log_level": _level,
     "log_format": _log_format,
+    "traces": _flag,
     "upstream_retries": _count,
     "on_disconnect": cancel_after_seconds,
     "max_running": _limit,

@@ -136,15 +136,14 @@ class Supervisor:
 
 def _work(settings: Settings, address: tuple[str, int], pipe: Connection) -> None:
     """The life of one worker process."""
-    from streamkeep.proxy.app import create_app
-    from streamkeep.proxy.server import bind, serve
+    from streamkeep.proxy.server import bind, serve_proxy
 
     # Ctrl-C goes to the supervisor alone, which passes it on once.
     os.setpgid(0, 0)
     logs.configure(settings.log_level, settings.log_format)
     threading.Thread(target=_stop_with, args=(pipe,), daemon=True).start()
     with bind(*address, is_shared=True) as listener:
-        sys.exit(serve(create_app(settings=settings), listener, announce=lambda: pipe.send_bytes(_READY)))
+        sys.exit(serve_proxy(settings, listener, announce=lambda: pipe.send_bytes(_READY)))
 
 
 def _stop_with(pipe: Connection) -> None:

@@ -1,7 +1,8 @@
 """Recognise a vendor's end mark, in-band error and token usage in a response's body, from the side.
 
-This is the one place of the proxy that knows vendors' formats. It only labels: it never changes a byte, what it does
-not know is unknown, and a generation without an observer differs in its label alone.
+Beside `genai.py`, which names calls in traces, this is the one place of the proxy that knows vendors' formats. It only
+labels: it never changes a byte, what it does not know is unknown, and a generation without an observer differs in its
+label alone.
 
 How it keeps off the hot path. `feed` collects chunks. When a few KiB have gathered, they are cut at the last end of an
 event. The first such blocks are read event by event until the dialect is known. From then on a block is kept until the
@@ -19,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from streamkeep.proxy.rules.genai import clean_name
 from streamkeep.storage import Usage
 
 _BATCH_BYTES = 8 * 1024
@@ -45,12 +47,15 @@ class Dialect(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What was seen. `ended` is True when the end mark was there, False when the dialect has one and it was not, None
-    where the format is unknown or has none; `failed` is the vendor's own message about an error inside the body."""
+    where the format is unknown or has none; `failed` is the vendor's own message about an error inside the body; `model`
+    and `finish_reasons` are the vendor's own words."""
 
     dialect: Dialect | None = None
     ended: bool | None = None
     failed: str | None = None
     usage: Usage | None = None
+    model: str | None = None
+    finish_reasons: tuple[str, ...] = ()
 
 
 class EndingObserver:
@@ -115,7 +120,12 @@ class _JsonBody:
             return Observation()
         dialect = _dialect_of_whole(body)
         usage = body.get("usageMetadata" if dialect is Dialect.GEMINI else "usage")
-        return Observation(dialect, usage=_Tokens.of(usage).usage(FINAL))
+        return Observation(
+            dialect,
+            usage=_Tokens.of(usage).usage(FINAL),
+            model=_name(body, "model", "modelVersion"),
+            finish_reasons=_reasons_of_whole(body),
+        )
 
 
 class _EventStream:
@@ -211,7 +221,7 @@ class _EventStream:
 class _Signs:
     """What the events of one stream say, put together event by event."""
 
-    __slots__ = ("_failed", "_is_confirmed", "_is_final", "_tokens", "dialect", "ended")
+    __slots__ = ("_failed", "_is_confirmed", "_is_final", "_model", "_reasons", "_tokens", "dialect", "ended")
 
     def __init__(self) -> None:
         self.dialect: Dialect | None = None
@@ -220,6 +230,8 @@ class _Signs:
         self._is_confirmed = False
         self._is_final = False
         self._tokens = _Tokens()
+        self._model: str | None = None
+        self._reasons: tuple[str, ...] = ()
 
     @property
     def words(self) -> tuple[bytes, ...]:
@@ -229,7 +241,7 @@ class _Signs:
     def observation(self) -> Observation:
         ended = True if self.ended else None if self.dialect is None else False
         usage = self._tokens.usage(FINAL if self._is_final or self.ended else PARTIAL)
-        return Observation(self.dialect, ended, self._failed, usage)
+        return Observation(self.dialect, ended, self._failed, usage, self._model, self._reasons)
 
     def note(self, name: str, data: bytes, *, is_whole: bool = True) -> None:
         """Take one event. Of what is not JSON only the name counts, and that only of an event that is known to be whole."""
@@ -280,6 +292,8 @@ class _Signs:
         choices = choices if isinstance(choices, list) else []
         if any(isinstance(choice, dict) and choice.get("finish_reason") for choice in choices):
             self.ended = True
+            self._reasons = _reasons(choices, "finish_reason")
+        self._model = self._model or _name(event, "model")
         if event.get("error"):
             self._fail(event["error"])
         if isinstance(event.get("usage"), dict):
@@ -290,8 +304,10 @@ class _Signs:
     def _note_response(self, kind: str, event: Mapping[str, object]) -> None:
         response = event.get("response")
         response = response if isinstance(response, dict) else {}
+        self._model = self._model or _name(response, "model")
         if kind in ("response.completed", "response.incomplete"):
             self.ended = True
+            self._reasons = _reasons([response], "status")
         elif kind == "response.failed":
             self._fail(response.get("error") or kind)
         elif kind == "error":
@@ -306,14 +322,18 @@ class _Signs:
             self._fail(event)
         elif kind == "message_start":
             message = event.get("message")
-            self._tokens = _Tokens.of(message.get("usage") if isinstance(message, dict) else None)
+            message = message if isinstance(message, dict) else {}
+            self._tokens = _Tokens.of(message.get("usage"))
+            self._model = _name(message, "model")
         elif kind == "message_delta" and isinstance(event.get("usage"), dict):
             self._tokens = self._tokens.updated(_Tokens.of(event["usage"]))
+            self._reasons = _reasons([event.get("delta")], "stop_reason") or self._reasons
             self._is_final = True
 
     def _note_part(self, kind: str, event: Mapping[str, object]) -> None:
         if kind == "finish":
             self.ended = True
+            self._reasons = _reasons([event], "finishReason")
         elif kind == "error":
             self._fail(event.get("errorText") or kind)
         elif kind == "abort":
@@ -323,6 +343,8 @@ class _Signs:
         candidates, feedback = event.get("candidates"), event.get("promptFeedback")
         if isinstance(candidates, list) and any(isinstance(c, dict) and c.get("finishReason") for c in candidates):
             self.ended = True
+            self._reasons = _reasons(candidates, "finishReason")
+        self._model = self._model or _name(event, "modelVersion")
         if isinstance(feedback, dict) and feedback.get("blockReason"):
             self.ended = True
         if event.get("error"):
@@ -369,6 +391,30 @@ class _Tokens:
 
     def usage(self, source: str) -> Usage | None:
         return None if self.input is None and self.output is None else Usage(self.input, self.output, source)
+
+
+_MAX_REASONS = 16
+
+
+def _name(event: Mapping[str, object], *names: str) -> str | None:
+    return next((name for name in (clean_name(event.get(key)) for key in names) if name), None)
+
+
+def _reasons(choices: object, name: str) -> tuple[str, ...]:
+    """Why each choice ended, in the vendor's words, as far as they did."""
+    if not isinstance(choices, list):
+        return ()
+    given = (clean_name(choice.get(name)) for choice in choices[:_MAX_REASONS] if isinstance(choice, dict))
+    return tuple(reason for reason in given if reason)
+
+
+def _reasons_of_whole(body: Mapping[str, object]) -> tuple[str, ...]:
+    return (
+        _reasons(body.get("choices"), "finish_reason")
+        or _reasons(body.get("candidates"), "finishReason")
+        or _reasons([body], "stop_reason")
+        or (_reasons([body], "status") if body.get("object") == "response" else ())
+    )
 
 
 _MAX_COUNT = 2**53
