@@ -138,7 +138,32 @@ MALFORMED = {
     b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok": b"",
     b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\nok": b"",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n": b"",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok": b"",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 0x2\r\n\r\nok": b"",
+    b"HTTP/1.1 200 OK\r\nContent-Length: \r\n\r\nok": b"",
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nabc": b"",
+    **{
+        b"HTTP/1.1 200 OK\r\n%b\r\n\r\n2\r\nok\r\n0\r\n\r\n" % line: b""
+        for line in (
+            b"Transfer-Encoding: chunked,",
+            b"Transfer-Encoding: ,chunked",
+            b"Transfer-Encoding: identity, chunked",
+            b"Transfer-Encoding: chunked, chunked",
+            b"Transfer-Encoding: chunked;q=1",
+            b"Transfer-Encoding: xchunked",
+            b"Transfer-Encoding: \x0bchunked",
+            b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            b"Transfer-Encoding : chunked",
+            b"X: y\r\n Transfer-Encoding: chunked",
+            b"X: y\r\n\tfolded\r\nTransfer-Encoding: chunked",
+            b"X: y\nTransfer-Encoding: chunked",
+            b"X: y\rTransfer-Encoding: chunked",
+            b"X\x00: y\r\nTransfer-Encoding: chunked",
+            b"X: y\x7f\r\nTransfer-Encoding: chunked",
+            b": y\r\nTransfer-Encoding: chunked",
+            b"X\r\nTransfer-Encoding: chunked",
+        )
+    },
     b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n1\r\na\r\n0\r\n\r\n": b"",
     b"HTTP/1.1 200 OK\r\nA b: c\r\n\r\n": b"",
     b"HTTP/1.1 200 OK\r\nA: b\x00c\r\n\r\n": b"",
@@ -146,6 +171,16 @@ MALFORMED = {
     CHUNKED + b"3\r\nabc\r\n-1\r\n": b"abc",
     CHUNKED + b"3\r\nabcd\r\n0\r\n\r\n": b"abc",
     CHUNKED + b"3\r\nabc\r\nfffffffffffffffff\r\n": b"abc",
+    CHUNKED + b"3\nabc\n0\n\n": b"",
+    CHUNKED + b"3\rabc\r\n0\r\n\r\n": b"",
+    CHUNKED + b"0x3\r\nabc\r\n0\r\n\r\n": b"",
+    CHUNKED + b"+3\r\nabc\r\n0\r\n\r\n": b"",
+    CHUNKED + b" 3\r\nabc\r\n0\r\n\r\n": b"",
+    CHUNKED + b"3 \r\nabc\r\n0\r\n\r\n": b"",
+    CHUNKED + b"3;\nabc\r\n0\r\n\r\n": b"",
+    CHUNKED + b"3;\x00\r\nabc\r\n0\r\n\r\n": b"",
+    CHUNKED + b"3\r\nabc\n0\r\n\r\n": b"abc",
+    CHUNKED + b"3\r\nabc\r\n0\r\nContent-Length: 3\r\n\r\n": b"abc",
 }
 
 
@@ -175,6 +210,16 @@ def test_a_head_has_a_limit(wire: bytes, step: int) -> None:
     decoder = ResponseDecoder(max_head_bytes=8192)
     with pytest.raises(HeadTooLarge):
         feed_in_steps(decoder, wire, step)
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+def test_a_chunks_size_line_has_a_limit(step: int) -> None:
+    decoder = ResponseDecoder(max_head_bytes=8192)
+    decoder.feed(CHUNKED)
+    feed_in_steps(decoder, b"3;" + b"a" * 8000 + b"\r\nabc\r\n3;" + b"a" * 8000 + b"\r\nabc\r\n", step)
+    assert decoder.take() == b"abcabc"
+    with pytest.raises(MalformedResponse, match="around its body"):
+        feed_in_steps(decoder, b"3;" + b"a" * 10_000, step)
 
 
 def test_a_large_body_behind_a_small_head_is_no_large_head() -> None:

@@ -46,10 +46,10 @@ def framing_of(headers: Headers) -> Framing | None:
     Raises:
         InvalidRequest: they contradict each other, or ask for a coding other than chunks.
     """
-    codings = _values(headers, b"transfer-encoding")
+    codings = _codings(headers)
     lengths = set(_values(headers, b"content-length"))
     if codings:
-        if lengths or [coding.lower() for coding in codings] != [b"chunked"]:
+        if lengths or codings != [b"chunked"]:
             raise InvalidRequest("Transfer-Encoding is `chunked`, alone and without Content-Length")
         return Framing(is_chunked=True)
     if not lengths:
@@ -110,6 +110,7 @@ class ResponseDecoder:
         self._head_bytes = 0
         self._header_bytes = 0
         self._interim_responses = 0
+        self._idle_bytes = 0
         self._ends_with_input = False
         self._refusal: MalformedResponse | None = None
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
@@ -124,7 +125,8 @@ class ResponseDecoder:
         if parser is None:
             self.has_surplus = True
             return
-        if self.head is None:
+        was_in_head, buffered_bytes = self.head is None, self.buffered_bytes
+        if was_in_head:
             self._head_bytes += len(data)
         try:
             parser.feed_data(data)
@@ -134,6 +136,12 @@ class ResponseDecoder:
             self.has_surplus = True
         if self.head is None and self._head_bytes > self._max_head_bytes:
             raise HeadTooLarge(f"the response's head is larger than {self._max_head_bytes} bytes")
+        if not was_in_head:
+            self._idle_bytes = 0 if self.buffered_bytes > buffered_bytes else self._idle_bytes + len(data)
+            if self._idle_bytes > self._max_head_bytes and not self.is_complete:
+                raise MalformedResponse(
+                    f"sent more than {self._max_head_bytes} bytes around its body, and nothing of it"
+                )
         if self.is_complete:
             self._parser = None
 
@@ -195,8 +203,8 @@ class ResponseDecoder:
             if status == 101 or self._interim_responses > MAX_INTERIM_RESPONSES:
                 self._refuse(MalformedResponse("sent interim responses that nobody asked for"))
             return
-        codings = _values(self._headers, b"transfer-encoding")
-        if codings and [coding.lower() for coding in codings] != [b"chunked"]:
+        codings = _codings(self._headers)
+        if codings and codings != [b"chunked"]:
             self._refuse(MalformedResponse("answered in a transfer coding that nobody asked for"))
         has_no_body = self._is_head_request or status in (204, 304)
         is_delimited = bool(codings or _values(self._headers, b"content-length"))
@@ -237,6 +245,11 @@ def _values(headers: Headers, name: bytes) -> list[bytes]:
         for member in value.split(b",")
         if member.strip()
     ]
+
+
+def _codings(headers: Headers) -> list[bytes]:
+    """Every line of Transfer-Encoding, whole: parsers differ on empty members (`chunked,`)."""
+    return [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
 
 
 def _is_persistent(version: str, headers: Headers) -> bool:

@@ -49,7 +49,9 @@ class Connection(HttpToolsProtocol):
     and without the end of the answer, and an abort for a peer that takes no bytes, since a cut waits to flush.
 
     Bounded are the time for a request's head, and the bytes that are neither body nor complete anything: heads, trailers
-    and chunk extensions without end. Trailers are dropped: they are not headers.
+    and chunk extensions without end. Trailers are dropped: they are not headers. What another server in front of this
+    one could read differently is refused, beyond what the parser refuses by itself: see `_is_plain`. No refusal is
+    written where it would be read as a part of another request's answer.
     """
 
     _is_in_head = True
@@ -81,7 +83,10 @@ class Connection(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+            if self._may_refuse():
+                self.send_400_response("Invalid HTTP request received.")
+            else:
+                self.transport.close()
             return
         self._idle_bytes = 0 if self._has_progress else self._idle_bytes + len(data)
         if self._idle_bytes > _MAX_HEAD_BYTES:
@@ -119,6 +124,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._is_replaying:
             return
+        if not _is_plain(self.parser.get_http_version(), self.headers):
+            raise httptools.HttpParserInvalidMethodError("the head can be read in several ways")
         self._is_in_head = False
         self._has_progress = True
         self._head_is_there()
@@ -132,6 +139,7 @@ class Connection(HttpToolsProtocol):
         self._has_progress = True
         # Behind an offer to upgrade, the body is yet to come.
         if not self.parser.should_upgrade():
+            self._is_in_head = True
             super().on_message_complete()
 
     def _await_head(self) -> None:
@@ -144,8 +152,16 @@ class Connection(HttpToolsProtocol):
             self._head_timer = None
 
     def _refuse_head(self) -> None:
-        self.transport.write(_HEAD_TOO_LARGE)
+        if self._may_refuse():
+            self.transport.write(_HEAD_TOO_LARGE)
         self.transport.close()
+
+    def _may_refuse(self) -> bool:
+        """Whether what is written now is the answer to the request that is being read, and to no earlier one."""
+        cycle = self.cycle
+        if self.pipeline or cycle is None or cycle.response_complete:
+            return not self.pipeline
+        return not self._is_in_head and not cycle.response_started
 
 
 class Server(uvicorn.Server):
@@ -261,6 +277,15 @@ def bind(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
         raise
     listener.set_inheritable(True)
     return listener
+
+
+def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Whether a head says in one way only whom it is for and where its body ends (RFC 9112, 2.3, 3.2 and 6.1)."""
+    hosts = sum(name == b"host" for name, _ in headers)
+    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if version not in ("1.0", "1.1") or hosts > 1 or (version == "1.1" and not hosts):
+        return False
+    return not codings or (version == "1.1" and [coding.strip().lower() for coding in codings] == [b"chunked"])
 
 
 def _notice_dead_peers(peer: socket.socket | None) -> None:
