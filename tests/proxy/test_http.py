@@ -189,6 +189,28 @@ async def test_a_long_poll_waits_then_answers_204_and_a_closed_stream_answers_at
         assert (end.status_code, end.headers["Stream-Closed"]) == (204, "true")
 
 
+@pytest.mark.parametrize("which", ["data", "control"])
+async def test_an_offset_beyond_the_tail_is_refused_in_every_way_of_reading(proxy: Proxy, which: str) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/plain"})
+        await exchange.is_gone.wait()
+
+    async with upstream(play) as server:
+        await proxy.create("chat", "1", server.url)
+        for live in ({}, {"live": "long-poll"}, {"live": "sse"}):
+            answer = await proxy.read("chat", "1", which, offset="0000000000000000_0000000000000001", **live)
+            assert (answer.status_code, answer.json()["error"]) == (400, "invalid_offset")
+
+
+async def test_a_text_read_that_begins_inside_a_character_says_so(proxy: Proxy) -> None:
+    async with upstream(whole("✓".encode(), "text/plain")) as server:
+        await proxy.create("chat", "1", server.url)
+        await proxy.ending("chat", "1")
+    answer = await proxy.read("chat", "1", offset="0000000000000000_0000000000000001", live="sse")
+    assert "\ndata:\ufffd" in answer.text
+    assert '"streamNextOffset":"0000000000000000_0000000000000003"' in answer.text
+
+
 async def test_text_sse_holds_half_characters_back_and_ids_resume_it(proxy: Proxy) -> None:
     gate = asyncio.Event()
 

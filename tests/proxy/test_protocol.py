@@ -335,7 +335,9 @@ async def test_what_caches_may_keep(proxy: Proxy) -> None:
     assert await policy("?offset=now") == "no-store"
     assert await policy("", "HEAD") == "no-store"
     assert await policy("?offset=-1&live=long-poll") == "public, max-age=60, stale-while-revalidate=300"
+    assert await policy(f"?offset={tail}") == "public, max-age=1"
     await proxy.client.post(STREAM, headers={"Stream-Closed": "true"})
+    assert await policy(f"?offset={tail}") == "public, max-age=60, stale-while-revalidate=300"
     assert await policy(f"?offset={tail}&live=long-poll") == "public, max-age=1"
     assert await policy("?offset=now&live=long-poll") == "no-store"
     assert "no-cache" in await policy("?offset=-1&live=sse")

@@ -73,6 +73,8 @@ class Forwarder:
             FingerprintMismatch, StoreUnavailable: as `Generations.create` says.
         """
         terms = self._terms(principal, scope)
+        # The answer looks at it, and then it is too late to refuse.
+        wire.view_header(scope["headers"])
         headers = _replaced(forwarded_headers(scope["headers"]), destination.headers)
         limit = self._settings.max_request_bytes
         content_length = wire.single_headers(scope["headers"], ("Content-Length",))["Content-Length"]

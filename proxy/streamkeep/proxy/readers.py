@@ -30,7 +30,7 @@ from streamkeep.proxy.rules import event_messages, sse
 from streamkeep.proxy.rules.event_messages import Held
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.proxy.tallies import ReadTally
-from streamkeep.storage import Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
+from streamkeep.storage import InvalidOffset, Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
 from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
 from streamkeep.storage.rules.offsets import format_offset
 
@@ -318,6 +318,7 @@ class Readers:
         """Everything at hand from the reader's position on, from memory or else one read of the log; [] at the tail.
 
         Raises:
+            InvalidOffset: the reader stands beyond the tail.
             StreamNotFound, StoreUnavailable: from the store.
         """
         found = await self._log_pieces(reader)
@@ -337,8 +338,10 @@ class Readers:
             found.append(piece)
             position = piece.end
             size += len(piece.data)
-        if not found and (feed.tail is None or feed.tail.position > position):
+        if not found and (feed.tail is None or feed.tail.position != position):
             read = await self._read(feed, position)
+            if read.tail.position < position:
+                raise InvalidOffset("the offset is beyond the tail")
             feed.see(read.tail)
             if read.data:
                 found.append(Piece(position, read.data))

@@ -205,7 +205,9 @@ class Reads:
             is_gzip=is_gzip,
             is_view=target.view is not None,
         )
-        headers = [*_body_headers(target), target.caching(CachePolicy.SHARED), ("ETag", tag)]
+        # What has nothing yet may soon have more: kept for long, it would hide that.
+        policy = CachePolicy.SHARED if read.data or read.is_closed else CachePolicy.BRIEF
+        headers = [*_body_headers(target), target.caching(policy), ("ETag", tag)]
         headers.append(("Vary", "Accept-Encoding"))
         headers += _position_headers(read.end, is_up_to_date=read.is_up_to_date, is_closed=read.is_closed)
         if caching.matches(asgi.header(scope, b"if-none-match"), tag):

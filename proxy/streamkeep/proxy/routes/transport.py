@@ -44,9 +44,8 @@ class CreateGeneration:
         ids = scope["path_params"]
         key = _key(principal.tenant, ids["session_id"], ids["request_id"])
         headers = wire.single_headers(
-            scope["headers"], (wire.PROXY_URL, wire.PROXY_METHOD, wire.RESUME_ACTIVE_GENERATION, wire.VIEW)
+            scope["headers"], (wire.PROXY_URL, wire.PROXY_METHOD, wire.RESUME_ACTIVE_GENERATION)
         )
-        wire.view_header(headers[wire.VIEW])
         if wire.is_resume(headers[wire.RESUME_ACTIVE_GENERATION]):
             await self._resume(key, scope, send)
             return
@@ -89,7 +88,7 @@ def describe(row: Generation, service: Service, scope: Scope) -> dict[str, Any]:
     """A generation as the API shows it, with URLs that are signed anew; that of the data leads to the view asked for."""
     base = asgi.base_url(scope, service.settings.public_url)
     query = service.access.signed_query(row.key)
-    view = wire.view_header(asgi.header(scope, wire.VIEW.lower().encode()))
+    view = wire.view_header(scope["headers"])
     found: dict[str, Any] = {
         "sessionId": row.key.session_id,
         "requestId": row.key.request_id,

@@ -170,8 +170,9 @@ def view_parameter(parameters: Mapping[str, str]) -> View | None:
         raise BadRequest("invalid_parameter", "as must be json or bytes") from None
 
 
-def view_header(value: str | None) -> View | None:
-    """The view for which `Streamkeep-View` wants a URL. Raises: BadRequest."""
+def view_header(headers: Iterable[tuple[bytes, bytes]]) -> View | None:
+    """The view to which `Streamkeep-View` wants a URL. Raises: BadRequest."""
+    value = single_headers(headers, (VIEW,))[VIEW]
     try:
         return None if value is None else View(value.strip().lower())
     except ValueError:
