@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tracemalloc
 from collections.abc import Iterable, Iterator
@@ -434,3 +435,107 @@ def test_gemini_and_ai_sdk_streams_tell_why_they_ended() -> None:
     assert (seen.model, seen.finish_reasons) == ("g", ("MAX_TOKENS",))
     seen = observe([stream('{"type":"text-start","id":"1"}', '{"type":"finish","finishReason":"stop"}')])
     assert (seen.model, seen.finish_reasons) == (None, ("stop",))
+
+
+# Content, and what only keeps the connection open
+
+SIGNS_OF_LIFE = [
+    b": keep-alive\n\n",
+    b":\n\n",
+    b": OPENROUTER PROCESSING\n\n" * 3,
+    b": " + b"x" * 500 + b"\n\n",
+    b'event: ping\ndata: {"type": "ping"}\n\n',
+    b'event: ping\r\ndata: {"type": "ping"}\r\n\r\n',
+    b"event: ping\r\ndata: 2026-01-01T00:00:00Z\r\n\r\n" * 2,
+    b"event:ping\rdata:1\r\r",
+    b"event: heartbeat\ndata: " + b"x" * 500 + b"\n\n",
+    b"event: ping\ndata: {" + b'"a": "b", ' * 50 + b"}\n\n",
+    b'data: {"type":"keepalive","sequence_number":3}\n\n',
+    b"data:\n\n",
+    b"data: \n\n",
+    b"id: 7\nretry: 1000\n\n",
+    b"\n",
+    b"\r\n\r\n",
+]
+CONTENT = [
+    stream(CHAT),
+    stream(CHAT) * 300,
+    stream("x"),
+    stream("x").replace(b"\n", b"\r\n"),
+    stream("x").replace(b"\n", b"\r"),
+    f"event: content_block_delta\ndata: {BLOCK}\n\n".encode(),
+    f"event: response.output_text.delta\ndata: {RESPONSE}\n\n".encode(),
+    stream(PART),
+    stream('{"type":"pinged"}'),
+    b"event: pinged\ndata: 1\n\n",
+    b"what is no event stream at all\n",
+    b"data: " + b"x" * 5000,
+]
+
+
+@pytest.mark.parametrize("body", SIGNS_OF_LIFE)
+def test_signs_of_life_are_no_content_however_they_are_split(body: bytes) -> None:
+    for size in (1, 2, 3, 7, 100, len(body)):
+        observer = EndingObserver(SSE)
+        for _ in range(3):
+            assert not any(observer.feed(body[start : start + size]) for start in range(0, len(body), size)), size
+
+
+@pytest.mark.parametrize("body", CONTENT)
+def test_content_is_seen_however_it_is_split_and_whatever_came_before(body: bytes) -> None:
+    for before in (b"", *SIGNS_OF_LIFE):
+        for size in (1, 2, 7, 100, len(body)):
+            observer = EndingObserver(SSE)
+            observer.feed(before)
+            assert any(observer.feed(body[start : start + size]) for start in range(0, len(body), size)), (before, size)
+
+
+def test_every_part_of_a_long_event_is_content() -> None:
+    observer = EndingObserver(SSE)
+    observer.feed(b'data: {"type":"text-delta","delta":"')
+    assert all(observer.feed(b"x" * 100) for _ in range(20))
+
+
+def test_after_content_signs_of_life_are_none_again() -> None:
+    observer = EndingObserver(SSE)
+    for body in CONTENT[:-2]:
+        assert observer.feed(body)
+        for sign in SIGNS_OF_LIFE:
+            assert not observer.feed(sign), (body[:50], sign)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "encoding", "is_content"),
+    [
+        ("application/json", None, False),
+        ("text/event-stream", None, False),
+        ("text/event-stream", "gzip", True),
+        ("text/plain", None, True),
+        ("application/octet-stream", None, True),
+        (None, None, True),
+    ],
+)
+def test_empty_lines_are_content_where_the_format_is_not_known(
+    content_type: str | None, encoding: str | None, is_content: bool
+) -> None:
+    assert EndingObserver(content_type, encoding).feed(b"\n") is is_content
+    assert EndingObserver(content_type, encoding).feed(b'\n{"a": 1}\n')
+
+
+@given(st.lists(st.sampled_from(SIGNS_OF_LIFE)), st.sampled_from(CONTENT), st.data())
+def test_a_stream_has_content_if_any_part_of_it_does(signs: list[bytes], content: bytes, data: st.DataObject) -> None:
+    whole = b"".join(signs) + content
+    cuts = sorted({0, len(whole), *data.draw(st.lists(st.integers(0, len(whole)), max_size=10))})
+    observer = EndingObserver(SSE)
+    found = [observer.feed(whole[start:end]) for start, end in itertools.pairwise(cuts)]
+    first = len(b"".join(signs))
+    assert any(found)
+    assert not any(is_content for is_content, end in zip(found, cuts[1:], strict=True) if end <= first)
+
+
+@given(st.lists(st.binary(max_size=200)))
+def test_whatever_comes_nothing_is_raised(chunks: list[bytes]) -> None:
+    for content_type in (SSE, "application/json"):
+        observer = EndingObserver(content_type)
+        for chunk in chunks:
+            observer.feed(chunk)

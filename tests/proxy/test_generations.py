@@ -496,6 +496,53 @@ async def test_an_upstream_that_falls_silent_is_ended(settings: dict[str, Any], 
         assert await proxy.read_all("chat", "1") == b"data: one\n\n"
 
 
+PINGS = {
+    "text/event-stream": [b": keep-alive\n\n", b'event: ping\ndata: {"type": "ping"}\n\n', b"event: pi", b"ng\n\n"],
+    "application/json": [b"\n", b" "],
+}
+
+
+@pytest.mark.parametrize("content_type", PINGS)
+async def test_t29_an_upstream_that_sends_only_pings_is_stalled(content_type: str) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": content_type})
+        while not exchange.is_gone.is_set():
+            for ping in PINGS[content_type]:
+                await exchange.chunk(ping)
+                await asyncio.sleep(0.02)
+
+    async with serving(MemoryStore(), idle_seconds=0.5) as proxy, upstream(play) as server:
+        await proxy.create("chat", "1", server.url)
+        event = await proxy.ending("chat", "1")
+        assert event["code"] == "stalled"
+        assert event["durationMs"] >= 500
+        body = await proxy.read_all("chat", "1")
+        assert event["sha256"] == hashlib.sha256(body).hexdigest()
+        assert len(body) == event["bytes"] >= 10
+
+
+@pytest.mark.parametrize("pings", [[b": thinking\n\n"], []])
+async def test_t29_a_model_that_thinks_for_less_than_its_limit_is_not(pings: list[bytes]) -> None:
+    async def think(exchange: Exchange) -> None:
+        for _ in range(8):
+            for ping in pings:
+                await exchange.chunk(ping)
+            await asyncio.sleep(0.1)
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/event-stream"})
+        for event in CHAT.split(b"\n\n")[:2]:
+            await think(exchange)
+            await exchange.chunk(event + b"\n\n")
+        await exchange.chunk(b"data: [DONE]\n\n")
+        await exchange.end()
+
+    # The two silences together are longer than the limit; neither is alone.
+    async with serving(MemoryStore(), idle_seconds=1.5) as proxy, upstream(play) as server:
+        await proxy.create("chat", "1", server.url)
+        assert (await proxy.ending("chat", "1"))["code"] == "complete"
+
+
 async def test_silence_after_the_end_mark_is_a_finished_answer() -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "text/event-stream"})

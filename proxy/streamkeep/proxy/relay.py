@@ -33,7 +33,7 @@ class Lost(Exception):
 
 
 class Relay:
-    """Moves one body. `waiting_since` is the monotonic instant since which upstream owes us bytes, None while we are
+    """Moves one body. `waiting_since` is the monotonic instant since which upstream owes us content, None while we are
     the ones who do not read; `paused_seconds` is how long that was in all. `on_first_chunk` is told of the first bytes."""
 
     def __init__(
@@ -93,7 +93,7 @@ class Relay:
     async def _pump(self, body: AsyncGenerator[bytes, None]) -> bool:
         """Whether the body came to its end within the limit."""
         recorder, digest, observer = self.recorder, self._digest, self._observer
-        self.waiting_since = time.monotonic()
+        since = self.waiting_since = time.monotonic()
         async for data in body:
             if not data:
                 continue
@@ -105,21 +105,25 @@ class Relay:
             self.size_bytes += len(data)
             digest.update(data)
             recorder.append(data)
-            if observer is not None:
-                observer.feed(data)
+            is_content = observer is None or observer.feed(data)
             if is_too_large:
                 return False
             if recorder.is_full:
-                await self._pause()
+                since += await self._pause()
             if recorder.ended.done():
                 raise Lost
-            self.waiting_since = time.monotonic()
+            if is_content:
+                since = time.monotonic()
+            self.waiting_since = since
         return True
 
-    async def _pause(self) -> None:
+    async def _pause(self) -> float:
+        """Wait until there is room; for how long."""
         self.waiting_since, paused_at = None, time.monotonic()
         await self.recorder.room()
-        self.paused_seconds += time.monotonic() - paused_at
+        seconds = time.monotonic() - paused_at
+        self.paused_seconds += seconds
+        return seconds
 
     def observation(self) -> Observation | None:
         """What was seen in the body, once no more of it comes."""
