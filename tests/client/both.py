@@ -63,6 +63,12 @@ class Reading:
     async def decoded(self) -> bytes:
         return await self.response.aread() if self._kind == "async" else await asyncio.to_thread(self.response.read)
 
+    async def decoded_sizes(self) -> list[int]:
+        """The size of each piece, decoded."""
+        if self._kind == "async":
+            return [len(piece) async for piece in self.response.aiter_bytes()]
+        return await asyncio.to_thread(lambda: [len(piece) for piece in self.response.iter_bytes()])
+
     async def close(self) -> None:
         if self._kind == "async":
             await self.response.aclose()

@@ -61,6 +61,33 @@ async def test_an_encoded_body_is_decoded_by_httpx(make_client: MakeClient, prox
         assert await reading.decoded() == WAVES
 
 
+async def test_a_bomb_goes_off_in_small_pieces(make_client: MakeClient, proxy: Proxy) -> None:
+    bomb = gzip.compress(bytes(100 * 1024 * 1024), compresslevel=1)
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.answer(200, bomb, {"Content-Type": "text/plain", "Content-Encoding": "gzip"})
+
+    async with upstream(play) as server:
+        reading = await make_client(proxy.url).fetch(server.url)
+        sizes = await reading.decoded_sizes()
+        assert sum(sizes) == 100 * 1024 * 1024
+        assert max(sizes) < 8 * 1024 * 1024
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_an_encoding_inside_another_is_given_as_it_is(make_client: MakeClient, proxy: Proxy, status: int) -> None:
+    body = gzip.compress(gzip.compress(WAVES))
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.answer(status, body, {"Content-Type": "text/plain", "Content-Encoding": "gzip, gzip"})
+
+    async with upstream(play) as server:
+        reading = await make_client(proxy.url).fetch(server.url)
+        assert reading.response.status_code == status
+        assert reading.response.headers["Upstream-Content-Encoding"] == "gzip, gzip"
+        assert await reading.decoded() == body
+
+
 async def test_upstream_gets_the_call_and_nothing_of_ours(make_client: MakeClient, session: str, proxy: Proxy) -> None:
     async with upstream(whole(b"ok")) as server:
         client = make_client(proxy.url, auth={"Streamkeep-Key": "secret"})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import httpx
@@ -198,3 +200,49 @@ async def test_the_repeat_of_an_upload_that_broke_off_behind_an_early_answer_joi
         assert (await proxy.ending("chat", "1"))["bytes"] == 2
         repeat = await proxy.create("chat", "1", server.url + "/", body=b"x" * 3_000_000)
         assert repeat.status_code == 200
+
+
+@pytest.mark.parametrize("status", [200, 400])
+@pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
+async def test_a_bomb_is_kept_as_it_is(proxy: Proxy, content_type: str, status: int) -> None:
+    """Forty MiB of nothing in 40 KiB: it is stored, looked at for its ending, and read, and never unpacked."""
+    bomb = gzip.compress(bytes(40 * 1024 * 1024))
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.answer(status, bomb, {"Content-Type": content_type, "Content-Encoding": "gzip"})
+
+    async with upstream(play) as server:
+        tracemalloc.start()
+        try:
+            # The client here would unpack an error's body.
+            async with proxy.client.stream("POST", "/api/chat/1", headers={"X-Proxy-Url": server.url}) as answer:
+                body = b"".join([piece async for piece in answer.aiter_raw()])
+            if status == 400:
+                assert (answer.headers["Content-Encoding"], body) == ("gzip", bomb)
+            else:
+                assert (await proxy.ending("chat", "1"))["bytes"] == len(bomb)
+                assert await proxy.read_all("chat", "1") == bomb
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert answer.status_code == status
+        assert peak_bytes < 16 * 1024 * 1024
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+async def test_an_encoded_body_is_not_stored_as_what_it_is_not(proxy: Proxy, method: str) -> None:
+    headers = {"Content-Type": "text/plain"}
+    if method == "POST":
+        await proxy.client.put("/v1/stream/a", headers=headers)
+    for encoding, status in (("gzip", 415), ("identity, br", 415), ("Identity", 201 if method == "PUT" else 204)):
+        sent = {**headers, "Content-Encoding": encoding}
+        answer = await proxy.client.request(method, "/v1/stream/a", content=gzip.compress(b"hi"), headers=sent)
+        assert answer.status_code == status
+
+
+async def test_an_encoded_request_reaches_upstream_as_it_is(proxy: Proxy) -> None:
+    body = gzip.compress(b"{}")
+    async with upstream(plain) as server:
+        await proxy.create("chat", "1", server.url, body=body, Content_Encoding="gzip")
+        call = await server.called()
+        assert (call.body, call.header("Content-Encoding")) == (body, "gzip")

@@ -32,6 +32,7 @@ from streamkeep.client._server import Server, Timeouts, next_piece
 
 # Timers of the socket and ours do not tick together.
 _CLOCK_SLACK_SECONDS = 0.05
+_MAX_ENCODED_PIECE_BYTES = 4096
 
 
 class GenerationBody:
@@ -58,7 +59,9 @@ class GenerationBody:
         self._within = within
         self._patience = patience
         self._bookmark = bookmark
-        self._reassembly = Reassembly(start)
+        # Whoever decodes an encoded body does so piece by piece: of a small piece no decoder makes more than some MiB.
+        max_piece_bytes = None if creation.content_encoding is None else _MAX_ENCODED_PIECE_BYTES
+        self._reassembly = Reassembly(start, max_piece_bytes=max_piece_bytes)
         self._taken = start
         self._plan = ReadPlan()
         self._connection: _EventConnection | None = None

@@ -16,6 +16,7 @@ import httpx
 from streamkeep.client._body import GenerationBody
 from streamkeep.client._channel import run_blocking
 from streamkeep.client._exchange import Answer
+from streamkeep.client._rules import wire
 
 # What an exception of the core is for the caller.
 Translate = Callable[[Exception], Exception]
@@ -62,7 +63,8 @@ def _streamed(
     answer: Answer, stream: httpx.SyncByteStream | httpx.AsyncByteStream, library: HttpLibrary
 ) -> httpx.Response:
     extensions = {"http_version": b"HTTP/1.1"}
-    return library.Response(answer.status, headers=list(answer.headers), stream=stream, extensions=extensions)
+    headers = wire.without_nested_encodings(answer.headers)
+    return library.Response(answer.status, headers=headers, stream=stream, extensions=extensions)
 
 
 class _BodyStream:

@@ -47,12 +47,13 @@ class Reassembly:
     """One ordered body and one end, out of the data and the control stream of a generation.
 
     `received` is the position up to which data came, `given` the one up to which they were given out. The caller bounds
-    the memory: it reads a stream only when `NeedData` was given.
+    the memory: it reads a stream only when `NeedData` was given. `max_piece_bytes` bounds what one `Body` holds.
     """
 
-    def __init__(self, start: int = 0) -> None:
+    def __init__(self, start: int = 0, *, max_piece_bytes: int | None = None) -> None:
         self.received = start
         self.given = start
+        self._max_piece_bytes = max_piece_bytes
         self._pieces: deque[bytes] = deque()
         self._end: ControlEvent | None = None
 
@@ -70,7 +71,8 @@ class Reassembly:
         if self._end is not None and end > self._end.position:
             raise ProtocolError(f"data come up to position {end}, beyond the generation's end at {self._end.position}")
         if end > self.received:
-            self._pieces.append(data[self.received - start :])
+            step = self._max_piece_bytes or len(data)
+            self._pieces.extend(data[at : at + step] for at in range(self.received - start, len(data), step))
             self.received = end
 
     def receive_control(self, event: ControlEvent) -> None:

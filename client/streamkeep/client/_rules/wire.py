@@ -191,6 +191,16 @@ def forwarded(headers: Iterable[Header], *, keeps_length: bool) -> list[Header]:
     return [(name, value) for name, value in headers if name.lower() not in dropped]
 
 
+def without_nested_encodings(headers: Iterable[Header]) -> list[Header]:
+    """An answer's headers, with a content encoding inside another one renamed: the body is then given as it is.
+
+    Nobody asked for one encoding, and of each layer a decoder makes up to a thousand times as much.
+    """
+    nested = [name for name, value in headers if name.lower() == b"content-encoding" for _ in value.split(b",")]
+    renamed = UPSTREAM_CONTENT_ENCODING.encode()
+    return [(renamed if len(nested) > 1 and name in nested else name, value) for name, value in headers]
+
+
 @dataclass(frozen=True, slots=True)
 class Creation:
     """A generation as the proxy shows it. `status` is None until upstream has accepted; the URLs are secrets."""

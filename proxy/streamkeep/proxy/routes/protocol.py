@@ -127,6 +127,7 @@ class StreamByAnyPath:
         )
 
     async def _create(self, key: StreamKey, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_encoding(scope)
         values = wire.single_headers(scope["headers"], stream_headers.CREATE_HEADERS)
         content_type = stream_headers.content_type(values["Content-Type"])
         config = StreamConfig(
@@ -152,6 +153,7 @@ class StreamByAnyPath:
         await asgi.answer(send, 201 if created.is_new else 200, b"", headers)
 
     async def _append(self, key: StreamKey, scope: Scope, receive: Receive, send: Send) -> None:
+        _check_encoding(scope)
         values = wire.single_headers(scope["headers"], stream_headers.APPEND_HEADERS)
         request = AppendRequest.of(values)
         async with self._body(values["Content-Length"], receive) as body:
@@ -219,6 +221,13 @@ class StreamByAnyPath:
 
     def _url(self, key: StreamKey, scope: Scope) -> str:
         return asgi.base_url(scope, self._service.settings.public_url) + stream_paths.url_path(key.path)
+
+
+def _check_encoding(scope: Scope) -> None:
+    """Bodies are stored as they are, and nothing here decodes: an encoded one would be read as what it is not."""
+    encoding = asgi.header(scope, b"content-encoding")
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        raise problem(415, "encoded_body", "bodies are stored as they are sent; send this one without Content-Encoding")
 
 
 def _path(scope: Scope) -> str:
