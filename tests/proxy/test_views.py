@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from streamkeep.proxy.json_view import JsonView
+from streamkeep.proxy.json_view import Decoding, JsonView
 from streamkeep.proxy.readers import Piece, Readers
 from streamkeep.proxy.rules.event_messages import MAX_EVENT_BYTES, begin
 from streamkeep.storage import Append, GenerationKey, MemoryStore, UpstreamHead
@@ -216,6 +217,24 @@ async def test_readers_of_the_view_share_what_was_decoded() -> None:
     assert rest.viewed(held)[0] is rest.viewed(held_again)[0]
 
 
+async def test_what_takes_long_is_decoded_beside_the_loop_and_once_for_all() -> None:
+    loop_thread = threading.get_ident()
+    decoding = Decoding()
+    piece = Piece(0, b"data: [" + b"1," * 50_000 + b"1]\n\n")
+    threads: list[int] = []
+
+    def decode() -> Piece | None:
+        threads.append(threading.get_ident())
+        return piece.viewed(begin(0, b""))[0]
+
+    found = await asyncio.gather(*(decoding.do(len(piece.data), decode) for _ in range(5)))
+    assert found[0] is not None
+    assert all(one is found[0] for one in found)
+    assert loop_thread not in threads
+    await decoding.do(1, decode)
+    assert threads[-1] == loop_thread
+
+
 @pytest.mark.parametrize("seed", range(5))
 async def test_readers_that_join_anywhere_get_the_rest(seed: int) -> None:
     choose = random.Random(seed)
@@ -223,7 +242,8 @@ async def test_readers_that_join_anywhere_get_the_rest(seed: int) -> None:
     owner = await store.register_owner()
     row = (await store.claim(owner, GenerationKey("default", "chat", "1"), b"f")).generation
     row = await store.start(row, UpstreamHead(200, "text/event-stream"), b"f")
-    readers, source = Readers(store), JsonView(store, row.data_stream, row.control_stream)
+    readers = Readers(store)
+    source = JsonView(store, readers.decoding, row.data_stream, row.control_stream)
     body = b"".join(choose.choice([b"data: %d\n\n", b"data: %d\r\n\r\n", b": %d\n\n"]) % n for n in range(300))
     expected = [int(line[6:]) for line in body.splitlines() if line.startswith(b"data")]
     got: list[tuple[int, list[int]]] = []

@@ -6,16 +6,37 @@ ending other than `done` is one more message, and the position behind it is one 
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from streamkeep.proxy.rules import event_messages
 from streamkeep.proxy.rules.event_messages import Held
 from streamkeep.storage import InvalidOffset, Store, StreamNotFound, Tail
 from streamkeep.storage.rules.json_messages import SEPARATOR
 
+_T = TypeVar("_T")
+
 _READ_BYTES = 256 * 1024
+_DECODED_AT_ONCE_BYTES = 64 * 1024
 _SEARCH_BYTES = 16 * 1024
 _TERMINAL_EVENT_BYTES = 1024 * 1024
+
+
+class Decoding:
+    """Where events are taken apart: here at once, or, when that takes long, in a thread while the loop goes on. That is done
+    for one reader at a time, so that others who want the same find it done."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Semaphore(1)
+
+    async def do(self, size_bytes: int, decode: Callable[[], _T]) -> _T:
+        if size_bytes <= _DECODED_AT_ONCE_BYTES:
+            return decode()
+        async with self._turn:
+            return await asyncio.to_thread(decode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +70,7 @@ class Viewer:
             return Page(b"", self.final, True, True)
         while True:
             read = await self._view.store.read(self._view.data_stream, self.held.received, _READ_BYTES)
-            messages, self.held = event_messages.decode(self.held, read.data)
+            messages, self.held = await self.decoded(len(read.data), partial(event_messages.decode, data=read.data))
             if read.is_up_to_date:
                 if read.tail.is_closed:
                     messages += await self.finish()
@@ -57,11 +78,17 @@ class Viewer:
             if messages:
                 return Page(messages, self.position, False, False)
 
+    async def decoded(self, size_bytes: int, decode: Callable[[Held], _T]) -> _T:
+        """What `decode` makes of what is held back and of so many bytes more."""
+        held = self.held
+        return await self._view.decoding.do(held.received - held.position + size_bytes, lambda: decode(held))
+
     async def finish(self) -> bytes:
         """What comes behind the last byte of a closed stream. Raises: StreamNotFound, StoreUnavailable."""
         failure = await self._view.failure()
+        last = await self.decoded(0, event_messages.finish)
         self.final = self.held.received + bool(failure)
-        return event_messages.finish(self.held) + failure
+        return last + failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +96,7 @@ class JsonView:
     """The view of one generation, by the ids of its two streams."""
 
     store: Store
+    decoding: Decoding
     data_stream: int
     control_stream: int
 

@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, problem
-from streamkeep.proxy.json_view import Viewer
+from streamkeep.proxy.json_view import Decoding, Viewer
 from streamkeep.proxy.rules import event_messages, sse
 from streamkeep.proxy.rules.event_messages import Held
 from streamkeep.proxy.rules.sse import Encoding
@@ -250,6 +250,7 @@ class Readers:
     def __init__(self, store: Store, *, stall_seconds: float = 30.0, max_readers: int = 10_000) -> None:
         self.count = 0
         self.tally = ReadTally()
+        self.decoding = Decoding()
         self._store = store
         self._stall_seconds = stall_seconds
         self._max_readers = max_readers
@@ -484,7 +485,7 @@ async def _viewed(reader: Reader, viewer: Viewer, pieces: list[Piece]) -> list[P
     """What pieces of the log are in the JSON view; behind the last of a closed stream comes how it ended."""
     found: list[Piece] = []
     for piece in pieces:
-        messages, viewer.held = piece.viewed(viewer.held)
+        messages, viewer.held = await viewer.decoded(len(piece.data), piece.viewed)
         if messages is not None:
             found.append(messages)
     tail = reader.feed.tail

@@ -96,7 +96,7 @@ class _Generations:
     def _data(self, row: Generation, view: View | None) -> Target:
         if view is View.JSON:
             _check_is_event_stream(row.head)
-            events = JsonView(self._service.store, row.data_stream, row.control_stream)
+            events = JsonView(self._service.store, self._service.readers.decoding, row.data_stream, row.control_stream)
             headers = _upstream_headers(row.head, view)
             return Target(row.data_stream, "application/json", is_message_stream=True, headers=headers, view=events)
         content_type = DEFAULT_CONTENT_TYPE
