@@ -15,7 +15,7 @@ COPY adapters adapters
 COPY client client
 COPY proxy proxy
 COPY storage storage
-RUN --mount=type=cache,target=/root/.cache/pip pip install '.[proxy]'
+RUN --mount=type=cache,target=/root/.cache/pip pip install '.[otel]'
 
 USER streamkeep
 WORKDIR /var/lib/streamkeep

@@ -61,6 +61,27 @@ async def test_a_creations_answer_names_its_generation(proxy: Proxy) -> None:
     assert answer.headers.get_list("X-Request-ID") == ["7"]
 
 
+@pytest.mark.parametrize(
+    ("target", "status", "shown"),
+    [
+        ("/stream/data?signature=secret", 200, "/stream/data"),
+        ("/ready?probe=1", 503, "/ready"),
+        ("/ready?probe=1", 200, None),
+        ("/metrics", 200, None),
+        ("/health", 200, None),
+    ],
+)
+def test_the_access_log_shows_paths_alone_and_no_probe_that_finds_all_well(
+    target: str, status: int, shown: str | None
+) -> None:
+    record = logging.LogRecord(
+        "uvicorn.access", logging.INFO, "", 1, '%s - "%s %s HTTP/%s" %d', ("peer", "GET", target, "1.1", status), None
+    )
+    assert logs.tidy_access(record) is (shown is not None)
+    if shown is not None:
+        assert record.getMessage() == f'peer - "GET {shown} HTTP/1.1" {status}'
+
+
 def test_a_json_line_is_one_line_whatever_is_logged() -> None:
     record = logging.LogRecord("x", logging.ERROR, __file__, 1, "a\nb %s \u2028\x1b[0m", ("c\r\n",), None)
     line = JsonFormatter().format(record)

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.storage import DEFAULT_TENANT, GenerationKey, MemoryStore, UpstreamHead
 from streamkeep.storage.postgres import PostgresStore
 from streamkeep.storage.tallies import Histogram
@@ -130,6 +131,18 @@ async def test_resumes_and_cancels_are_counted_by_kind(proxy: Proxy) -> None:
     assert found['streamkeep_cancels_total{cause="other_process"}'] == 0
     assert found[ended("cancelled", "cancelled")] == 1
     assert found['streamkeep_reads_total{from="offset",mode="catch-up"}'] == 1
+
+
+async def test_a_drop_in_answer_is_counted_under_its_upstreams_name_and_read_directly() -> None:
+    async with (
+        upstream(whole(CHAT + END)) as server,
+        serving(MemoryStore(), upstreams=Upstreams.parse(f"mine={server.url}")) as proxy,
+    ):
+        assert (await proxy.client.post("/u/mine/v1", content=b"{}")).content == CHAT + END
+        await until(proxy, ended("complete", "done").replace("127.0.0.1", "mine"), 1)
+        found = await scrape(proxy)
+    assert found['streamkeep_reads_total{from="start",mode="direct"}'] == 1
+    assert found["streamkeep_delivered_bytes_total"] == len(CHAT + END)
 
 
 async def test_a_cancel_from_another_process_is_counted_where_it_stops_something(database_url: str) -> None:

@@ -23,6 +23,7 @@ GENERATION: ContextVar[GenerationKey | None] = ContextVar("generation", default=
 """The generation that a request is about, or that is being recorded."""
 
 _ACCESS_LOGGER = "uvicorn.access"
+_PROBED = frozenset({"/health", "/ready", "/metrics"})
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -37,7 +38,7 @@ def configure(level: str, log_format: LogFormat | None) -> None:
     # It logs whole URLs, and queries hold keys.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # On the logger, so that no handler of anybody's sees more.
-    logging.getLogger(_ACCESS_LOGGER).addFilter(drop_query)
+    logging.getLogger(_ACCESS_LOGGER).addFilter(tidy_access)
 
 
 def handler(log_format: LogFormat | None, stream: TextIO) -> logging.Handler:
@@ -48,11 +49,13 @@ def handler(log_format: LogFormat | None, stream: TextIO) -> logging.Handler:
     return writes
 
 
-def drop_query(record: logging.LogRecord) -> bool:
-    """Signed URLs are credentials: the access log shows paths only."""
+def tidy_access(record: logging.LogRecord) -> bool:
+    """Signed URLs are credentials: the access log shows paths only. Probes that find all well are not shown at all."""
     if isinstance(record.args, tuple) and len(record.args) == 5:
-        client, method, path, version, status = record.args
-        record.args = (client, method, str(path).partition("?")[0], version, status)
+        client, method, target, version, status = record.args
+        path = str(target).partition("?")[0]
+        record.args = (client, method, path, version, status)
+        return not (path in _PROBED and status == 200)
     return True
 
 

@@ -26,7 +26,7 @@ class GenerationTally:
         self.ended: Counter[tuple[Upstream, Code]] = Counter()
         self.refused: Counter[tuple[Upstream, int]] = Counter()
         self.resumes: Counter[str] = Counter({"join": 0, "replay": 0, "active": 0})
-        self.cancels: Counter[str] = Counter({"request": 0, "other_process": 0})
+        self.cancels: Counter[str] = Counter({"request": 0, "other_process": 0, "no_reader": 0})
         self.retries = 0
         self.recovered = 0
         self.fenced = 0
