@@ -15,6 +15,8 @@ from streamkeep.storage._types import (
     Claim,
     Created,
     Ending,
+    Erased,
+    Erasure,
     Generation,
     GenerationKey,
     Lease,
@@ -186,6 +188,14 @@ class Store(Protocol):
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         """The tails of those streams that exist."""
+
+    async def erase(self, what: Erasure, limit: int = 1000) -> Erased:
+        """Delete a batch of what a scope holds, with all that was forked from it; repeat until nothing remains.
+
+        What the batch takes can be read by nobody when this returns, and live readers are told; a sweep does what is left
+        of it should the caller die. A generation that runs is flagged to stop, and erased once it has ended. Its row stays
+        and guards its key, with nothing of upstream's in it. A tenant loses its streams and subscriptions as well.
+        """
 
     # Streams of the open protocol: many writers, in any process. Generations' streams are such streams, read only.
 

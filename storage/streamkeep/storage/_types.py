@@ -143,6 +143,28 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """What is to be deleted for good: one generation, a session's, or with neither id everything that a tenant has."""
+
+    tenant: str
+    session_id: str | None = None
+    request_id: str | None = None
+
+    @classmethod
+    def of(cls, key: GenerationKey) -> Erasure:
+        return cls(key.tenant, key.session_id, key.request_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What a batch of an erasure did: how many generations it marked. `remaining` rows are still to go: streams, and a
+    tenant's subscriptions."""
+
+    generations: int
+    remaining: int
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """The answer to a claim: the row, and whether this caller made it and so must call upstream."""
 

@@ -27,6 +27,8 @@ from streamkeep.storage._types import (
     Claim,
     Created,
     Ending,
+    Erased,
+    Erasure,
     Expiry,
     ForkPoint,
     Generation,
@@ -160,11 +162,11 @@ class MemoryStore:
     ) -> Claim:
         self._check(owner)
         found = self._generations.get(key)
-        if found is None or found.state is State.REFUSED:
+        if found is None or _is_free(found):
             self._check_limits(key.tenant, terms)
         if found is None:
             return Claim(self._create(owner, key, fingerprint, terms), is_new=True)
-        if found.state is State.REFUSED:
+        if _is_free(found):
             self._audiences.pop(found.id, None)
             anew = replace(
                 found,
@@ -264,7 +266,8 @@ class MemoryStore:
 
     async def settle(self, owner: Owner, stream_ids: Collection[int]) -> dict[int, Tail]:
         self._check(owner)
-        return await self.tails(stream_ids)
+        found = (self._streams.get(stream_id) for stream_id in stream_ids)
+        return {stream.id: stream.tail for stream in found if stream is not None}
 
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
         stream = self._streams.get(stream_id)
@@ -275,6 +278,33 @@ class MemoryStore:
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         found = (self._streams.get(stream_id) for stream_id in stream_ids)
         return {stream.id: stream.tail for stream in found if stream is not None and self._is_readable(stream)}
+
+    async def erase(self, what: Erasure, limit: int = 1000) -> Erased:
+        marked = [row for row in self._generations.values() if _is_in(row.key, what) and not _is_deleted(row)][:limit]
+        for row in marked:
+            self._put(
+                replace(
+                    row,
+                    gone=Gone(GoneReason.DELETED, self._now()),
+                    is_cancel_requested=row.is_cancel_requested or row.state.is_live,
+                )
+            )
+            for stream_id in (row.data_stream, row.control_stream):
+                if stream_id in self._streams:
+                    self._streams[stream_id].is_deleted = True
+            self._announce([row.data_stream, row.control_stream])
+        for listener in self._listeners:
+            listener.cancel_requested([row.id for row in marked if row.state.is_live])
+        erased = [stream for row in marked if not row.state.is_live for stream in self._erase(row)]
+        if what.session_id is None:
+            mine = [stream for stream in self._streams.values() if stream.key.tenant == what.tenant]
+            erased += [stream for stream in mine if not stream.is_generation and stream not in erased][:limit]
+            self._changes = [change for change in self._changes if change.key.tenant != what.tenant]
+            self.subscriptions.erase(what.tenant)
+        for stream in erased:
+            self._forget(stream)
+        self._announce([stream.id for stream in erased])
+        return Erased(len(marked), self._remaining(what))
 
     # Streams of the open protocol
 
@@ -361,6 +391,7 @@ class MemoryStore:
 
     async def sweep(self, limit: int = 100) -> int:
         due, expired, over = self._due(limit)
+        deleted = [row for row in self._generations.values() if _is_deleted(row) and self._is_to_erase(row)][:limit]
         for row in due:
             for stream_id in (row.data_stream, row.control_stream):
                 self._forget(self._streams[stream_id])
@@ -377,7 +408,10 @@ class MemoryStore:
             del self._audiences[generation_id]
         for stream in over:
             self._remove(stream)
-        return len(due) + len(expired) + len(unwatched) + len(over)
+        for row in deleted:
+            for stream in self._erase(row):
+                self._forget(stream)
+        return len(due) + len(expired) + len(unwatched) + len(over) + len(deleted)
 
     async def merge(self, limit: int = 20) -> int:
         return 0
@@ -390,9 +424,42 @@ class MemoryStore:
         now = self._now()
         row_before = now - timedelta(seconds=self._retention.row_seconds)
         due = [g for g in self._generations.values() if g.gone is None and self._is_past(g, now)]
-        expired = [g for g in self._generations.values() if g.gone is not None and g.gone.at <= row_before]
+        gone = [g for g in self._generations.values() if g.gone is not None and g.data_stream not in self._streams]
+        expired = [g for g in gone if g.gone is not None and g.gone.at <= row_before]
         over = [s for s in self._streams.values() if not s.is_deleted and is_over(s.ends_at, now)]
         return due[:limit], expired[:limit], over[:limit]
+
+    def _is_to_erase(self, row: Generation) -> bool:
+        """Whether a generation that was deleted while it ran has ended since."""
+        return not row.state.is_live and row.data_stream in self._streams
+
+    def _erase(self, row: Generation) -> list[_Stream]:
+        """Take everything out of a generation that has ended; the streams that have to go with it."""
+        if row.state is State.REFUSED:
+            self._delete(row)
+        else:
+            row = self._generations[row.key]
+            self._put(replace(row, head=None, refusal=None, message=None))
+        family = self._family([row.data_stream, row.control_stream])
+        for stream in family:
+            if not stream.is_generation:
+                self._mark_deleted(stream)
+        return family
+
+    def _family(self, stream_ids: Collection[int]) -> list[_Stream]:
+        """Those of these streams that exist, and all that was forked from them."""
+        found: dict[int, _Stream] = {}
+        wanted = set(stream_ids)
+        while wanted:
+            found |= {stream_id: self._streams[stream_id] for stream_id in wanted & self._streams.keys()}
+            wanted = {stream.id for stream in self._streams.values() if stream.source in wanted} - found.keys()
+        return list(found.values())
+
+    def _remaining(self, what: Erasure) -> int:
+        if what.session_id is None:
+            return sum(stream.key.tenant == what.tenant for stream in self._streams.values())
+        rows = [row for row in self._generations.values() if _is_in(row.key, what)]
+        return len(self._family([stream for row in rows for stream in (row.data_stream, row.control_stream)]))
 
     def _is_past(self, row: Generation, now: datetime) -> bool:
         seconds = self._retention.data_seconds if row.retention_seconds is None else row.retention_seconds
@@ -609,3 +676,20 @@ class MemoryStore:
     def _announce(self, stream_ids: Collection[int]) -> None:
         for listener in self._listeners:
             listener.streams_changed(stream_ids)
+
+
+def _is_free(row: Generation) -> bool:
+    """Whether the key may be claimed anew."""
+    return row.state is State.REFUSED and row.gone is None
+
+
+def _is_deleted(row: Generation) -> bool:
+    return row.gone is not None and row.gone.reason is GoneReason.DELETED
+
+
+def _is_in(key: GenerationKey, what: Erasure) -> bool:
+    return (
+        key.tenant == what.tenant
+        and what.session_id in (None, key.session_id)
+        and what.request_id in (None, key.request_id)
+    )

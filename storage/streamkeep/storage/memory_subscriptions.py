@@ -62,6 +62,11 @@ class MemorySubscriptions:
         self._rows[key] = _Row(made, config_hash, {link.path: link for link in links})
         return made, True
 
+    def erase(self, tenant: str) -> None:
+        """Forget everything of a tenant's."""
+        self._rows = {key: row for key, row in self._rows.items() if key.tenant != tenant}
+        self._generations = {key: last for key, last in self._generations.items() if key.tenant != tenant}
+
     async def subscription(self, key: SubscriptionKey) -> Subscription:
         return self._row(key).subscription
 

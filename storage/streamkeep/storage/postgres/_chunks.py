@@ -66,9 +66,15 @@ class Chunks:
 
     _TAILS = f"select id, {_TAIL} from streamkeep.streams where id = any($1::bigint[]) and {_IS_READABLE}"
 
-    async def tails(self, stream_ids: Collection[int], connection: Connection | None = None) -> dict[int, Tail]:
-        rows = await (connection or self._database).fetch(self._TAILS, list(stream_ids))
-        return {row["id"]: Tail(row["tail"], row["is_closed"]) for row in rows}
+    async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
+        """As `Store.tails`."""
+        return _tails(await self._database.fetch(self._TAILS, list(stream_ids)))
+
+    _WRITERS_TAILS = f"select id, {_TAIL} from streamkeep.streams where id = any($1::bigint[])"
+
+    async def writers_tails(self, stream_ids: Collection[int], connection: Connection) -> dict[int, Tail]:
+        """As their writer must see them: a stream that nobody may read any more is still written until it ends."""
+        return _tails(await connection.fetch(self._WRITERS_TAILS, list(stream_ids)))
 
     _READ = f"""
     with stream as materialized (
@@ -134,6 +140,10 @@ class Chunks:
         if position == start < end:
             raise StreamNotFound(f"no stream {stream_id}")  # Deleted since, and its sources with it.
         return b"".join(pieces)
+
+
+def _tails(rows: Sequence[asyncpg.Record]) -> dict[int, Tail]:
+    return {row["id"]: Tail(row["tail"], row["is_closed"]) for row in rows}
 
 
 def _joined(stream_id: int, rows: Sequence[asyncpg.Record], position: int, end: int) -> bytes:

@@ -38,6 +38,8 @@ from streamkeep.storage._types import (
     Claim,
     Created,
     Ending,
+    Erased,
+    Erasure,
     Generation,
     GenerationKey,
     Gone,
@@ -59,6 +61,7 @@ from streamkeep.storage._types import (
 )
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
 from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.postgres._erasure import Erasing
 from streamkeep.storage.postgres._keys import PostgresKeys
 from streamkeep.storage.postgres._listen import CANCELS_CHANNEL, Feed, Notifier, format_payload, new_sender
 from streamkeep.storage.postgres._migrate import migrate
@@ -143,6 +146,7 @@ class PostgresStore:
             self._direct_dsn, self._sender, cancel_requests=self._own_cancel_requests, deadline_seconds=deadline_seconds
         )
         self._notifier = Notifier(self._direct_dsn, self._sender, deadline_seconds=deadline_seconds)
+        self._erasing = Erasing(self._database, self._announce_to_all, self._feed.cancel_requested, self._sender)
         self._tasks: list[asyncio.Task[None]] = []
         # Each lease of this process, with the number that its commits carry.
         self._settled: dict[Owner, int] = {}
@@ -276,8 +280,7 @@ class PostgresStore:
         orphans = await self._database.transact(work, is_urgent=True)
         streams = [stream for orphan in orphans for stream in (orphan.data_stream, orphan.control_stream)]
         if streams:
-            self._feed.streams_changed(streams)
-            self._notifier.announce(streams)
+            self._announce_to_all(streams)
         return len(orphans)
 
     # Generations
@@ -396,7 +399,7 @@ class PostgresStore:
             found = _generation(row)
             if row["is_new"]:
                 return Claim(found, is_new=True)
-            if found.state is not State.REFUSED:
+            if found.state is not State.REFUSED or found.gone is not None:
                 if fingerprint is not None and found.fingerprint is not None and fingerprint != found.fingerprint:
                     raise FingerprintMismatch(f"{key} belongs to another request")
                 return Claim(found, is_new=False)
@@ -631,7 +634,7 @@ class PostgresStore:
             row = await connection.fetchrow(self._SETTLE, owner.id, owner.epoch)
             if row is None:
                 return None
-            return row["settled"], await self._chunks.tails(stream_ids, connection)
+            return row["settled"], await self._chunks.writers_tails(stream_ids, connection)
 
         settled = await self._database.transact(work, is_urgent=True)
         if settled is None:
@@ -644,6 +647,9 @@ class PostgresStore:
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         return await self._chunks.tails(stream_ids)
+
+    async def erase(self, what: Erasure, limit: int = 1000) -> Erased:
+        return await self._erasing.erase(what, limit)
 
     # Streams of the open protocol
 
@@ -670,10 +676,16 @@ class PostgresStore:
     # Upkeep
 
     async def sweep(self, limit: int = 100) -> int:
-        return await self._upkeep.sweep(limit) + await self._streams.sweep(limit)
+        swept = await self._upkeep.sweep(limit) + await self._erasing.sweep(limit)
+        return swept + await self._streams.sweep(limit)
 
     async def merge(self, limit: int = 20) -> int:
         return await self._upkeep.merge(limit)
+
+    def _announce_to_all(self, stream_ids: Sequence[int]) -> None:
+        """Wake readers everywhere: no writer here tells those of this process."""
+        self._feed.streams_changed(stream_ids)
+        self._notifier.announce(stream_ids)
 
     def _announce(self, *stream_ids: int) -> None:
         """Wake readers in other processes, if the last scan of the leases saw any."""

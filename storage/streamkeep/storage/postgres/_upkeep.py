@@ -83,19 +83,19 @@ class Upkeep:
 _LOCK_DUE = """
 select id, data_stream, control_stream
 from streamkeep.generations
-where not is_swept
+where not is_swept and gone_at is null
   and id = any(array(
       (
           select id
           from streamkeep.generations
-          where not is_swept and ended_at is not null and sweep_at is null
+          where not is_swept and gone_at is null and ended_at is not null and sweep_at is null
             and ended_at <= clock_timestamp() - make_interval(secs => $1)
           order by ended_at
           limit $2
       ) union all (
           select id
           from streamkeep.generations
-          where not is_swept and sweep_at is not null and sweep_at <= clock_timestamp()
+          where not is_swept and gone_at is null and sweep_at is not null and sweep_at <= clock_timestamp()
           order by sweep_at
           limit $2
       )
