@@ -402,6 +402,7 @@ PATHS: Schema = {
                 _header(wire.RESUME_ACTIVE_GENERATION, "Any value but `false`: find what runs, call nothing"),
                 _header(wire.VIEW, "`json` or `bytes`: what `streamUrl` is to lead to, see `as` of the data stream"),
                 _header(wire.ON_DISCONNECT, "Without readers: `continue`, `cancel` or `cancel_after=` with seconds"),
+                _header(wire.RETENTION, "How many seconds the data stay after the end"),
             ],
             "requestBody": {"description": "Goes to upstream as it is", "content": {"*/*": {}}},
             "responses": {
@@ -417,7 +418,7 @@ PATHS: Schema = {
                 },
                 **_errors(
                     _400="`missing_upstream_url`, `invalid_upstream_url`, `invalid_upstream_method`, `invalid_id`, "
-                    "`invalid_on_disconnect`",
+                    "`invalid_on_disconnect`, `invalid_retention`",
                     _403="`upstream_not_allowed`",
                     _409="`request_conflict`: the ids belong to another request; `cancelled`",
                     _410="`gone`: the ids were used before, and the data are gone",

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
-from streamkeep.proxy.errors import not_found
 from streamkeep.proxy.json_view import JsonView, Page, Viewer
 from streamkeep.proxy.readers import Keepalive, Piece, Reader, Readers, read_whole
 from streamkeep.proxy.rules import caching, sse, wire
@@ -163,7 +162,7 @@ class Reads:
             return await target.view.tail()
         tails = await self._parts.store.tails([target.stream_id])
         if target.stream_id not in tails:
-            raise not_found()
+            raise StreamNotFound(f"no stream {target.stream_id}")
         return tails[target.stream_id]
 
     async def _check_bound(self, target: Target, position: int) -> None:
@@ -244,7 +243,7 @@ class Reads:
                 if pieces or reader.is_at_end or reader.is_gone or time.monotonic() >= deadline:
                     break
                 if feed.is_gone:
-                    raise not_found()
+                    raise StreamNotFound(f"no stream {target.stream_id}")
                 await reader.wait(deadline)
             is_closed, is_up_to_date = reader.is_at_end, reader.is_up_to_date
         if pieces:

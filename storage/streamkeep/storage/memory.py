@@ -304,6 +304,7 @@ class MemoryStore:
         for stream in erased:
             self._forget(stream)
         self._announce([stream.id for stream in erased])
+        self._finish_deleted(limit)
         return Erased(len(marked), self._remaining(what))
 
     # Streams of the open protocol
@@ -391,7 +392,6 @@ class MemoryStore:
 
     async def sweep(self, limit: int = 100) -> int:
         due, expired, over = self._due(limit)
-        deleted = [row for row in self._generations.values() if _is_deleted(row) and self._is_to_erase(row)][:limit]
         for row in due:
             for stream_id in (row.data_stream, row.control_stream):
                 self._forget(self._streams[stream_id])
@@ -408,10 +408,7 @@ class MemoryStore:
             del self._audiences[generation_id]
         for stream in over:
             self._remove(stream)
-        for row in deleted:
-            for stream in self._erase(row):
-                self._forget(stream)
-        return len(due) + len(expired) + len(unwatched) + len(over) + len(deleted)
+        return len(due) + len(expired) + len(unwatched) + len(over) + self._finish_deleted(limit)
 
     async def merge(self, limit: int = 20) -> int:
         return 0
@@ -429,9 +426,14 @@ class MemoryStore:
         over = [s for s in self._streams.values() if not s.is_deleted and is_over(s.ends_at, now)]
         return due[:limit], expired[:limit], over[:limit]
 
-    def _is_to_erase(self, row: Generation) -> bool:
-        """Whether a generation that was deleted while it ran has ended since."""
-        return not row.state.is_live and row.data_stream in self._streams
+    def _finish_deleted(self, limit: int) -> int:
+        """Erase generations that were deleted while they ran and have ended since."""
+        ended = [row for row in self._generations.values() if _is_deleted(row) and not row.state.is_live]
+        left = [row for row in ended if row.data_stream in self._streams][:limit]
+        for row in left:
+            for stream in self._erase(row):
+                self._forget(stream)
+        return len(left)
 
     def _erase(self, row: Generation) -> list[_Stream]:
         """Take everything out of a generation that has ended; the streams that have to go with it."""

@@ -16,7 +16,7 @@ from streamkeep.proxy.rules.access import Right
 from streamkeep.proxy.rules.stream_headers import DEFAULT_CONTENT_TYPE
 from streamkeep.proxy.rules.wire import View
 from streamkeep.proxy.service import Service
-from streamkeep.storage import Generation, GenerationKey, State, UpstreamHead
+from streamkeep.storage import Generation, GenerationKey, State, StreamNotFound, UpstreamHead
 
 
 class Which(StrEnum):
@@ -82,6 +82,23 @@ class _Generations:
         view = wire.view_parameter(parameters)
         permit = await self._service.access.permit(scope, parameters, Right.READ, lambda tenant: _key(tenant, ids))
         row = await self._service.generations.find(permit.key)
+        try:
+            await self._answer(row, which, view, query, scope, receive, send)
+        except StreamNotFound:
+            # Its data went while it was being read: say why.
+            await self._service.generations.find(permit.key)
+            raise
+
+    async def _answer(
+        self,
+        row: Generation,
+        which: Which,
+        view: View | None,
+        query: wire.ReadQuery,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         if scope["method"] == "HEAD":
             await self._reads.answer(self._target(row, which, view), query, scope, receive, send)
             return

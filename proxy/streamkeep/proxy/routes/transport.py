@@ -10,15 +10,18 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from streamkeep.proxy import asgi
-from streamkeep.proxy.errors import ApiError, problem
+from streamkeep.proxy import asgi, deletion
+from streamkeep.proxy.errors import ApiError, not_found, problem
 from streamkeep.proxy.forwarding import Destination
 from streamkeep.proxy.generations import NOT_UPSTREAMS
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Credentials, Right
 from streamkeep.proxy.service import Service
-from streamkeep.storage import Code, Generation, GenerationKey, Refusal, State
+from streamkeep.storage import Code, Erasure, Generation, GenerationKey, Refusal, State
+
+# Longer than an owner takes to stop, anywhere.
+_DELETE_SECONDS = 5.0
 
 # What the creation of a generation that never got upstream's verdict is answered with, by how it ended.
 _STATUS_WITHOUT_VERDICT = {
@@ -170,8 +173,28 @@ def router(service: Service) -> APIRouter:
         )
         return _json({"state": await service.generations.cancel(permit.key)})
 
+    @routes.delete("/{session_id}/{request_id}", summary="Delete a generation's data, now and for good")
+    async def delete_generation(session_id: SessionId, request_id: RequestId, request: Request) -> JSONResponse:
+        principal = await service.access.principal(request.scope)
+        key = _key(principal.tenant, session_id, request_id)
+        if await service.store.generation(key) is None:
+            raise not_found()
+        return await _delete(service, Erasure.of(key), state="deleted")
+
+    @routes.delete("/{session_id}", summary="Delete the data of all of a session's generations, now and for good")
+    async def delete_session(session_id: SessionId, request: Request) -> JSONResponse:
+        principal = await service.access.principal(request.scope)
+        return await _delete(service, Erasure(principal.tenant, wire.check_session_id(session_id)))
+
     return routes
 
 
-def _json(value: object) -> JSONResponse:
-    return JSONResponse(value, headers={"Cache-Control": "no-store"})
+async def _delete(service: Service, what: Erasure, **found: str) -> JSONResponse:
+    deleted = await deletion.delete(service.store, what, within_seconds=_DELETE_SECONDS)
+    service.registry.streams_changed()
+    counts = {"generations": deleted.generations, "rowsRemaining": deleted.rows_remaining}
+    return _json({**found, **counts}, status=202 if deleted.rows_remaining else 200)
+
+
+def _json(value: object, status: int = 200) -> JSONResponse:
+    return JSONResponse(value, status_code=status, headers={"Cache-Control": "no-store"})

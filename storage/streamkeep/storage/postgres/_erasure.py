@@ -73,7 +73,7 @@ class Erasing:
             self._announce(streams)
         if live:
             self._cancel(live)
-        await self.purge()
+        await self.sweep(limit)
         if what.session_id is None:
             (left,) = await self._database.fetch(_REMAINING_OF_TENANT, what.tenant)
         else:
