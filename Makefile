@@ -8,7 +8,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run vendor demo demo-llm test test-browser check format bench clean
+.PHONY: help run vendor demo demo-llm test test-browser kill-matrix check format bench clean
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [STREAMKEEP_PORT=4000 ...]'
@@ -32,6 +32,9 @@ test: $(VENV)/.installed-dev ## run the whole suite; ARGS="-k offset" narrows it
 
 test-browser: ## run the tests that need Chromium
 	@echo 'not run: browser tests; this version has none'
+
+kill-matrix: $(VENV)/.installed-dev ## kill processes, databases and networks at every moment; prints a table, takes some ten minutes
+	@exec $(BIN)/python -m tests.end_to_end.kill_matrix $(ARGS)
 
 check: $(VENV)/.installed-dev ## formatting, lint and types, as CI sees them
 	$(BIN)/ruff format --check .

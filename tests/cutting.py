@@ -1,4 +1,4 @@
-"""A wire between a client and Postgres that can be cut at the worst moment: a real TCP relay on 127.0.0.1."""
+"""A wire between a client and a server, mostly Postgres, that can be cut at the worst moment: a real TCP relay on 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from urllib.parse import parse_qs, urlsplit
 
 class Wire:
     """Relays every connection to a database. `cut_after_answer` lets one more request through, waits until the server
-    has answered it, and breaks all connections without passing the answer on: the client cannot know."""
+    has answered it, and breaks all connections without passing the answer on: the client cannot know. `hold` swallows
+    what either side says, as a network does that drops every packet, until `release` breaks what was there."""
 
     def __init__(self, database_url: str) -> None:
         self._target = urlsplit(database_url)
         self._armed = False
+        self._flows = asyncio.Event()
+        self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self.cuts = 0
         self.port = 0
@@ -34,9 +37,22 @@ class Wire:
         for writer in self._writers:
             writer.transport.abort()
 
+    def hold(self) -> None:
+        """Pass nothing on, and connect nobody."""
+        self._flows.clear()
+
+    def release(self) -> None:
+        """Break what was held, and pass on again."""
+        self.cut()
+        self._flows.set()
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            server_reader, server_writer = await self._connect()
+            await self._flows.wait()
+            try:
+                server_reader, server_writer = await self._connect()
+            except OSError:
+                return
             self._writers |= {writer, server_writer}
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -54,6 +70,7 @@ class Wire:
                 if is_answer and self._armed:
                     self.cut()
                     return
+                await self._flows.wait()
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
