@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote, unquote_to_bytes
 
 from streamkeep.proxy.rules.wire import BadRequest
@@ -12,17 +13,20 @@ GENERATIONS = "generations"
 OPERATIONS = "__ds"
 _MAX_PATH_BYTES = 1024
 _ENCODED_SLASHES = (b"%2f", b"%5c")
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 def parse_path(raw: bytes) -> str:
     """The stream path of a raw, percent-encoded one below the root.
 
     Raises:
-        BadRequest: it is empty or too long, has an empty, `.` or `..` segment, an encoded slash, a backslash, a control
-            character, or is not UTF-8.
+        BadRequest: it is empty or too long, has an empty, `.` or `..` segment, an encoded slash, a percent sign that
+            encodes nothing, a backslash, a control character, or is not UTF-8.
     """
     if any(slash in raw.lower() for slash in _ENCODED_SLASHES):
         raise _bad("a slash inside a segment cannot be encoded")
+    if _BROKEN_ESCAPE.search(raw):
+        raise _bad("a percent sign is followed by two hexadecimal digits")
     try:
         path = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeDecodeError:
