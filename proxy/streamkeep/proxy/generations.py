@@ -285,7 +285,7 @@ class Generations:
         """
         GENERATION.set(key)
         try:
-            claim = await self._timed_claim(key, request, terms)
+            claim = await self._claim(key, request, terms)
         except BaseException:
             request.body.release()
             raise
@@ -405,16 +405,10 @@ class Generations:
 
     # Claiming and joining
 
-    async def _timed_claim(self, key: GenerationKey, request: UpstreamRequest, terms: Terms) -> Claim:
-        if self.is_draining:
-            raise problem(503, "draining", "this process is stopping; try again", retry_after=1)
-        began_at = time.monotonic()
-        claim = await self._claim(key, request, terms)
-        self.tally.claim_seconds.observe(time.monotonic() - began_at)
-        return claim
-
     async def _claim(self, key: GenerationKey, request: UpstreamRequest, terms: Terms) -> Claim:
         """Claim the ids. A body that passes through is read to its end first when the ids turn out to be taken."""
+        if self.is_draining:
+            raise problem(503, "draining", "this process is stopping; try again", retry_after=1)
         body = request.body
         if not body.is_complete and await self._is_taken(key):
             await body.drain()
@@ -448,12 +442,15 @@ class Generations:
         return found is not None and found.state is not State.REFUSED
 
     async def _claim_as_owner(self, key: GenerationKey, fingerprint: bytes | None, terms: Terms) -> Claim:
+        began_at = time.monotonic()
         owner = await self._current_owner()
         try:
-            return await self._store.claim(owner, key, fingerprint, terms)
+            claim = await self._store.claim(owner, key, fingerprint, terms)
         except OwnerFenced:
             await self._fenced(owner)
-            return await self._store.claim(await self._current_owner(), key, fingerprint, terms)
+            claim = await self._store.claim(await self._current_owner(), key, fingerprint, terms)
+        self.tally.claim_seconds.observe(time.monotonic() - began_at)
+        return claim
 
     async def _take_back(self, key: GenerationKey) -> None:
         """A claim broke off, and its caller was told so. If it was made all the same, free the ids again."""
