@@ -496,6 +496,30 @@ async def test_an_upstream_that_falls_silent_is_ended(settings: dict[str, Any], 
         assert await proxy.read_all("chat", "1") == b"data: one\n\n"
 
 
+@pytest.mark.parametrize(
+    ("clock", "code"), [("idle=0.3", "stalled"), ("total=0.5", "timed_out"), ("total=9, idle=0.3", "stalled")]
+)
+async def test_a_request_may_give_upstream_less_time(proxy: Proxy, clock: str, code: str) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/event-stream"})
+        await exchange.chunk(b"data: one\n\n")
+        await exchange.is_gone.wait()
+
+    async with upstream(play) as server:
+        await proxy.create("chat", "1", server.url, Streamkeep_Timeout=clock)
+        assert (await proxy.ending("chat", "1"))["code"] == code
+        assert server.calls[0].header("Streamkeep-Timeout") is None
+
+
+async def test_a_request_may_give_upstream_less_time_for_its_first_byte(proxy: Proxy) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.is_gone.wait()
+
+    async with upstream(play) as server:
+        answer = await proxy.create("chat", "1", server.url, Streamkeep_Timeout="connect=0.2, first_byte=0.2")
+        assert (answer.status_code, answer.json()["error"]) == (504, "timed_out")
+
+
 PINGS = {
     "text/event-stream": [b": keep-alive\n\n", b'event: ping\ndata: {"type": "ping"}\n\n', b"event: pi", b"ng\n\n"],
     "application/json": [b"\n", b" "],

@@ -14,6 +14,7 @@ from streamkeep.proxy.request_body import BodyBudget, RequestBody
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Principal
 from streamkeep.proxy.rules.allowlist import OTHER, Refused
+from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.headers import forwarded_headers
 from streamkeep.proxy.settings import Settings
 from streamkeep.storage import Generation, GenerationKey, Terms
@@ -73,6 +74,7 @@ class Forwarder:
             FingerprintMismatch, StoreUnavailable: as `Generations.create` says.
         """
         terms = self._terms(principal, scope)
+        clocks = self._clocks(scope)
         # The answer looks at it, and then it is too late to refuse.
         wire.view_header(scope["headers"])
         headers = _replaced(forwarded_headers(scope["headers"]), destination.headers)
@@ -86,7 +88,7 @@ class Forwarder:
         if body.content is None and content_length is not None:
             headers.append((b"Content-Length", content_length.encode()))
         request = UpstreamRequest(
-            method, destination.url, headers, body, destination.may_be_private, label=destination.label
+            method, destination.url, headers, body, destination.may_be_private, clocks, label=destination.label
         )
         return await self._generations.create(key, request, terms)
 
@@ -102,6 +104,10 @@ class Forwarder:
             retention_seconds=wire.retention_seconds(asked[wire.RETENTION], at_most=settings.max_retention_seconds),
             cancel_after_seconds=settings.on_disconnect if policy is None else wire.cancel_after_seconds(policy),
         )
+
+    def _clocks(self, scope: Scope) -> Clocks:
+        asked = wire.single_headers(scope["headers"], (wire.TIMEOUT,))[wire.TIMEOUT]
+        return self._settings.clocks if asked is None else self._settings.clocks.shortened(asked)
 
 
 def _replaced(headers: list[tuple[bytes, bytes]], ours: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

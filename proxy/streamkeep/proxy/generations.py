@@ -47,6 +47,7 @@ from streamkeep.proxy.relay import End, Lost, Relay
 from streamkeep.proxy.request_body import CallerLeft, RequestBody
 from streamkeep.proxy.rules.allowlist import OTHER
 from streamkeep.proxy.rules.audiences import AudienceWatch
+from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.endings import EndingObserver
 from streamkeep.proxy.rules.headers import kept_headers
 from streamkeep.proxy.settings import Settings
@@ -105,14 +106,15 @@ NOT_UPSTREAMS = 0
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """What to send upstream: end-to-end headers only, and whether a rule admits private addresses for this URL. `label`
-    names the vendor in metrics, out of a small set."""
+    """What to send upstream: end-to-end headers only, whether a rule admits private addresses for this URL, and how long
+    upstream may take. `label` names the vendor in metrics, out of a small set."""
 
     method: str
     url: str
     headers: list[tuple[bytes, bytes]]
     body: RequestBody
     may_be_private: bool
+    clocks: Clocks
     label: str = OTHER
 
     def fingerprint(self) -> bytes:
@@ -146,11 +148,17 @@ class Call:
     """One generation recorded here, from its claim to its end."""
 
     def __init__(
-        self, generation: Generation, recorder: Recorder, upstream: str, span: GenerationSpan | None = None
+        self,
+        generation: Generation,
+        recorder: Recorder,
+        clocks: Clocks,
+        upstream: str,
+        span: GenerationSpan | None = None,
     ) -> None:
         self.generation = generation
         self.span = span
         self.recorder = recorder
+        self.clocks = clocks
         self.upstream = upstream
         self.relay: Relay | None = None
         self.started_at = time.monotonic()
@@ -186,15 +194,15 @@ class Call:
         if self.has_begun and self.task is not None:
             self.task.cancel()
 
-    def overdue(self, now: float, *, idle_seconds: float, total_seconds: float) -> Code | None:
+    def overdue(self, now: float) -> Code | None:
         """Which clock has run out, if any. Only waiting for upstream counts against it."""
-        relay = self.relay
+        relay, clocks = self.relay, self.clocks
         paused_seconds = 0.0 if relay is None else relay.paused_seconds
-        if now - self.started_at - paused_seconds > total_seconds:
+        if now - self.started_at - paused_seconds > clocks.total_seconds:
             return Code.TIMED_OUT
         if self.head_deadline is not None and now > self.head_deadline:
             return Code.TIMED_OUT
-        if relay is not None and relay.waiting_since is not None and now - relay.waiting_since > idle_seconds:
+        if relay is not None and relay.waiting_since is not None and now - relay.waiting_since > clocks.idle_seconds:
             return Code.STALLED
         return None
 
@@ -485,7 +493,7 @@ class Generations:
         span = None
         if self._tracing is not None:
             span, request = self._tracing.begin(generation.key, request)
-        call = Call(generation, self._writer.recorder(generation), request.label, span)
+        call = Call(generation, self._writer.recorder(generation), request.clocks, request.label, span)
         self._calls[generation.id] = call
         self._readers.recorded_here((generation.data_stream, generation.control_stream))
         call.task = asyncio.create_task(self._record(call, request), name=f"generation {generation.id}")
@@ -621,17 +629,17 @@ class Generations:
         raise AssertionError("unreachable: the policy raises the last refusal")
 
     async def _send(self, call: Call, request: UpstreamRequest) -> httpx.Response:
-        first_byte_seconds = self._settings.first_byte_seconds
+        clocks = request.clocks
         call.sent_at = time.monotonic()
-        call.head_deadline = time.monotonic() + self._settings.connect_seconds + first_byte_seconds
+        call.head_deadline = time.monotonic() + clocks.connect_seconds + clocks.first_byte_seconds
 
         async def upload() -> AsyncIterator[bytes]:
             async for data in request.body.stream():
-                call.head_deadline = time.monotonic() + first_byte_seconds
+                call.head_deadline = time.monotonic() + clocks.first_byte_seconds
                 yield data
 
         content = request.body.content if request.body.content is not None else upload()
-        timeout = httpx.Timeout(None, connect=self._settings.connect_seconds)
+        timeout = httpx.Timeout(None, connect=clocks.connect_seconds)
         sent = httpx.Request(
             request.method,
             request.url,
@@ -795,9 +803,7 @@ class Generations:
         away_since = self._writer.unavailable_since
         is_away = away_since is not None and now - away_since > self._settings.storage_outage_seconds
         for call in list(self._calls.values()):
-            code = call.overdue(
-                now, idle_seconds=self._settings.idle_seconds, total_seconds=self._settings.total_seconds
-            )
+            code = call.overdue(now)
             if is_away and call.relay is not None:
                 code = Code.STORAGE_UNAVAILABLE
             if code is not None:

@@ -401,6 +401,7 @@ PATHS: Schema = {
                 _header(wire.PROXY_METHOD, "GET, HEAD, PUT, PATCH, DELETE or POST (default)"),
                 _header(wire.RESUME_ACTIVE_GENERATION, "Any value but `false`: find what runs, call nothing"),
                 _header(wire.VIEW, "`json` or `bytes`: what `streamUrl` is to lead to, see `as` of the data stream"),
+                _header(wire.TIMEOUT, "Shorter clocks for upstream: `connect=5, first_byte=30, idle=10, total=120`"),
                 _header(wire.ON_DISCONNECT, "Without readers: `continue`, `cancel` or `cancel_after=` with seconds"),
                 _header(wire.RETENTION, "How many seconds the data stay after the end"),
             ],
@@ -418,7 +419,7 @@ PATHS: Schema = {
                 },
                 **_errors(
                     _400="`missing_upstream_url`, `invalid_upstream_url`, `invalid_upstream_method`, `invalid_id`, "
-                    "`invalid_on_disconnect`, `invalid_retention`",
+                    "`invalid_on_disconnect`, `invalid_retention`, `invalid_timeout`",
                     _403="`upstream_not_allowed`",
                     _409="`request_conflict`: the ids belong to another request; `cancelled`",
                     _410="`gone`: the ids were used before, and the data are gone",

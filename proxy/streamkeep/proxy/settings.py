@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from streamkeep.proxy.logs import LogFormat
 from streamkeep.proxy.rules import webhook_urls
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
+from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.proxy.rules.wire import cancel_after_seconds
 
@@ -74,6 +75,11 @@ class Settings:
     url_seconds: float = 24 * 3600.0
     drain_seconds: float = 30.0
     observe_endings: bool = True
+
+    @property
+    def clocks(self) -> Clocks:
+        """Upstream's, of which a request may shorten some."""
+        return Clocks(self.connect_seconds, self.first_byte_seconds, self.idle_seconds, self.total_seconds)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:

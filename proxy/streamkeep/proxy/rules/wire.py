@@ -32,6 +32,7 @@ PRODUCER_ID = "Producer-Id"
 PRODUCER_EPOCH = "Producer-Epoch"
 PRODUCER_SEQ = "Producer-Seq"
 ON_DISCONNECT = "Streamkeep-On-Disconnect"
+TIMEOUT = "Streamkeep-Timeout"
 
 # Response headers; some of those above are answered as well
 NEXT_OFFSET = "Stream-Next-Offset"
