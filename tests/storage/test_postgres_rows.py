@@ -11,6 +11,7 @@ from streamkeep.storage import Append, Generation, Owner, Refusal, Retention, St
 from streamkeep.storage.contract import EVERY_BYTE, FINGERPRINT, HEAD, ended, ending, key, raised, read_on, running
 from streamkeep.storage.postgres import PostgresStore
 from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, ZSTD, pack, unpack
+from streamkeep.storage.postgres._upkeep import PIECE_BYTES
 from tests.postgres import Connection, connected, opened
 
 _WATCH_COMMITS = """
@@ -155,6 +156,18 @@ async def test_many_chunks_become_a_few_compressed_segments(database_url: str) -
         assert await read_on(store, generation.data_stream, 0, 1 << 20) == whole
         for cut in random.Random(7).sample(range(len(whole)), 20):
             assert (await store.read(generation.data_stream, cut, 1000)).data == whole[cut : cut + 1000]
+
+
+async def test_a_large_stream_is_merged_piece_by_piece(database_url: str) -> None:
+    whole = EVERY_BYTE * (2 * PIECE_BYTES // 256 + 1000)
+    async with opened(database_url) as store, connected(database_url) as third:
+        generation = await _filled(store, await store.register_owner(), third, whole, 1 << 20)
+        assert await store.merge(1) == 1
+        assert await read_on(store, generation.data_stream, 0, 8 << 20) == whole
+        assert await store.merge() == 2
+        assert await store.merge() == 0
+        assert {row["encoding"] for row in await third.fetch(_ROWS, generation.data_stream)} == {ZSTD}
+        assert await read_on(store, generation.data_stream, 0, 8 << 20) == whole
 
 
 async def test_what_does_not_compress_is_joined_and_kept_raw(database_url: str) -> None:

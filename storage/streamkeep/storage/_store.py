@@ -278,4 +278,7 @@ class Store(Protocol):
         were touched. What forks need stays readable for them."""
 
     async def merge(self, limit: int = 20) -> int:
-        """Merge the chunks of closed streams into larger, compressed segments; return how many streams were merged."""
+        """Merge the chunks of closed streams, and old ones of long open streams, into larger, compressed segments.
+
+        Returns how many pieces of streams were merged, a piece being bounded; less than `limit` when nothing is left.
+        """

@@ -140,7 +140,7 @@ class PostgresStore:
         self._chunks = Chunks(self._database)
         self.subscriptions = PostgresSubscriptions(self._database)
         self.keys = PostgresKeys(self._database, self.signing_key)
-        self._streams = ProtocolStreams(self._database, self._chunks, self._announce)
+        self._streams = ProtocolStreams(self._database, self._chunks, self._announce, self._upkeep.stream_grew)
         self._sender = new_sender()
         self._feed = Feed(
             self._direct_dsn, self._sender, cancel_requests=self._own_cancel_requests, deadline_seconds=deadline_seconds

@@ -78,12 +78,16 @@ _COLUMNS = f"""streams.id, tenant, path, content_type, is_message_stream, stream
 
 
 class ProtocolStreams:
-    """The part of the store that is addressed by path. `announce` tells other processes which streams changed."""
+    """The part of the store that is addressed by path. `announce` tells other processes which streams changed,
+    `grew` takes streams with their tails before and after an append."""
 
-    def __init__(self, database: Database, chunks: Chunks, announce: Callable[..., None]) -> None:
+    def __init__(
+        self, database: Database, chunks: Chunks, announce: Callable[..., None], grew: Callable[[int, int, int], None]
+    ) -> None:
         self._database = database
         self._chunks = chunks
         self._announce = announce
+        self._grew = grew
 
     # Creation
 
@@ -290,7 +294,7 @@ class ProtocolStreams:
             where streams.id = change.id
               and streams.tail = change.position and final_position is null and deleted_at is null
               and (streams.ends_at is null or streams.ends_at > clock_timestamp())
-            for update
+            for no key update
         ) as locked
     ), decision as materialized (
         select count(*) = cardinality($1) as is_valid from unchanged
@@ -334,7 +338,7 @@ class ProtocolStreams:
         ) as found
     ))
     order by streams.id
-    for update of streams
+    for no key update of streams
     """
 
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
@@ -345,6 +349,8 @@ class ProtocolStreams:
             if decided is not None:
                 results, changes = decided
                 self._announce(*(change.state.id for change in changes))
+                for change in changes:
+                    self._grew(change.state.id, change.position, change.state.tail.position)
                 return results
             decided = await self._database.transact(lambda connection: self._append_locked(connection, appends))
         raise StoreUnavailable(f"streams changed {_MAX_ATTEMPTS} times while they were being written")

@@ -1,13 +1,15 @@
-"""Make room: delete what is past its retention, and merge the chunks of closed streams into larger segments.
+"""Make room: delete what is past its retention, and merge chunks into larger segments: those of closed streams, and old
+ones of open streams that grow long.
 
-Both lock rows of `streams` before they look at `chunks`, in a statement of its own, so that neither works on what it saw
-before the other had finished; rows that somebody else holds are left to that somebody.
+All of it locks rows of `streams` before they look at `chunks`, in a statement of its own, so that none works on what it saw
+before another had finished; rows that somebody else holds are left to that somebody.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 
 from streamkeep.storage._types import Retention
 from streamkeep.storage.postgres._database import Connection, Database
@@ -17,12 +19,20 @@ logger = logging.getLogger(__name__)
 
 _DEADLINE_SECONDS = 60.0
 
+PIECE_BYTES = 64 * SEGMENT_BYTES
+"""What one transaction merges."""
+
+OPEN_BYTES = 4 * SEGMENT_BYTES
+"""An open stream is looked at each time that it has grown by this much, and as much is left as it came."""
+
 
 class Upkeep:
     def __init__(self, database: Database, retention: Retention, *, merge_after_seconds: float) -> None:
         self._database = database
         self._retention = retention
         self._merge_after_seconds = merge_after_seconds
+        # Open streams that grew here. It may be forgotten: they come again as they grow, or when they are closed.
+        self._grown: set[int] = set()
 
     async def sweep(self, limit: int) -> int:
         """One batch: the data of generations past their retention, rows past theirs, audiences of what has ended."""
@@ -45,20 +55,60 @@ class Upkeep:
 
         return await self._database.transact(work, deadline_seconds=_DEADLINE_SECONDS)
 
+    def stream_grew(self, stream_id: int, position: int, tail: int) -> None:
+        """An open stream of the open protocol grew from one position to another; it may have become worth a merge."""
+        if position // OPEN_BYTES != tail // OPEN_BYTES:
+            self._grown.add(stream_id)
+
     async def merge(self, limit: int) -> int:
-        """Merge up to `limit` streams, each in a transaction of its own."""
+        """Merge up to `limit` pieces, each in a transaction of its own: of closed streams, then of open ones."""
         for merged in range(limit):
-            if not await self._database.transact(self._merge_next, deadline_seconds=_DEADLINE_SECONDS):
-                return merged
+            if not await self._database.transact(self._merge_closed, deadline_seconds=_DEADLINE_SECONDS):
+                return merged + await self._merge_grown(limit - merged)
         return limit
 
-    async def _merge_next(self, connection: Connection) -> bool:
-        """Merge one stream, a segment at a time. Readers see all old rows or all new ones, which hold the same bytes."""
+    async def _merge_grown(self, limit: int) -> int:
+        for merged in range(limit):
+            if not self._grown:
+                return merged
+            stream_id = self._grown.pop()
+            work = partial(self._merge_open, stream_id=stream_id)
+            if await self._database.transact(work, deadline_seconds=_DEADLINE_SECONDS):
+                self._grown.add(stream_id)
+        return limit
+
+    async def _merge_closed(self, connection: Connection) -> bool:
+        """Merge a piece of one closed stream; whether there was one."""
         stream = await connection.fetchrow(_LOCK_UNMERGED, self._merge_after_seconds)
         if stream is None:
             return False
-        stream_id, position, final_position = stream["id"], stream["start"], stream["final_position"]
-        while position < final_position:
+        stream_id, start, final_position = stream["id"], stream["start"], stream["final_position"]
+        end = await self._merge_piece(connection, stream_id, start, min(start + PIECE_BYTES, final_position))
+        await connection.execute(_MARK_PIECE, stream_id, end)
+        # A piece that ends where it began cannot be merged at all.
+        if end >= final_position or end == start:
+            await connection.execute(_MARK_MERGED, stream_id)
+        return True
+
+    async def _merge_open(self, connection: Connection, *, stream_id: int) -> bool:
+        """Merge a piece of an open stream, but for its last `OPEN_BYTES`, which may still have readers; whether more of
+        it is to be merged. Only the stream's deletion waits for this, appends do not."""
+        if not await connection.fetchval(_TRY_TURN, stream_id):
+            return False
+        stream = await connection.fetchrow(_HOLD_OPEN, stream_id)
+        if stream is None:
+            return False
+        start, last = stream["start"], stream["tail"] - OPEN_BYTES
+        end = await self._merge_piece(connection, stream_id, start, min(start + PIECE_BYTES, last))
+        if end <= start:
+            return False
+        await connection.execute(_MARK_PIECE, stream_id, end)
+        return bool(end < last)
+
+    async def _merge_piece(self, connection: Connection, stream_id: int, position: int, end: int) -> int:
+        """Merge the chunks that begin between two positions, a segment at a time; the position up to which it was done.
+        Readers see all old rows or all new ones, which hold the same bytes."""
+        while position < end:
             run = await connection.fetchrow(_RUN, stream_id, position, SEGMENT_BYTES)
             if run is None or run["data"] is None or run["run_end"] - position != len(run["data"]):
                 # Nothing writes such rows. Should they exist all the same, keep them for whoever comes to look.
@@ -76,8 +126,7 @@ class Upkeep:
                     [segment.data for segment in segments],
                 )
             position = run["run_end"]
-        await connection.execute(_MARK_MERGED, stream_id)
-        return True
+        return position
 
 
 _LOCK_DUE = """
@@ -151,12 +200,21 @@ where (generation_id, process) in (
 """
 
 _LOCK_UNMERGED = """
-select id, coalesce(fork_position, 0) as start, final_position
+select id, coalesce(merged_position, fork_position, 0) as start, final_position
 from streamkeep.streams
 where closed_at <= clock_timestamp() - make_interval(secs => $1) and merged_at is null
 order by closed_at
 limit 1
 for update skip locked
+"""
+
+_TRY_TURN = "select pg_try_advisory_xact_lock(hashtextextended('streamkeep merge ' || $1::bigint, 0))"
+
+_HOLD_OPEN = """
+select coalesce(merged_position, fork_position, 0) as start, tail
+from streamkeep.streams
+where id = $1 and content_type is not null and final_position is null and deleted_at is null
+for key share
 """
 
 # The chunks that begin within one segment's length. Joined by the server: a stream may have come in single bytes.
@@ -173,5 +231,7 @@ insert into streamkeep.chunks (stream_id, position, size, encoding, data)
 select $1, segment.*
 from unnest($2::bigint[], $3::int[], $4::smallint[], $5::bytea[]) as segment
 """
+
+_MARK_PIECE = "update streamkeep.streams set merged_position = $2 where id = $1"
 
 _MARK_MERGED = "update streamkeep.streams set merged_at = clock_timestamp() where id = $1"
