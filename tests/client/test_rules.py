@@ -105,6 +105,7 @@ def test_steering_and_framing_headers_are_not_forwarded() -> None:
     headers = [
         *((b"Host", b"h"), (b"Connection", b"close"), (b"Accept-Encoding", b"gzip"), (b"Content-Length", b"3")),
         *((b"X-Session-ID", b"s"), (b"X-Resume-Active-Generation", b"true"), (b"X-Proxy-Url", b"http://evil")),
+        (b"Streamkeep-View", b"json"),
         *((b"Authorization", b"Bearer vendor"), (b"X-Twice", b"1"), (b"X-Twice", b"2")),
     ]
     kept = [(b"Authorization", b"Bearer vendor"), (b"X-Twice", b"1"), (b"X-Twice", b"2")]

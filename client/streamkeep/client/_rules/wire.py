@@ -19,6 +19,7 @@ REQUEST_ID = "X-Request-ID"
 RESUME_ACTIVE_GENERATION = "X-Resume-Active-Generation"
 REPLAY_FROM_START = "X-Replay-From-Start"
 ACTIVE_GENERATION_TTL = "X-Active-Generation-TTL"
+VIEW = "Streamkeep-View"
 LAST_EVENT_ID = "Last-Event-ID"
 
 # Response headers of the proxy
@@ -50,7 +51,7 @@ _STEERING = frozenset(
     name.lower().encode()
     for name in (
         *(SESSION_ID, REQUEST_ID, RESUME_ACTIVE_GENERATION, REPLAY_FROM_START, ACTIVE_GENERATION_TTL),
-        *(PROXY_URL, PROXY_METHOD),
+        *(PROXY_URL, PROXY_METHOD, VIEW),
     )
 )
 _OF_ONE_CONNECTION = frozenset(

@@ -99,13 +99,15 @@ class _Generations:
         receive: Receive,
         send: Send,
     ) -> None:
+        target = self._target(row, which, view)
         if scope["method"] == "HEAD":
-            await self._reads.answer(self._target(row, which, view), query, scope, receive, send)
+            await self._reads.answer(target, query, scope, receive, send)
             return
         with self._service.audiences.attended(row, receive) as receive_and_look:
             if which is Which.DATA and (query.live is not wire.Live.SSE or view is View.JSON):
                 row = await self._with_verdict(row)
-            await self._reads.answer(self._target(row, which, view), query, scope, receive_and_look, send)
+                target = self._target(row, which, view)
+            await self._reads.answer(target, query, scope, receive_and_look, send)
 
     def _target(self, row: Generation, which: Which, view: View | None) -> Target:
         return self._data(row, view) if which is Which.DATA else _control(row, view)
