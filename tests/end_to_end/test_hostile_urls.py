@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from streamkeep.proxy.rules.allowlist import Allowlist
+from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.storage import DEFAULT_TENANT, MemoryStore, SubscriptionKey
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream
@@ -209,23 +210,24 @@ Attempt = Callable[[Proxy, str], Coroutine[None, None, int]]
 """Give a route a URL; returns the answer's status once nothing more will come of it."""
 
 
+async def post(proxy: Proxy, target: str, *headers: str) -> int:
+    """A request written as it is, since a client would refuse to."""
+    lines = [f"POST {target} HTTP/1.1", "Host: x", "Connection: close", "Content-Length: 2", *headers, "", "{}"]
+    parts = urlsplit(proxy.url)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        writer.write("\r\n".join(lines).encode())
+        async with asyncio.timeout(20):
+            return int((await reader.read(-1)).split(b" ", 2)[1])
+    finally:
+        writer.transport.abort()
+
+
 def by_header(target: str, name: str, *more: str) -> Attempt:
-    """A route that is given its URL in a header. The request is written as it is: a client would refuse to."""
+    """A route that is given its URL in a header."""
 
     async def attempt(proxy: Proxy, url: str) -> int:
-        lines = [
-            f"POST {target.format(next(NUMBERS))} HTTP/1.1",
-            *("Host: x", "Connection: close", "Content-Length: 2", "Content-Type: application/json", *more),
-            f"{name}: {url}",
-        ]
-        parts = urlsplit(proxy.url)
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-        try:
-            writer.write("\r\n".join([*lines, "", "{}"]).encode())
-            async with asyncio.timeout(20):
-                return int((await reader.read(-1)).split(b" ", 2)[1])
-        finally:
-            writer.transport.abort()
+        return await post(proxy, target.format(next(NUMBERS)), *more, f"{name}: {url}")
 
     return attempt
 
@@ -260,11 +262,11 @@ def canary() -> Iterator[Canary]:
 
 
 @asynccontextmanager
-async def exposed(resolver: Resolver, *globs: str) -> AsyncIterator[Proxy]:
+async def exposed(resolver: Resolver, *globs: str, **more: object) -> AsyncIterator[Proxy]:
     """A proxy for strangers: its rules admit whatever can be admitted in general, and these globs."""
     allow = Allowlist.parse(["*:*/**", *globs])
     changes = {"allow": allow, "webhook_allow": allow, "host": "0.0.0.0", "connect_seconds": 0.3, "upstream_retries": 0}
-    async with serving(MemoryStore(), resolve=resolver, **changes) as proxy:
+    async with serving(MemoryStore(), resolve=resolver, **changes, **more) as proxy:
         yield proxy
 
 
@@ -319,4 +321,47 @@ async def test_a_redirect_is_not_followed(canary: Canary, route: str, status: in
     async with upstream(play) as server, exposed(Resolver(), f"{server.host}/**", f"127.0.0.1:{canary.port}") as proxy:
         assert await ROUTES[route](proxy, server.url) == (502 if route != "webhook" else 201)
         assert len(server.calls) == 1
+    assert not canary.heard()
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *(f"//127.0.0.1:{PORT}/", f"/@127.0.0.1:{PORT}/", f"/http://127.0.0.1:{PORT}/", f"/..//127.0.0.1:{PORT}/"),
+        *(f"/%2f%2f127.0.0.1:{PORT}/", f"/%40127.0.0.1:{PORT}/", f"/\\127.0.0.1:{PORT}/", f"/\\\\127.0.0.1:{PORT}/"),
+        *(f"/?@127.0.0.1:{PORT}/", f"?@127.0.0.1:{PORT}/", f"/#@127.0.0.1:{PORT}/", f"/;@127.0.0.1:{PORT}/"),
+        *(f"@127.0.0.1:{PORT}/", f".127.0.0.1:{PORT}/", f":80@127.0.0.1:{PORT}/", f"%40127.0.0.1:{PORT}/"),
+        *(
+            f"/\t//127.0.0.1:{PORT}/",
+            f"/\r\nHost: 127.0.0.1:{PORT}\r\n",
+            "/%0d%0aHost:%20x",
+            "/%2e%2e/%2e%2e/",
+            "/../admin",
+        ),
+    ],
+)
+async def test_a_path_does_not_leave_its_named_upstream(canary: Canary, rest: str) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.answer(200, b"ok", {"Content-Type": "text/plain"})
+
+    async with upstream(play) as server:
+        # Its URL has a path, so that dot segments would have something to leave.
+        named = Upstreams.parse(f"vendor={server.url}/v1")
+        async with exposed(Resolver(), f"127.0.0.1:{canary.port}", upstreams=named) as proxy:
+            assert await post(proxy, f"/u/vendor{rest.replace(PORT, str(canary.port))}") in (200, 400, 404)
+        for call in server.calls:
+            assert (call.header("Host"), call.path.startswith("/v1/")) == (server.host, True)
+            assert ".." not in call.path
+    assert not canary.heard()
+
+
+async def test_a_named_upstreams_redirect_is_not_followed(canary: Canary) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.answer(307, b"", {"Location": f"http://127.0.0.1:{canary.port}/"})
+
+    async with upstream(play) as server:
+        named = Upstreams.parse(f"vendor={server.url}")
+        async with exposed(Resolver(), f"127.0.0.1:{canary.port}", upstreams=named) as proxy:
+            assert await post(proxy, "/u/vendor/v1") == 502
+            assert len(server.calls) == 1
     assert not canary.heard()
