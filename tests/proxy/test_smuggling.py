@@ -187,6 +187,15 @@ async def test_an_odd_request_ends_where_it_says(proxy: Proxy, request_: bytes, 
     assert await is_smuggled(proxy)
 
 
+@pytest.mark.parametrize("large", [b"X: " + b"a" * 70_000, b"a: b\r\n" * 40_000 + b"a: b"])
+async def test_a_head_has_one_limit_however_it_comes(proxy: Proxy, large: bytes) -> None:
+    for parts in ((READ + large + b"\r\n\r\n" + NEXT,), (READ, large[:50_000], large[50_000:] + b"\r\n\r\n" + NEXT)):
+        statuses, _ = await say(proxy, *parts)
+        assert statuses in ([431], [])  # a peer that is still sending may get a reset instead
+    statuses, _ = await say(proxy, READ + b"X: " + b"a" * 60_000 + b"\r\n\r\n" + NEXT)
+    assert statuses == [200, 201]
+
+
 async def test_a_chunk_of_an_absurd_size_is_only_what_comes_of_it(proxy: Proxy) -> None:
     url = urlsplit(proxy.url)
     _, writer = await asyncio.open_connection(url.hostname, url.port)

@@ -58,6 +58,7 @@ class Connection(HttpToolsProtocol):
     _is_replaying = False
     _has_progress = False
     _idle_bytes = 0
+    _head_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -83,7 +84,9 @@ class Connection(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            if self._may_refuse():
+            if self._head_bytes > _MAX_HEAD_BYTES:
+                self._refuse_head()
+            elif self._may_refuse():
                 self.send_400_response("Invalid HTTP request received.")
             else:
                 self.transport.close()
@@ -111,14 +114,17 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_begin()
         self._is_in_head = self._has_progress = True
+        self._head_bytes = 0
         self._await_head()
 
     def on_url(self, url: bytes) -> None:
         if not self._is_replaying:
+            self._count_head(len(url))
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_head:
+            self._count_head(len(name) + len(value))
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -141,6 +147,12 @@ class Connection(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             self._is_in_head = True
             super().on_message_complete()
+
+    def _count_head(self, size_bytes: int) -> None:
+        # A head may come whole, in one read.
+        self._head_bytes += size_bytes
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            raise httptools.HttpParserInvalidURLError("the head is too large")
 
     def _await_head(self) -> None:
         self._head_is_there()
