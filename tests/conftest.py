@@ -16,6 +16,10 @@ from streamkeep.proxy.vendor import create_vendor_app
 from tests import database
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--store", choices=["memory", "remote"], default="memory", help="what tests/proxy runs over")
+
+
 def pytest_report_header() -> str:
     return f"database: {database.source()}"
 

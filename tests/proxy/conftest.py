@@ -7,10 +7,19 @@ from collections.abc import AsyncIterator
 import pytest
 
 from streamkeep.storage import MemoryStore
+from streamkeep.storage.remote import RemoteStore
 from tests.serving import Proxy, serving
 
 
 @pytest.fixture
-async def proxy() -> AsyncIterator[Proxy]:
-    async with serving(MemoryStore()) as served:
-        yield served
+async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
+    """With `--store remote`, over another proxy that has the memory store."""
+    if request.config.getoption("--store") == "remote":
+        async with (
+            serving(MemoryStore()) as other,
+            serving(RemoteStore(f"{other.url}/v1/stream/ours")) as served,
+        ):
+            yield served
+    else:
+        async with serving(MemoryStore()) as served:
+            yield served

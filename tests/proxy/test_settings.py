@@ -26,6 +26,10 @@ from streamkeep.proxy import InvalidSetting, Settings
         ("STREAMKEEP_LOG_LEVEL", "loud"),
         ("STREAMKEEP_OBSERVE_ENDINGS", "perhaps"),
         ("DATABASE_URL", "mysql://localhost/db"),
+        ("STREAMKEEP_STREAMS_URL", "ftp://other.example/v1/stream"),
+        ("STREAMKEEP_STREAMS_URL", "https://me:secret@other.example/v1/stream"),
+        ("STREAMKEEP_STREAMS_URL", "https://other.example/v1/stream?a=b"),
+        ("STREAMKEEP_STREAMS_TOKEN", "two words"),
     ],
 )
 def test_a_bad_value_names_its_variable(variable: str, value: str) -> None:

@@ -1,16 +1,14 @@
-"""The store's part of keys, held by both stores."""
+"""The store's part of keys, held by every store."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from streamkeep.storage import ApiKey, ItemRefused, KeyStore, MemoryStore, Store
-from streamkeep.storage.postgres import PostgresStore
+from streamkeep.storage import ApiKey, ItemRefused, KeyStore, Store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = ApiKey("k1", "acme", bytes(32), NOW)
@@ -26,18 +24,6 @@ WHOLE = ApiKey(
     is_operator=True,
     expires_at=NOW + timedelta(days=1),
 )
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def unopened(request: pytest.FixtureRequest) -> Store:
-    return MemoryStore() if request.param == "memory" else PostgresStore(request.getfixturevalue("database_url"))
-
-
-@pytest.fixture
-async def store(unopened: Store) -> AsyncIterator[Store]:
-    await unopened.open()
-    yield unopened
-    await unopened.close()
 
 
 @pytest.fixture

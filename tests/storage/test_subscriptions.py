@@ -1,9 +1,8 @@
-"""The store's part of subscriptions, held by both stores."""
+"""The store's part of subscriptions, held by every store."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,7 +13,6 @@ from streamkeep.storage import (
     Delivery,
     Link,
     Locked,
-    MemoryStore,
     Phase,
     Store,
     StreamNews,
@@ -28,23 +26,10 @@ from streamkeep.storage import (
     Wake,
     WebhookKey,
 )
-from streamkeep.storage.postgres import PostgresStore
 from streamkeep.storage.rules import subscriptions as rules
 
 KEY = SubscriptionKey("t", "s")
 CONFIG = SubscriptionConfig(Delivery.WEBHOOK, "events/*", ("b",), 1000, webhook_url="https://example.com/")
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def unopened(request: pytest.FixtureRequest) -> Store:
-    return MemoryStore() if request.param == "memory" else PostgresStore(request.getfixturevalue("database_url"))
-
-
-@pytest.fixture
-async def store(unopened: Store) -> AsyncIterator[Store]:
-    await unopened.open()
-    yield unopened
-    await unopened.close()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from streamkeep.proxy import logs
-from streamkeep.proxy.settings import InvalidSetting, Settings
+from streamkeep.proxy.settings import InvalidSetting, Settings, streams_url
 from streamkeep.storage import StoreError
 from streamkeep.storage.embedded import EmbeddedPostgres, EmbeddedPostgresError
 
@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 _SERVE_EPILOG = """\
 Everything else is set by environment variables; the README lists them. With DATABASE_URL the proxy uses that
-Postgres, without it an embedded one whose data lie in STREAMKEEP_DATA_DIR.
+Postgres, without it an embedded one whose data lie in STREAMKEEP_DATA_DIR. With STREAMKEEP_STREAMS_URL there is no
+database: everything is kept on another server of the Durable Streams protocol.
 
 Ctrl-C or SIGTERM: stop taking new work, let running generations finish (STREAMKEEP_DRAIN_SECONDS), exit.
 """
@@ -41,6 +42,9 @@ def serve_command(argv: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (STREAMKEEP_PORT, 4000)")
     parser.add_argument("--workers", type=int, help="how many processes share the port (STREAMKEEP_WORKERS, 1)")
     parser.add_argument("--data-dir", type=Path, help="the embedded Postgres' data (STREAMKEEP_DATA_DIR, .streamkeep)")
+    parser.add_argument(
+        "--streams-url", type=streams_url, help="another stream server to keep everything on (STREAMKEEP_STREAMS_URL)"
+    )
     chosen = parser.parse_args(argv)
     try:
         settings = Settings.from_env(os.environ)
@@ -59,7 +63,8 @@ def serve_command(argv: Sequence[str]) -> int:
         print(f"streamkeep: {exc}", file=sys.stderr)
         return 1
     except StoreError as exc:
-        print(f"streamkeep: the database at DATABASE_URL cannot be used: {exc}", file=sys.stderr)
+        where = "database at DATABASE_URL" if settings.streams_url is None else "server at STREAMKEEP_STREAMS_URL"
+        print(f"streamkeep: the {where} cannot be used: {exc}", file=sys.stderr)
         return 1
     except OSError as exc:
         print(f"streamkeep: {exc}", file=sys.stderr)
@@ -87,19 +92,23 @@ def _serve(settings: Settings) -> int:
     from streamkeep.proxy.server import bind, serve_proxy
     from streamkeep.proxy.workers import Supervisor
     from streamkeep.storage.postgres import migrate
+    from streamkeep.storage.remote import check
 
     with ExitStack() as stack:
         is_shared = settings.workers > 1
         listener = stack.enter_context(bind(settings.host, settings.port, is_shared=is_shared))
         where = "the database at DATABASE_URL"
-        if settings.database_url is None:
+        # Before the server starts: what is wrong with a store is told in one line.
+        if settings.streams_url is not None:
+            where = "the stream server at STREAMKEEP_STREAMS_URL"
+            asyncio.run(check(settings.streams_url, token=settings.streams_token))
+        elif settings.database_url is None:
             where = f"an embedded Postgres in {settings.data_dir}"
             postgres = stack.enter_context(
                 EmbeddedPostgres.start(settings.data_dir, bin_dir=settings.postgres_bin, on_progress=logger.info)
             )
             settings = replace(settings, database_url=postgres.dsn)
         else:
-            # Before the server starts: what is wrong with a database is told in one line.
             asyncio.run(migrate(settings.direct_database_url or settings.database_url))
         host, port = listener.getsockname()[:2]
         base = f"http://{f'[{host}]' if ':' in host else host}:{port}"

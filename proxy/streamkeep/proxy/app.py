@@ -29,6 +29,7 @@ from streamkeep.proxy.service import Service
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.upstream import Resolver, system_resolver
 from streamkeep.storage import Retention, Store, StoreError
+from streamkeep.storage.remote import RemoteStore
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -44,16 +45,18 @@ def create_app(
     resolve: Resolver = system_resolver,
     tracer_provider: TracerProvider | None = None,
 ) -> FastAPI:
-    """The proxy as an ASGI application, over any store; Postgres at `settings.database_url` when none is given.
+    """The proxy as an ASGI application, over any store; when none is given, over that at `settings.streams_url` or
+    Postgres at `settings.database_url`.
 
     The store is opened and closed with the application. `resolve` finds the addresses of upstreams and webhooks; they
-    are checked whoever found them. A `tracer_provider` turns traces on (the extra `otel`). `app.state.service` gives access to its parts.
+    are checked whoever found them. A `tracer_provider` turns traces on (the extra `otel`). `app.state.service` gives
+    access to its parts.
 
     Raises:
-        ValueError: neither a store nor a database URL.
+        ValueError: no store, and no URL of one.
     """
     settings = settings or Settings()
-    service = Service(store or _postgres(settings), settings, resolve, tracer_provider)
+    service = Service(store or _chosen_store(settings), settings, resolve, tracer_provider)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -76,15 +79,18 @@ def create_app(
     return app
 
 
-def _postgres(settings: Settings) -> Store:
+def _chosen_store(settings: Settings) -> Store:
+    retention = Retention(data_seconds=settings.retention_seconds)
+    if settings.streams_url is not None:
+        return RemoteStore(settings.streams_url, token=settings.streams_token, retention=retention)
     from streamkeep.storage.postgres import PostgresStore
 
     if settings.database_url is None:
-        raise ValueError("create_app needs a store, or settings with a database_url")
+        raise ValueError("create_app needs a store, or settings with a database_url or a streams_url")
     return PostgresStore(
         settings.database_url,
         direct_dsn=settings.direct_database_url,
-        retention=Retention(data_seconds=settings.retention_seconds),
+        retention=retention,
         pool_size=settings.database_pool_size,
     )
 

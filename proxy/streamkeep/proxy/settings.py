@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -32,6 +33,8 @@ class Settings:
     database_url: str | None = None
     direct_database_url: str | None = None
     database_pool_size: int = 10
+    streams_url: str | None = None
+    streams_token: str | None = field(default=None, repr=False)
     data_dir: Path = Path(".streamkeep")
     postgres_bin: Path | None = None
     public_url: str | None = None
@@ -101,6 +104,8 @@ class Settings:
                     chosen[setting.name] = _READERS[setting.name](text)
             except (ValueError, AllowlistError, OSError) as exc:
                 raise InvalidSetting(f"{variable}: {exc}") from exc
+        if "streams_url" in chosen and "database_url" in chosen:
+            raise InvalidSetting("STREAMKEEP_STREAMS_URL: DATABASE_URL is set too, and there is one store")
         chosen.setdefault("traces", any(environ.get(variable) for variable in _TRACE_ENDPOINTS))
         return cls(**chosen)
 
@@ -182,6 +187,22 @@ def _database_url(text: str) -> str:
     return text
 
 
+def streams_url(text: str) -> str:
+    """Where another server keeps streams for us: a URL that streams can lie below."""
+    url = urlsplit(_url(text))
+    if not url.hostname or url.query or url.fragment:
+        raise ValueError("must be an http or https URL without a query")
+    if url.username or url.password:
+        raise ValueError("must hold no password; STREAMKEEP_STREAMS_TOKEN is sent as a bearer token")
+    return url.geturl()
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError("must be printable ASCII without spaces")
+    return text
+
+
 def _flag(text: str) -> bool:
     try:
         return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
@@ -214,6 +235,8 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "database_url": _database_url,
     "direct_database_url": _database_url,
     "database_pool_size": _size,
+    "streams_url": streams_url,
+    "streams_token": _token,
     "data_dir": Path,
     "postgres_bin": Path,
     "public_url": _url,

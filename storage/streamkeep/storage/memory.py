@@ -95,7 +95,11 @@ class _Stream:
 
 
 class MemoryStore:
-    """Keeps every stream as one bytearray and every generation as one value; see `Store` for what each method means."""
+    """Keeps every stream as one bytearray and every generation as one value; see `Store` for what each method means.
+
+    `remote/` replays it: what a method does follows from its arguments, what is stored and `_now`; what only asks changes
+    nothing; and nothing awaits anything.
+    """
 
     def __init__(self, retention: Retention = Retention()) -> None:  # noqa: B008
         self._retention = retention
@@ -113,7 +117,7 @@ class MemoryStore:
         self._last_id = 0
 
     def __repr__(self) -> str:
-        return f"MemoryStore(streams={len(self._streams)}, generations={len(self._generations)})"
+        return f"{type(self).__name__}(streams={len(self._streams)}, generations={len(self._generations)})"
 
     async def open(self) -> None: ...
 
@@ -402,8 +406,7 @@ class MemoryStore:
                 self._put(replace(row, gone=Gone(GoneReason.RETENTION, self._now())))
         for row in expired:
             self._delete(row)
-        watched = {g.id for g in self._generations.values() if g.state.is_live}
-        unwatched = [generation_id for generation_id in self._audiences if generation_id not in watched][:limit]
+        unwatched = self._unwatched()[:limit]
         for generation_id in unwatched:
             del self._audiences[generation_id]
         for stream in over:
@@ -428,12 +431,15 @@ class MemoryStore:
 
     def _finish_deleted(self, limit: int) -> int:
         """Erase generations that were deleted while they ran and have ended since."""
-        ended = [row for row in self._generations.values() if _is_deleted(row) and not row.state.is_live]
-        left = [row for row in ended if row.data_stream in self._streams][:limit]
+        left = self._deleted()[:limit]
         for row in left:
             for stream in self._erase(row):
                 self._forget(stream)
         return len(left)
+
+    def _deleted(self) -> list[Generation]:
+        ended = [row for row in self._generations.values() if _is_deleted(row) and not row.state.is_live]
+        return [row for row in ended if row.data_stream in self._streams]
 
     def _erase(self, row: Generation) -> list[_Stream]:
         """Take everything out of a generation that has ended; the streams that have to go with it."""
@@ -462,6 +468,11 @@ class MemoryStore:
             return sum(stream.key.tenant == what.tenant for stream in self._streams.values())
         rows = [row for row in self._generations.values() if _is_in(row.key, what)]
         return len(self._family([stream for row in rows for stream in (row.data_stream, row.control_stream)]))
+
+    def _unwatched(self) -> list[int]:
+        """Generations whose readers need not be known any more."""
+        watched = {g.id for g in self._generations.values() if g.state.is_live}
+        return [generation_id for generation_id in self._audiences if generation_id not in watched]
 
     def _is_past(self, row: Generation, now: datetime) -> bool:
         seconds = self._retention.data_seconds if row.retention_seconds is None else row.retention_seconds

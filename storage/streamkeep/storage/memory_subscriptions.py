@@ -131,22 +131,11 @@ class MemorySubscriptions:
                 row.links = {link.path: link for link in links if link is not None}
 
     async def change(self, key: SubscriptionKey, decide: Decide[T], *, paths: Collection[str] = ()) -> T:
-        row = self._row(key)
-        # All links are at hand here; a decision may ask for none that it has not named.
-        links = {path: link for path, link in row.links.items() if link.is_pending or path in set(paths)}
-        return self._apply(row, decide(Locked(row.subscription, links, self._now())))
+        return self._apply(self._row(key), decide(self._locked(key, paths)))
 
     async def change_due(self, decide: Decide[T]) -> T | None:
-        now = self._now()
-        due = [
-            (wake.due_at, key)
-            for key, row in self._rows.items()
-            if (wake := row.subscription.wake).due_at is not None and wake.due_at <= now
-        ]
-        if not due:
-            return None
-        _, key = min(due, key=lambda one: one[0])
-        return await self.change(key, decide)
+        key = self._longest_due()
+        return await self.change(key, decide) if key is not None else None
 
     async def all_links(
         self, *, after: tuple[str, str, str] = ("", "", ""), limit: int
@@ -170,6 +159,21 @@ class MemorySubscriptions:
         if not self._keys:
             self._keys.append(replace(candidate, created_at=self._now()))
         return list(self._keys)
+
+    def _locked(self, key: SubscriptionKey, paths: Collection[str]) -> Locked:
+        row = self._row(key)
+        # All links are at hand here; a decision may ask for none that it has not named.
+        links = {path: link for path, link in row.links.items() if link.is_pending or path in set(paths)}
+        return Locked(row.subscription, links, self._now())
+
+    def _longest_due(self) -> SubscriptionKey | None:
+        now = self._now()
+        due = [
+            (wake.due_at, key)
+            for key, row in self._rows.items()
+            if (wake := row.subscription.wake).due_at is not None and wake.due_at <= now
+        ]
+        return min(due, key=lambda one: one[0])[1] if due else None
 
     def _row(self, key: SubscriptionKey) -> _Row:
         try:
