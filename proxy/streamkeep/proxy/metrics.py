@@ -160,7 +160,7 @@ class _Gatherer(Collector):
         yield _gauge("streamkeep_database_connections", "Connections in the pool", status.connections)
         yield _gauge("streamkeep_database_connections_busy", "Connections at work", status.busy_connections)
         yield _gauge("streamkeep_database_connections_max", "Connections that there may be", status.max_connections)
-        yield _counter("streamkeep_streams_merged", "Closed streams merged into segments", tally.merged)
+        yield _counter("streamkeep_streams_merged", "Pieces of streams merged into segments", tally.merged)
         yield _counter("streamkeep_rows_swept", "Generations and streams deleted after their time", tally.swept)
 
     def _process(self) -> Iterator[Metric]:
