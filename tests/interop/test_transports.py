@@ -62,11 +62,11 @@ def says(messages: Iterable[object], *, breaks: bool = False) -> Script:
     return play
 
 
-async def play(scripts: Path, proxy: Proxy, scenario: str, script: Script) -> Any:
+async def play(scripts: Path, proxy: Proxy, scenario: str, script: Script, *, calls: int = 1) -> Any:
     async with upstream(script) as server:
         status, output = await node.run(scripts, "transports.mjs", proxy.url, server.url, scenario, timeout_seconds=60)
         assert status == 0, output
-        assert len(server.calls) == 1
+        assert len(server.calls) == calls
     return json.loads(output)
 
 
@@ -82,6 +82,11 @@ async def test_the_ai_sdk_is_told_that_an_answer_broke_off(scripts: Path, proxy:
     for read in (found["sent"], found["reconnected"]):
         assert (read["chunks"], read["text"]) == ([*UI_MESSAGE[:4], error], "".join(WORDS[:2]))
         assert any(reason in text for text in read["errors"])
+
+
+async def test_the_ai_sdk_goes_on_with_a_chat_and_finds_what_runs(scripts: Path, proxy: Proxy) -> None:
+    found = await play(scripts, proxy, "conversation", says(UI_MESSAGE), calls=2)
+    assert found == {"texts": [["".join(WORDS)] * 2] * 2, "idle": None}
 
 
 async def test_tanstack_follows_and_materializes(scripts: Path, proxy: Proxy) -> None:

@@ -5,7 +5,8 @@ import { durableStreamConnection, materializeSnapshotFromDurableStream } from "@
 import { readUIMessageStream } from "ai"
 
 const [base, upstream, scenario] = process.argv.slice(2)
-const api = `${base}/api/chat/1`
+const chat = `${base}/api/chat`
+const api = `${chat}/1`
 const headers = { "X-Proxy-Url": upstream, "Streamkeep-View": "json" }
 
 async function all(iterable) {
@@ -38,6 +39,26 @@ const scenarios = {
     const sending = message(chunks)
     const reconnected = await transport.reconnectToStream({ chatId: "chat" })
     return { sent: await sending, reconnected: await message(reconnected) }
+  },
+
+  // A chat of several messages: each is a generation of its own, and a page that comes back finds the one that runs.
+  async conversation() {
+    async function fetchClient(url, init) {
+      if (init.method === "POST") return fetch(`${chat}/${crypto.randomUUID()}`, init)
+      const generations = await (await fetch(`${chat}/active`, init)).json()
+      const running = generations.find(({ state }) => state === "creating" || state === "running")
+      return running ? Response.json(running) : new Response(null, { status: 204 })
+    }
+    const transport = createDurableChatTransport({ api: chat, headers, fetchClient })
+    const texts = []
+    for (const text of ["first", "second"]) {
+      const messages = [{ id: text, role: "user", parts: [{ type: "text", text }] }]
+      const chunks = await transport.sendMessages({ trigger: "submit-message", chatId: "chat", messages })
+      const reconnected = await transport.reconnectToStream({ chatId: "chat" })
+      const reads = await Promise.all([message(chunks), message(reconnected)])
+      texts.push(reads.map((read) => read.text))
+    }
+    return { texts, idle: await transport.reconnectToStream({ chatId: "chat" }) }
   },
 
   async tanstack() {
