@@ -12,6 +12,7 @@ from streamkeep.proxy.rules.headers import (
     HeadersTooLarge,
     InvalidHeader,
     forwarded_headers,
+    further_kept,
     kept_headers,
 )
 
@@ -133,6 +134,24 @@ def test_a_useful_header_is_kept_in_lower_case(name: str) -> None:
 @pytest.mark.parametrize("name", NOT_KEPT)
 def test_any_other_header_of_upstream_is_not(name: str) -> None:
     assert kept_headers([(name.encode(), b"x"), (name.upper().encode(), b"x")]) == ()
+
+
+def test_an_operator_keeps_further_headers() -> None:
+    raw = [(b"X-Trace", b"1"), (b"x-other", b"2"), (b"Retry-After", b"3")]
+    assert kept_headers(raw, further_kept(["x-TRACE"])) == (("x-trace", "1"), ("retry-after", "3"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Set-Cookie", "Content-Type", "Content-Length", "Transfer-Encoding", "Connection", "Cache-Control", "ETag"),
+        *("Access-Control-Allow-Origin", "Content-Security-Policy", "Stream-Next-Offset", "Streamkeep-Replayed"),
+        *("Upstream-Status", "X-Session-ID", "Clear-Site-Data", "Proxy-Authenticate", "a b", "", "x\r\ny", "\u00e4"),
+    ],
+)
+def test_some_headers_are_kept_for_no_operator(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be kept"):
+        further_kept(["x-trace", name])
 
 
 def test_kept_headers_stay_in_order_and_repeat() -> None:

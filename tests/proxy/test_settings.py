@@ -23,6 +23,8 @@ from streamkeep.proxy import InvalidSetting, Settings
         ("STREAMKEEP_ON_DISCONNECT", "never"),
         ("STREAMKEEP_PUBLIC_URL", "proxy.example"),
         ("STREAMKEEP_ALLOW", "ftp://example.com/**"),
+        ("STREAMKEEP_WEBHOOK_ALLOW", "private:http://*"),
+        ("STREAMKEEP_KEEP_HEADERS", "x-trace,set-cookie"),
         ("STREAMKEEP_LOG_LEVEL", "loud"),
         ("STREAMKEEP_OBSERVE_ENDINGS", "perhaps"),
         ("DATABASE_URL", "mysql://localhost/db"),

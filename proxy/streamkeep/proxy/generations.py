@@ -688,14 +688,14 @@ class Generations:
                     body += data
                     if len(body) >= _MAX_ERROR_BODY_BYTES:
                         break
-        refusal = Refusal(_head_of(response), bytes(body[:_MAX_ERROR_BODY_BYTES]))
+        refusal = Refusal(_head_of(response, self._settings.keep_headers), bytes(body[:_MAX_ERROR_BODY_BYTES]))
         if status in _RETRYABLE_STATUSES:
             return _Retryable(refusal, retry_after=retry_after_seconds(response.headers.get("retry-after")))
         return _Refused(refusal)
 
     async def _accept(self, call: Call, request: UpstreamRequest, response: httpx.Response) -> Relay:
         """Record upstream's acceptance before anybody hears of it."""
-        head = _head_of(response)
+        head = _head_of(response, self._settings.keep_headers)
         generation = call.generation
         if not request.body.is_complete:
             # Upstream answered before it had all; a repeat is compared by the whole body, or not at all.
@@ -856,13 +856,13 @@ def _retry_pause(state: RetryCallState) -> float:
     return max(retry_after or 0.0, float(_BACK_OFF(state)))
 
 
-def _head_of(response: httpx.Response) -> UpstreamHead:
+def _head_of(response: httpx.Response, further: frozenset[bytes]) -> UpstreamHead:
     encoding = (_header_of(response, b"content-encoding") or "").lower()
     return UpstreamHead(
         status=response.status_code,
         content_type=_header_of(response, b"content-type"),
         content_encoding=encoding if encoding not in ("", "identity") else None,
-        headers=kept_headers(response.headers.raw),
+        headers=kept_headers(response.headers.raw, further),
     )
 
 

@@ -14,6 +14,7 @@ from streamkeep.proxy.logs import LogFormat
 from streamkeep.proxy.rules import webhook_urls
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
 from streamkeep.proxy.rules.clocks import Clocks
+from streamkeep.proxy.rules.headers import further_kept
 from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.proxy.rules.wire import cancel_after_seconds
 
@@ -42,6 +43,7 @@ class Settings:
     webhook_allow: Allowlist = field(default_factory=lambda: Allowlist.parse(webhook_urls.DEFAULT_GLOBS))
     upstreams: Upstreams = field(default_factory=Upstreams.default)
     origins: tuple[str, ...] = ("*",)
+    keep_headers: frozenset[bytes] = frozenset()
     log_level: str = "info"
     log_format: LogFormat | None = None
     traces: bool = False
@@ -243,6 +245,7 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "allow": _allowlist,
     "webhook_allow": _allowlist,
     "origins": _list,
+    "keep_headers": lambda text: further_kept(_list(text)),
     "log_level": _level,
     "log_format": _log_format,
     "traces": _flag,

@@ -108,6 +108,35 @@ _KEPT_PREFIXES = (
 )
 
 
+# Even where an operator wants more: what frames, describes or unlocks our own answers.
+_NEVER_KEPT = _HOP_BY_HOP | {
+    b"alt-svc",
+    b"cache-control",
+    b"clear-site-data",
+    b"content-encoding",
+    b"content-length",
+    b"content-type",
+    b"etag",
+    b"refresh",
+    b"service-worker-allowed",
+    b"set-cookie",
+    b"set-cookie2",
+    b"strict-transport-security",
+    b"vary",
+    b"x-content-type-options",
+    b"x-session-id",
+}
+_NEVER_KEPT_PREFIXES = (
+    b"access-control-",
+    b"content-security-policy",
+    b"cross-origin-",
+    b"proxy-",
+    b"stream-",
+    b"streamkeep-",
+    b"upstream-",
+)
+
+
 class InvalidHeader(ValueError):
     """A header that would not be one header on the wire; `name` is its name as far as it can be shown."""
 
@@ -148,7 +177,18 @@ def forwarded_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, b
     return forwarded
 
 
-def kept_headers(raw: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], ...]:
+def further_kept(names: Iterable[str]) -> frozenset[bytes]:
+    """Names of headers to keep besides those above. Raises: ValueError, one of them may never be kept."""
+    wanted = frozenset(name.lower().encode() for name in names)
+    for name in wanted:
+        if not _TOKEN.fullmatch(name) or name in _NEVER_KEPT or name.startswith(_NEVER_KEPT_PREFIXES):
+            raise ValueError(f"the header {name.decode()!r} cannot be kept")
+    return wanted
+
+
+def kept_headers(
+    raw: Iterable[tuple[bytes, bytes]], further: frozenset[bytes] = frozenset()
+) -> tuple[tuple[str, str], ...]:
     """Upstream's headers that readers get, lower-case, in their order, at most 64 and 16 KiB in all.
 
     Content type and encoding are not among them: they have places of their own. A value with control characters, and
@@ -159,7 +199,7 @@ def kept_headers(raw: Iterable[tuple[bytes, bytes]]) -> tuple[tuple[str, str], .
     kept: list[tuple[str, str]] = []
     size_bytes = 0
     for name, value in headers:
-        is_wanted = name in _KEPT or name.startswith(_KEPT_PREFIXES)
+        is_wanted = name in _KEPT or name in further or name.startswith(_KEPT_PREFIXES)
         if not is_wanted or name in nominated or not _TOKEN.fullmatch(name) or _CONTROLS.search(value):
             continue
         if len(kept) == MAX_KEPT_HEADERS or size_bytes + len(name) + len(value) > MAX_KEPT_BYTES:
