@@ -20,7 +20,7 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install '.[otel]'
 USER streamkeep
 WORKDIR /var/lib/streamkeep
 
-# Inside a container the loopback interface is nobody else's: what the host publishes decides who gets in.
+# Inside a container the loopback interface is nobody else's. Whoever gets in needs a key: the first start prints one.
 ENV STREAMKEEP_HOST=0.0.0.0 \
     STREAMKEEP_PORT=4000 \
     STREAMKEEP_DATA_DIR=/var/lib/streamkeep
@@ -28,4 +28,4 @@ EXPOSE 4000
 
 HEALTHCHECK --interval=2s --timeout=3s --start-period=60s \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"STREAMKEEP_PORT\"]}/ready', timeout=2)"]
-CMD ["streamkeep", "serve"]
+CMD ["streamkeep", "serve", "--first-key"]

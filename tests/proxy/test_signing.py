@@ -10,7 +10,7 @@ from streamkeep.proxy.rules.access import Right
 from streamkeep.proxy.rules.signing import SignatureProblem, Signed, Signer, is_signed
 from streamkeep.storage import GenerationKey, StreamKey
 
-SIGNER = Signer(bytes(32))
+SIGNER = Signer(1, {1: bytes(32)})
 GENERATION = GenerationKey("acme", "s1", "r1")
 STREAM = StreamKey("acme", "docs/a")
 NOW = 1_000
@@ -97,6 +97,6 @@ def test_a_signature_is_for_one_generation(other: Signed) -> None:
 
 
 def test_a_signature_by_another_key_is_refused() -> None:
-    parameters = dict(parse_qsl(Signer(b"x" * 32).query(STREAM, expires=NOW)))
+    parameters = dict(parse_qsl(Signer(1, {1: b"x" * 32}).query(STREAM, expires=NOW)))
     assert SIGNER.check(STREAM, parameters, now=0) is SignatureProblem.INVALID
-    assert "x" * 8 not in repr(Signer(b"x" * 32))
+    assert "x" * 8 not in repr(Signer(1, {1: b"x" * 32}))

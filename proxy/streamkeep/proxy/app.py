@@ -27,9 +27,9 @@ from streamkeep.proxy.routes.subscriptions import SubscriptionRoutes
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.settings import Settings
+from streamkeep.proxy.store import chosen_store
 from streamkeep.proxy.upstream import Resolver, system_resolver
-from streamkeep.storage import Retention, Store, StoreError
-from streamkeep.storage.remote import RemoteStore
+from streamkeep.storage import Store, StoreError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -56,7 +56,7 @@ def create_app(
         ValueError: no store, and no URL of one.
     """
     settings = settings or Settings()
-    service = Service(store or _chosen_store(settings), settings, resolve, tracer_provider)
+    service = Service(store or chosen_store(settings), settings, resolve, tracer_provider)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -77,22 +77,6 @@ def create_app(
         app.add_exception_handler(foreseen, _problem_error)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
-
-
-def _chosen_store(settings: Settings) -> Store:
-    retention = Retention(data_seconds=settings.retention_seconds)
-    if settings.streams_url is not None:
-        return RemoteStore(settings.streams_url, token=settings.streams_token, retention=retention)
-    from streamkeep.storage.postgres import PostgresStore
-
-    if settings.database_url is None:
-        raise ValueError("create_app needs a store, or settings with a database_url or a streams_url")
-    return PostgresStore(
-        settings.database_url,
-        direct_dsn=settings.direct_database_url,
-        retention=retention,
-        pool_size=settings.database_pool_size,
-    )
 
 
 def _raw_routes(service: Service) -> list[Route]:

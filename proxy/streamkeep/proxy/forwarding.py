@@ -25,12 +25,13 @@ _ANYBODY = "anybody"
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a request may go: it was allowed already. `headers` are ours to add, and replace the caller's; `label` is the
-    name that metrics show, one of a small set."""
+    """Where a request may go: it was allowed already. `headers` are ours to add, and replace the caller's, of which
+    those in `without` do not travel on; `label` is the name that metrics show, one of a small set."""
 
     url: str
     may_be_private: bool
     headers: tuple[tuple[bytes, bytes], ...] = ()
+    without: frozenset[bytes] = frozenset()
     label: str = OTHER
 
 
@@ -42,7 +43,7 @@ class Forwarder:
         self._budget = budget
         self._settings = settings
 
-    def allowed(self, url: str) -> Destination:
+    def allowed(self, principal: Principal, url: str) -> Destination:
         """The destination that a caller's URL names. Raises: ApiError (400, 403)."""
         try:
             httpx.URL(url)
@@ -53,6 +54,8 @@ class Forwarder:
             if decision.is_malformed:
                 raise problem(400, "invalid_upstream_url", decision.message)
             raise problem(403, "upstream_not_allowed", decision.message)
+        if not principal.may_call(url):
+            raise problem(403, "not_permitted", "the key that was used may not call this upstream")
         return Destination(url, decision.private, label=self._settings.allow.label(url))
 
     async def forward(
@@ -77,7 +80,7 @@ class Forwarder:
         clocks = self._clocks(scope)
         # The answer looks at it, and then it is too late to refuse.
         wire.view_header(scope["headers"])
-        headers = _replaced(forwarded_headers(scope["headers"]), destination.headers)
+        headers = _replaced(forwarded_headers(scope["headers"]), destination)
         limit = self._settings.max_request_bytes
         content_length = wire.single_headers(scope["headers"], ("Content-Length",))["Content-Length"]
         if content_length is not None and int(content_length) > limit:
@@ -110,6 +113,6 @@ class Forwarder:
         return self._settings.clocks if asked is None else self._settings.clocks.shortened(asked)
 
 
-def _replaced(headers: list[tuple[bytes, bytes]], ours: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    names = {name.lower() for name, _ in ours}
-    return [*(pair for pair in headers if pair[0].lower() not in names), *ours]
+def _replaced(headers: Iterable[tuple[bytes, bytes]], destination: Destination) -> list[tuple[bytes, bytes]]:
+    dropped = {name.lower() for name, _ in destination.headers} | destination.without
+    return [*(pair for pair in headers if pair[0].lower() not in dropped), *destination.headers]

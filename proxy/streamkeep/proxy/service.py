@@ -46,7 +46,7 @@ class Service:
     ) -> None:
         self.store = store
         self.settings = settings
-        self.access = Access(store, settings)
+        self.access = Access(store, settings, resolve)
         self.readers = Readers(store, stall_seconds=settings.reader_stall_seconds, max_readers=settings.max_readers)
         self.writer = Writer(
             store,
@@ -74,6 +74,7 @@ class Service:
             await self.store.open()
             stack.push_async_callback(self.store.close)
             await self.access.open()
+            stack.push_async_callback(self.access.close)
             self.store.listen(self)
             stack.push_async_callback(self.probe.close)
             await stack.enter_async_context(self._running("writer", self.writer.run()))

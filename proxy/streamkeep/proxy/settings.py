@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 
 from streamkeep.proxy.logs import LogFormat
 from streamkeep.proxy.rules import webhook_urls
+from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
 from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.headers import further_kept
+from streamkeep.proxy.rules.signing import MAX_LIFETIME_SECONDS
 from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.proxy.rules.wire import cancel_after_seconds
 
@@ -42,6 +44,12 @@ class Settings:
     allow: Allowlist = field(default_factory=Allowlist.default)
     webhook_allow: Allowlist = field(default_factory=lambda: Allowlist.parse(webhook_urls.DEFAULT_GLOBS))
     upstreams: Upstreams = field(default_factory=Upstreams.default)
+    keys: BootstrapKeys = field(default_factory=lambda: BootstrapKeys.parse(()), repr=False)
+    jwt_secret: str | None = field(default=None, repr=False)
+    jwt_jwks_url: str | None = None
+    jwt_audience: str | None = None
+    jwt_issuer: str | None = None
+    jwt_tenant_claim: str = "tenant"
     origins: tuple[str, ...] = ("*",)
     keep_headers: frozenset[bytes] = frozenset()
     log_level: str = "info"
@@ -86,6 +94,11 @@ class Settings:
         """Upstream's, of which a request may shorten some."""
         return Clocks(self.connect_seconds, self.first_byte_seconds, self.idle_seconds, self.total_seconds)
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether keys of some kind are set here; there may be others in the store."""
+        return bool(self.keys) or self.jwt_secret is not None or self.jwt_jwks_url is not None
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
         """Read `STREAMKEEP_*` and `DATABASE_URL`; OpenTelemetry's own variables only tell whether to trace.
@@ -113,8 +126,9 @@ class Settings:
 
 
 _TRACE_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_MIN_JWT_SECRET_CHARACTERS = 32
 _VARIABLES = {"database_url": "DATABASE_URL"}
-_MAY_BE_EMPTY = frozenset({"allow", "upstreams", "webhook_allow"})
+_MAY_BE_EMPTY = frozenset({"allow", "jwt_tenant_claim", "upstreams", "webhook_allow"})
 
 
 def _seconds(text: str) -> float:
@@ -205,6 +219,19 @@ def _token(text: str) -> str:
     return text
 
 
+def _url_seconds(text: str) -> float:
+    value = _seconds(text)
+    if value > MAX_LIFETIME_SECONDS:
+        raise ValueError(f"must be {MAX_LIFETIME_SECONDS} at most, 31 days")
+    return value
+
+
+def _jwt_secret(text: str) -> str:
+    if len(text) < _MIN_JWT_SECRET_CHARACTERS:
+        raise ValueError(f"must have {_MIN_JWT_SECRET_CHARACTERS} characters or more")
+    return text
+
+
 def _flag(text: str) -> bool:
     try:
         return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
@@ -244,6 +271,13 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "public_url": _url,
     "allow": _allowlist,
     "webhook_allow": _allowlist,
+    "keys": lambda text: BootstrapKeys.parse(_list(text)),
+    "jwt_secret": _jwt_secret,
+    "jwt_jwks_url": _url,
+    "jwt_audience": str,
+    "jwt_issuer": str,
+    "jwt_tenant_claim": str.strip,
+    "url_seconds": _url_seconds,
     "origins": _list,
     "keep_headers": lambda text: further_kept(_list(text)),
     "log_level": _level,

@@ -21,7 +21,7 @@ from streamkeep.proxy.reads import Reads, Target
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.routes.transport import answer_refusal, describe, without_verdict
 from streamkeep.proxy.rules import wire
-from streamkeep.proxy.rules.access import Credentials, Principal
+from streamkeep.proxy.rules.access import SDK_KEY_HEADERS, Credentials, Principal
 from streamkeep.proxy.rules.allowlist import Refused
 from streamkeep.proxy.rules.event_source import EventId, EventIds
 from streamkeep.proxy.rules.request_ids import ids_of
@@ -65,7 +65,7 @@ class DropIn:
                 return
             row, is_replay = await self._with_verdict(found), True
         else:
-            destination = _destination(upstream, scope)
+            destination = _destination(principal, upstream, scope)
             # Whoever asks reads the answer, too; upstream is not called in vain.
             self._service.readers.check_room()
             try:
@@ -160,11 +160,14 @@ class DropIn:
         return headers
 
 
-def _destination(upstream: Upstream, scope: Scope) -> Destination:
+def _destination(principal: Principal, upstream: Upstream, scope: Scope) -> Destination:
+    if not principal.may_use(upstream.name):
+        raise problem(403, "not_permitted", "the key that was used may not call this upstream")
     url, decision = upstream.decide(_rest(scope))
     if isinstance(decision, Refused):
         raise problem(400, "invalid_upstream_url", decision.message)
-    return Destination(url, decision.private, upstream.headers, label=upstream.name)
+    without = SDK_KEY_HEADERS if upstream.has_credentials else frozenset[bytes]()
+    return Destination(url, decision.private, upstream.headers, without, label=upstream.name)
 
 
 def _rest(scope: Scope) -> str:

@@ -16,7 +16,7 @@ from streamkeep.proxy.forwarding import Destination
 from streamkeep.proxy.generations import NOT_UPSTREAMS
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.rules import wire
-from streamkeep.proxy.rules.access import Credentials, Right
+from streamkeep.proxy.rules.access import Credentials, Principal, Right
 from streamkeep.proxy.service import Service
 from streamkeep.storage import Code, Erasure, Generation, GenerationKey, Refusal, State
 
@@ -53,7 +53,7 @@ class CreateGeneration:
             await self._resume(key, scope, send)
             return
         method = wire.upstream_method(headers[wire.PROXY_METHOD])
-        destination = self._destination(headers[wire.PROXY_URL])
+        destination = self._destination(principal, headers[wire.PROXY_URL])
         try:
             row, is_replay = await self._service.forwarder.forward(principal, key, method, destination, scope, receive)
         except CallerLeft:
@@ -67,10 +67,10 @@ class CreateGeneration:
         else:
             await self._answer_found(row, scope, send, is_replay=True)
 
-    def _destination(self, url: str | None) -> Destination:
+    def _destination(self, principal: Principal, url: str | None) -> Destination:
         if url is None or not url.strip():
             raise problem(400, "missing_upstream_url", f"the header {wire.PROXY_URL} names the URL to call")
-        return self._service.forwarder.allowed(url.strip())
+        return self._service.forwarder.allowed(principal, url.strip())
 
     async def _answer(self, row: Generation, scope: Scope, send: Send, *, is_replay: bool) -> None:
         if row.state is State.REFUSED and row.refusal is not None:

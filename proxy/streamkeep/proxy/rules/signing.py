@@ -10,15 +10,22 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from enum import StrEnum
 from urllib.parse import urlencode
 
 from streamkeep.proxy.rules.access import Right
-from streamkeep.storage import DEFAULT_TENANT, GenerationKey, StreamKey
+from streamkeep.storage import DEFAULT_TENANT, GenerationKey, SigningKey, StreamKey
 
-_KEY_ID = "1"
+SETTLE_SECONDS = 10.0
+"""How old a key is before it signs: by then every instance knows it."""
+
+MAX_LIFETIME_SECONDS = 31 * 24 * 3600
+"""How long a signed URL may be good, and so for how long a key verifies after another took its place."""
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _EXPIRES = re.compile(r"[0-9]{1,12}")
 _MAX_SIGNATURE_CHARACTERS = 128
 _MAX_RIGHTS_CHARACTERS = 64
@@ -43,15 +50,29 @@ def is_signed(parameters: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Signer:
-    """Sign URLs with one secret key."""
+    """Sign URLs with the current one of several keys, and verify with those whose URLs can still be good."""
 
-    key: bytes = field(repr=False)
+    current: int
+    secrets: Mapping[int, bytes] = field(repr=False)
+
+    @classmethod
+    def of(cls, keys: Sequence[SigningKey], *, now: datetime) -> Signer:
+        """The signer that a store's keys, oldest first, make at an instant."""
+        settled = [key for key in keys if key.created_at + timedelta(seconds=SETTLE_SECONDS) <= now] or [keys[0]]
+        only = max((key.id for key in settled if key.is_only), default=0)
+        outlived = timedelta(seconds=SETTLE_SECONDS + MAX_LIFETIME_SECONDS)
+        replaced = max((key.id for key in settled if key.created_at + outlived <= now), default=0)
+        return cls(settled[-1].id, {key.id: key.secret for key in keys if key.id >= max(only, replaced)})
+
+    def knows(self, parameters: Mapping[str, str]) -> bool:
+        """Whether the key that a signature names is known here."""
+        return _key_id(parameters.get("signature", "")) in self.secrets
 
     def query(self, subject: Signed, *, expires: int, rights: Iterable[Right] = (Right.READ,)) -> str:
         """The query string that permits `rights` on a generation's two streams, or on a stream, until unix second
         `expires`. `rights` stands in it unless it is reading alone, `tenant` unless it is the default one."""
         text = _rights_text(rights)
-        parameters = {"expires": str(expires), "signature": self._signature(subject, text, str(expires))}
+        parameters = {"expires": str(expires), "signature": self._signature(self.current, subject, text, str(expires))}
         if isinstance(subject, GenerationKey):
             parameters |= {"sessionId": subject.session_id, "requestId": subject.request_id}
         if text != _READ_ONLY:
@@ -76,19 +97,22 @@ class Signer:
             or len(rights) > _MAX_RIGHTS_CHARACTERS
         ):
             return SignatureProblem.INVALID
+        key_id = _key_id(signature)
+        if key_id is None or key_id not in self.secrets:
+            return SignatureProblem.INVALID
         # Over the text as it stands, so that no other spelling of the same number passes.
-        expected = self._signature(subject, rights, expires)
+        expected = self._signature(key_id, subject, rights, expires)
         if not hmac.compare_digest(expected.encode(), signature.encode("utf-8", "replace")):
             return SignatureProblem.INVALID
         if right not in rights.split("."):
             return SignatureProblem.INVALID
         return SignatureProblem.EXPIRED if now >= int(expires) else None
 
-    def _signature(self, subject: Signed, rights: str, expires: str) -> str:
-        parts = (_KEY_ID, subject.tenant, *_name(subject), rights, expires)
+    def _signature(self, key_id: int, subject: Signed, rights: str, expires: str) -> str:
+        parts = (str(key_id), subject.tenant, *_name(subject), rights, expires)
         text = "".join(f"{len(part.encode())}:{part}" for part in parts)
-        digest = hmac.new(self.key, text.encode(), hashlib.sha256).digest()
-        return f"{_KEY_ID}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+        digest = hmac.new(self.secrets[key_id], text.encode(), hashlib.sha256).digest()
+        return f"{key_id}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 
 def _name(subject: Signed) -> tuple[str, ...]:
@@ -96,6 +120,11 @@ def _name(subject: Signed) -> tuple[str, ...]:
     if isinstance(subject, GenerationKey):
         return subject.session_id, subject.request_id
     return (subject.path,)
+
+
+def _key_id(signature: str) -> int | None:
+    number = signature.partition(".")[0]
+    return int(number) if _NUMBER.fullmatch(number) else None
 
 
 def _rights_text(rights: Iterable[Right]) -> str:
