@@ -325,21 +325,31 @@ def test_a_star_matches_no_address(glob: str) -> None:
         assert isinstance(Allowlist.parse([glob]).decide(url), Refused)
 
 
-@pytest.mark.parametrize("url", [url for url, _ in PRIVATE_URLS] + [url for _, url in MISSES])
-@pytest.mark.parametrize("globs", [[], ["https://one.example/**", "two.example:*"]])
-def test_a_refusal_names_the_line_that_would_allow_the_url(url: str, globs: list[str]) -> None:
+@pytest.mark.parametrize("url", [url for url, _ in PRIVATE_URLS if ":4001" not in url] + [url for _, url in MISSES])
+@pytest.mark.parametrize("globs", [(), DEFAULT_GLOBS])
+def test_a_refusal_names_the_line_that_would_allow_the_url(url: str, globs: tuple[str, ...]) -> None:
     decision = Allowlist.parse(globs).decide(url)
     assert isinstance(decision, Refused)
     line = decision.message.rpartition("STREAMKEEP_ALLOW=")[2]
-    assert line.split(",")[:-1] == globs
+    assert tuple(line.split(",")[:-1]) == globs
     assert is_allowed(line.split(","), url)
 
 
+@pytest.mark.parametrize("url", [url for url, _ in PRIVATE_URLS] + [url for _, url in MISSES])
+def test_a_refusal_tells_no_glob_of_the_operators_own(url: str) -> None:
+    decision = Allowlist.parse(["private:http://inside.example/**", "two.example:*"]).decide(url)
+    assert isinstance(decision, Refused)
+    assert "inside" not in decision.message
+    assert is_allowed([decision.message.rpartition("would allow it: ")[2]], url)
+
+
 def test_a_refusal_reads_like_this() -> None:
-    decision = Allowlist.parse(["https://api.example.com/**"]).decide("http://127.0.0.1:9999/v1?key=secret#also")
-    assert decision == Refused(
-        "http://127.0.0.1:9999/v1 is not allowed; this would allow it: "
-        "STREAMKEEP_ALLOW=https://api.example.com/**,http://127.0.0.1:9999/**"
+    url = "http://127.0.0.1:9999/v1?key=secret#also"
+    assert Allowlist.parse([]).decide(url) == Refused(
+        "http://127.0.0.1:9999/v1 is not allowed; this would allow it: STREAMKEEP_ALLOW=http://127.0.0.1:9999/**"
+    )
+    assert Allowlist.parse(["https://api.example.com/**"]).decide(url) == Refused(
+        "http://127.0.0.1:9999/v1 is not allowed; adding this to STREAMKEEP_ALLOW would allow it: http://127.0.0.1:9999/**"
     )
 
 

@@ -46,7 +46,7 @@ async def test_a_refusal_names_the_url_and_the_line_that_would_allow_it(proxy: P
     answer = await proxy.client.post("/api/chat/1", headers={"X-Proxy-Url": "http://10.1.2.3:8080/v1?key=secret"})
     message = answer.json()["message"]
     assert "http://10.1.2.3:8080/v1" in message
-    assert "STREAMKEEP_ALLOW=" in message
+    assert "STREAMKEEP_ALLOW" in message
     assert "http://10.1.2.3:8080/**" in message
     assert "secret" not in message
 

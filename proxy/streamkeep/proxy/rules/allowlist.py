@@ -120,8 +120,13 @@ class Allowlist:
         if matching and (private or not is_private_host(target.host)):
             return Allowed(private)
         why = "is on a private host, which only a glob that spells it admits" if matching else "is not allowed"
-        line = f"{VARIABLE}={','.join((*self.globs, f'{target.origin}/**'))}"
-        return Refused(f"{_cut(target.origin + target.path)} {why}; this would allow it: {line}")
+        return Refused(f"{_cut(target.origin + target.path)} {why}; {self._remedy(f'{target.origin}/**')}")
+
+    def _remedy(self, glob: str) -> str:
+        """What would allow it. An operator's own globs are not told: they may name what is inside."""
+        if self.globs in ((), DEFAULT_GLOBS):
+            return f"this would allow it: {VARIABLE}={','.join((*self.globs, glob))}"
+        return f"adding this to {VARIABLE} would allow it: {glob}"
 
     def label(self, url: str) -> str:
         """A URL's host if a glob spells it, else `other`: a name of which there are only as many as there are globs."""
