@@ -56,3 +56,17 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line_without_its_password
     assert "secret" not in done.stderr + done.stdout
     assert "word" not in done.stderr.replace("password", "")
     assert "Traceback" not in done.stderr
+
+
+def test_a_stream_server_that_cannot_be_used_is_told_in_one_line_without_its_token() -> None:
+    command = [sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0"]
+    environ = {"STREAMKEEP_STREAMS_URL": "http://127.0.0.1:1/v1/stream/x", "STREAMKEEP_STREAMS_TOKEN": "s3cret"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith("streamkeep: the server at STREAMKEEP_STREAMS_URL cannot be used: ")
+    assert "s3cret" not in done.stderr + repr(Settings.from_env(environ))
+
+
+def test_there_is_one_store() -> None:
+    with pytest.raises(InvalidSetting, match="DATABASE_URL"):
+        Settings.from_env({"STREAMKEEP_STREAMS_URL": "http://h/x", "DATABASE_URL": "postgresql://h/x"})

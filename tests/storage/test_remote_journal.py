@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from streamkeep.storage import (
     ApiKey,
     Append,
     Code,
+    Erasure,
     Expiry,
     ForkPoint,
     Link,
@@ -26,6 +28,7 @@ from streamkeep.storage import (
     OwnerFenced,
     Refusal,
     Retention,
+    StoreError,
     StoreUnavailable,
     StreamConfig,
     StreamKey,
@@ -229,6 +232,18 @@ async def test_the_token_is_sent_and_never_shown() -> None:
         assert "s3cret" not in f"{store!r} {error!r} {error.__cause__!r}"
 
 
+async def test_what_nobody_of_ours_has_written_stops_a_process_and_is_not_passed_over(
+    other: Proxy, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(url) as store:
+        journal = httpx.URL(url).path + f"/journal/{0:016d}"
+        await other.client.post(journal, content=b"[1]\n", headers={"Content-Type": "application/octet-stream"})
+        await until(lambda: "streamkeep-journal stopped" in caplog.text)
+        for call in (store.ping(), store.register_owner(), store.leases()):
+            await raised(StoreUnavailable, call)
+    await raised(StoreError, RemoteStore(url).open())
+
+
 # Its past
 
 
@@ -293,6 +308,26 @@ async def test_processes_write_on_while_journals_are_replaced(other: Proxy, url:
     rolled = [path for path in await paths(other, url) if path.startswith("/journal/")]
     assert len(rolled) == 2
     assert int(rolled[-1].removeprefix("/journal/")) >= 3
+
+
+async def test_what_was_erased_leaves_the_server_with_the_journals_of_its_time(other: Proxy, url: str) -> None:
+    secret = b64encode(b"a secret in a stream")
+    async with opened(url, roll_seconds=0.0) as store:
+        await store.create_stream(at("a"), TEXT, b64decode(secret))
+
+        async def is_there() -> bool:
+            prefix = httpx.URL(url).path.removeprefix("/v1/stream/")
+            found = [await content(other.service.store, prefix + path) for path in await paths(other, url)]
+            return any(secret in data for data in found)
+
+        assert await is_there()
+        await store.merge()
+        await store.erase(Erasure(DEFAULT_TENANT))
+        assert await is_there()
+        for _ in range(2):
+            await store.merge()
+            await store.set_retention("t", 1.0)
+        assert not await is_there()
 
 
 async def test_a_process_that_was_away_for_journals_starts_over(other: Proxy, url: str) -> None:

@@ -52,7 +52,7 @@ def serve_command(argv: Sequence[str]) -> int:
     parser.add_argument("--workers", type=int, help="how many processes share the port (STREAMKEEP_WORKERS, 1)")
     parser.add_argument("--data-dir", type=Path, help="the embedded Postgres' data (STREAMKEEP_DATA_DIR, .streamkeep)")
     parser.add_argument(
-        "--streams-url", type=streams_url, help="another stream server to keep everything on (STREAMKEEP_STREAMS_URL)"
+        "--streams-url", type=_streams_url, help="another stream server to keep everything on (STREAMKEEP_STREAMS_URL)"
     )
     parser.add_argument(
         "--first-key", action="store_true", help="where there was never a key, make the operator's and print it, once"
@@ -82,6 +82,14 @@ def serve_command(argv: Sequence[str]) -> int:
     except OSError as exc:
         print(f"streamkeep: {exc}", file=sys.stderr)
         return 1
+
+
+def _streams_url(text: str) -> str:
+    """As the variable is read. The parser's own complaint would quote what was given, password and all."""
+    try:
+        return streams_url(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
 
 
 def vendor_command(argv: Sequence[str]) -> int:

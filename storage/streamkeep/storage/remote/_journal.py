@@ -13,7 +13,7 @@ is accepted, the server refuses whatever is left of the old one. So what was unk
 own command was applied here, and gets what it came to. Whoever asks something waits until everything is applied
 that stood in the journal when it asked; one HEAD serves all who ask meanwhile.
 
-**Rolling over.** A journal that has grown beyond the contents, or is half a day old, is closed by whichever process notices. Nothing can follow
+**Rolling over.** A journal that has grown beyond the contents, or is old, is closed by whichever process notices. Nothing can follow
 its last byte, so all replicas are equal there, and anyone may write the snapshot and create the next journal with
 a line that names it; the first creation counts. An append that found the journal closed is looked up in it, and what is
 not there goes into the next. The journal before the one just closed is deleted then: a process that was as far behind
@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
@@ -53,8 +53,6 @@ _RETRY_SECONDS = 2.0
 _NUDGE_SECONDS = 0.5
 _FIRST_ROLLER_SECONDS = 5.0
 _ROLL_POLL_SECONDS = 0.1
-# What was erased stays in the journals of its time, and is gone when the second one after them begins.
-_ROLL_AFTER = timedelta(hours=12)
 _BACK_OFF = wait_random_exponential(multiplier=0.02, max=0.5)
 
 
@@ -89,15 +87,18 @@ class Journal:
     """Commands in, results out; `replica` is what the journal says so far, and `is_following` whether
     it is being told of more. `run` must be running.
 
-    `deadline_seconds` bounds every call; `roll_bytes` is the least size at which a journal is closed.
+    `deadline_seconds` bounds every call; `roll_bytes` is the least size at which a journal is closed, and
+    `roll_seconds` the age at which it is closed all the same.
     """
 
-    def __init__(self, server: Server, *, deadline_seconds: float, roll_bytes: int) -> None:
+    def __init__(self, server: Server, *, deadline_seconds: float, roll_bytes: int, roll_seconds: float) -> None:
         self.replica = Replica()
         self._server = server
         self._deadline_seconds = deadline_seconds
         self._roll_bytes = roll_bytes
+        self._roll_seconds = roll_seconds
         self.is_following = False
+        self._has_stopped = False
         self._author = secrets.token_hex(8)
         # Where the reader stands.
         self._number = 0
@@ -138,10 +139,14 @@ class Journal:
             raise StoreUnavailable("the stream server does not answer in time") from exc
 
     async def run(self) -> None:
-        """Write and follow for as long as the process lives."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._write_for_ever())
-            tasks.create_task(self._follow_for_ever())
+        """Write and follow for as long as the process lives. It ends by itself only when the journal holds what this
+        version cannot read; from then on every call is refused."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._write_for_ever())
+                tasks.create_task(self._follow_for_ever())
+        finally:
+            self._has_stopped = True
 
     async def check(self) -> None:
         """Return if the server serves, after one attempt. Raises: StoreUnavailable, which says what is wrong."""
@@ -157,6 +162,7 @@ class Journal:
             StoreUnavailable: whether it was written is unknown; it is known when a later command has been applied.
             StoreError: as the command says.
         """
+        self._check()
         self._last_command += 1
         number = self._last_command
         command = Command(self._author, number, datetime.now(UTC), name, arguments)
@@ -181,6 +187,7 @@ class Journal:
         Raises:
             StoreUnavailable: the server does not answer.
         """
+        self._check()
         if self._next_look is None:
             self._next_look = asyncio.create_task(self._look())
             self._next_look.add_done_callback(_take_note)
@@ -196,9 +203,13 @@ class Journal:
         if start is None or begun_at is None:
             return
         is_long = self._size_bytes > max(self._roll_bytes, start.size_bytes)
-        if is_long or datetime.now(UTC) - begun_at > _ROLL_AFTER:
+        if is_long or (datetime.now(UTC) - begun_at).total_seconds() > self._roll_seconds:
             await self._server.append(_path(number), b"", is_close=True)
             self._closed = number
+
+    def _check(self) -> None:
+        if self._has_stopped:
+            raise StoreUnavailable("the journal is not followed any more")
 
     # Writing
 

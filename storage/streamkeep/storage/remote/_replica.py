@@ -59,10 +59,10 @@ class Command:
     @classmethod
     def from_line(cls, line: bytes) -> Command:
         """Raises: StoreError."""
-        author, number, at, name, *arguments = decode_record(line)
-        if not isinstance(author, str) or not isinstance(number, int) or not isinstance(at, datetime):
-            raise StoreError(f"no command of this version: {line[:100]!r}")
-        return cls(author, number, at, str(name), tuple(arguments))
+        match decode_record(line):
+            case str() as author, int() as number, datetime() as at, str() as name, *arguments:
+                return cls(author, number, at, name, tuple(arguments))
+        raise StoreError(f"no command of this version: {line[:100]!r}")
 
 
 class Replica(MemoryStore):

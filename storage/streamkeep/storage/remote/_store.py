@@ -70,7 +70,8 @@ class RemoteStore:
 
     `url` is where its streams are to lie, such as `https://other.example/v1/stream/chat`; nobody else may write below it. `token`
     is sent as a bearer token. `deadline_seconds` bounds every call. `roll_bytes` is the least size at which the journal is
-    replaced by a snapshot and a new one.
+    replaced by a snapshot and a new one, and `roll_seconds` the age at which it is all the same: what was erased stays in the
+    journals of its time, and is gone when the second one after them begins.
     """
 
     def __init__(
@@ -81,10 +82,13 @@ class RemoteStore:
         retention: Retention = Retention(),  # noqa: B008
         deadline_seconds: float = 10.0,
         roll_bytes: int = 16 * 1024 * 1024,
+        roll_seconds: float = 12 * 3600.0,
     ) -> None:
         self._retention = retention
         self._server = Server(url, token, request_seconds=deadline_seconds / 2)
-        self._journal = Journal(self._server, deadline_seconds=deadline_seconds, roll_bytes=roll_bytes)
+        self._journal = Journal(
+            self._server, deadline_seconds=deadline_seconds, roll_bytes=roll_bytes, roll_seconds=roll_seconds
+        )
         self.subscriptions = RemoteSubscriptions(self._journal)
         self.keys = RemoteKeys(self._journal)
         self._task: asyncio.Task[None] | None = None
@@ -248,7 +252,7 @@ async def check(url: str, *, token: str | None = None) -> None:
     """Whether that server can be used. Raises: StoreUnavailable, which says why."""
     server = Server(url, token)
     try:
-        await Journal(server, deadline_seconds=10.0, roll_bytes=0).check()
+        await Journal(server, deadline_seconds=10.0, roll_bytes=0, roll_seconds=0.0).check()
     finally:
         await server.close()
 

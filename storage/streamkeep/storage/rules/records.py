@@ -84,7 +84,7 @@ def _from_json(value: object) -> object:
         return value
     ((name, content),) = value.items()
     if name == "bytes":
-        return b64decode(content)
+        return b64decode(content, validate=True)
     if name == "time":
         return datetime.fromisoformat(content)
     if name in _ENUMS:
