@@ -22,6 +22,7 @@ from streamkeep.proxy.front import Front
 from streamkeep.proxy.routes import operations, transport
 from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
+from streamkeep.proxy.routes.proxy_protocol import ProxyProtocol
 from streamkeep.proxy.routes.streams import StreamByIds, StreamByPath, Which
 from streamkeep.proxy.routes.subscriptions import SubscriptionRoutes
 from streamkeep.proxy.rules.wire import BadRequest
@@ -85,6 +86,12 @@ def _raw_routes(service: Service) -> list[Route]:
     protocol = ["GET", "HEAD", "PUT", "POST", "DELETE"]
     every = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"]
     return [
+        Route("/v1/proxy", Guarded(ProxyProtocol(service)), methods=["POST"]),
+        Route(
+            "/v1/proxy/{id:anything}",
+            Guarded(ProxyProtocol(service)),
+            methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+        ),
         Route("/u/{upstream}/{path:anything}", Guarded(DropIn(service)), methods=every),
         Route("/api/{session_id}/{request_id}", Guarded(transport.CreateGeneration(service)), methods=["POST"]),
         *(Route(f"/stream/{which}", Guarded(StreamByIds(service, which)), methods=["GET", "HEAD"]) for which in Which),

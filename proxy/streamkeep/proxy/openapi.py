@@ -102,7 +102,8 @@ _SUBSCRIPTIONS: Schema = {
     "Acknowledged": _object("ok next_wake", ok={"const": True}, next_wake={"type": "boolean"}),
     "Jwks": _object("keys", keys={"type": "array", "items": {"type": "object", "additionalProperties": _TEXT}}),
 }
-SCHEMAS: Schema = {"Error": _ERROR, "Generation": _GENERATION, **_SUBSCRIPTIONS}
+_PROXY_ERROR = _object("error", error=_object("code message", code=_TEXT, message=_TEXT))
+SCHEMAS: Schema = {"Error": _ERROR, "Generation": _GENERATION, "ProxyError": _PROXY_ERROR, **_SUBSCRIPTIONS}
 
 
 def _json(name: str, media_type: str = "application/json") -> Schema:
@@ -489,6 +490,90 @@ def _drop_in(method: str) -> Schema:
     }
 
 
+_PROXY_UNKNOWN = "`MISSING_SECRET`, `INVALID_SECRET`, `SIGNATURE_INVALID`, `SIGNATURE_EXPIRED`, `MISSING_SIGNATURE`"
+_PROXY_ID = [_path("id", "The stream, as `Location` names it")]
+_PROXY_SIGNED = [
+    *_PROXY_ID,
+    _query("expires", "Part of a signed URL: unix seconds", {"type": "integer"}),
+    _query("signature", "Part of a signed URL"),
+]
+
+
+def _proxy_operation(summary: str, parameters: list[Schema], responses: Schema, **errors: str) -> Schema:
+    return {
+        "tags": ["proxy protocol"],
+        "summary": summary,
+        "parameters": parameters,
+        "responses": {
+            **responses,
+            **_errors("ProxyError", **{"_401": _PROXY_UNKNOWN, "_502": "`STORAGE_ERROR`", **errors}),
+        },
+    }
+
+
+_LOCATION = _answered("Location", wire.UPSTREAM_CONTENT_TYPE)
+_UNKNOWN_STREAM = "`STREAM_NOT_FOUND`"
+PATHS["/v1/proxy"] = {
+    "post": _proxy_operation(
+        "Forward a request, and answer with the URL of its stream (open proxy protocol)",
+        [
+            _header(wire.UPSTREAM_URL, "What is called; `STREAMKEEP_ALLOW` admits it"),
+            _header(wire.UPSTREAM_METHOD, "GET, POST, PUT, PATCH or DELETE"),
+            _header(wire.UPSTREAM_AUTHORIZATION, "Sent as `Authorization`; that of this request is ours"),
+            _header(wire.SIGNED_URL_TTL, "Seconds for which the URL is good, up to `STREAMKEEP_URL_SECONDS`"),
+            _query("secret", "Our key, where no header can be set"),
+        ],
+        {"201": {"description": "Upstream has accepted; the body is still coming", "headers": _LOCATION}},
+        _400="`MISSING_UPSTREAM_URL`, `MISSING_UPSTREAM_METHOD`, `INVALID_UPSTREAM_METHOD`, `REDIRECT_NOT_ALLOWED`, "
+        "`INVALID_ACTION`",
+        _403="`UPSTREAM_NOT_ALLOWED`",
+        _413="`BODY_TOO_LARGE`",
+        _502="Upstream's own error, with `Upstream-Status`; or `UPSTREAM_ERROR`, `STORAGE_ERROR`",
+        _504="`UPSTREAM_TIMEOUT`",
+    )
+}
+PATHS["/v1/proxy/{id}"] = {
+    "get": _proxy_operation(
+        "Read a stream, by its signed URL or with a key",
+        [*_PROXY_ID, *_READ],
+        {
+            "200": {"description": "Bytes, or server-sent events in base64", "headers": _READ_HEADERS},
+            "204": {"description": "Nothing new", "headers": _READ_HEADERS},
+            "304": {"description": "What `If-None-Match` names"},
+        },
+        _400="`INVALID_OFFSET`, `INVALID_PARAMETER`",
+        _404=_UNKNOWN_STREAM,
+        _410="`GONE`",
+    ),
+    "head": _proxy_operation(
+        "What a stream is, and where it ends",
+        _PROXY_ID,
+        {"200": {"description": "The tail, in headers", "headers": _READ_HEADERS}},
+        _404=_UNKNOWN_STREAM,
+        _410="`GONE`",
+    ),
+    "post": _proxy_operation(
+        "A fresh URL, with a key",
+        [*_PROXY_ID, _query("action", "`connect`", required=True)],
+        {"200": {"description": "Renewed", "headers": _LOCATION}},
+        _400="`INVALID_ACTION`",
+        _404=_UNKNOWN_STREAM,
+        _410="`GONE`",
+    ),
+    "patch": _proxy_operation(
+        "Stop the upstream call, by the signed URL alone; idempotent",
+        [*_PROXY_SIGNED, _query("action", "`abort`", required=True)],
+        {"204": {"description": "Stopped; what came is kept"}},
+        _400="`INVALID_ACTION`",
+        _404=_UNKNOWN_STREAM,
+        _410="`GONE`",
+    ),
+    "delete": _proxy_operation(
+        "Stop and delete a stream, with a key; 204 also when there is none",
+        _PROXY_ID,
+        {"204": {"description": "There is none any more"}},
+    ),
+}
 PATHS["/u/{upstream}/{path}"] = {
     method: _drop_in(method) for method in ("get", "head", "put", "post", "patch", "delete")
 }
