@@ -250,8 +250,10 @@ async def webhook(proxy: Proxy, url: str) -> int:
 
 ROUTES: dict[str, Attempt] = {
     "transport": by_header("/api/hostile/{}", "X-Proxy-Url", "X-Proxy-Method: POST"),
+    "proxy protocol": by_header("/v1/proxy", "Upstream-URL", "Upstream-Method: POST"),
     "webhook": webhook,
 }
+ANSWERS_TO_REDIRECTS = {"transport": 502, "proxy protocol": 400, "webhook": 201}
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +321,7 @@ async def test_a_redirect_is_not_followed(canary: Canary, route: str, status: in
         await exchange.answer(status, b"", {"Location": location, "Refresh": f"0;url={location}"})
 
     async with upstream(play) as server, exposed(Resolver(), f"{server.host}/**", f"127.0.0.1:{canary.port}") as proxy:
-        assert await ROUTES[route](proxy, server.url) == (502 if route != "webhook" else 201)
+        assert await ROUTES[route](proxy, server.url) == ANSWERS_TO_REDIRECTS[route]
         assert len(server.calls) == 1
     assert not canary.heard()
 
