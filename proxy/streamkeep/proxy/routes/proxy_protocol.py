@@ -22,7 +22,7 @@ from streamkeep.proxy.reads import Reads, Target
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.routes.transport import without_verdict
 from streamkeep.proxy.rules import wire
-from streamkeep.proxy.rules.access import Credentials, Right
+from streamkeep.proxy.rules.access import Credentials, Principal, Right
 from streamkeep.proxy.rules.signing import is_signed
 from streamkeep.proxy.rules.stream_headers import DEFAULT_CONTENT_TYPE
 from streamkeep.proxy.service import Service
@@ -122,7 +122,7 @@ class _Request:
                 400, "invalid_upstream_method", f"{wire.UPSTREAM_METHOD} must be one of {', '.join(sorted(_METHODS))}"
             )
         self._wanted_seconds()
-        destination = self._destination(url.strip(), headers[wire.UPSTREAM_AUTHORIZATION])
+        destination = self._destination(principal, url.strip(), headers[wire.UPSTREAM_AUTHORIZATION])
         id = str(uuid.uuid4())
         key = GenerationKey(principal.tenant, id, id)
         row, _ = await self.service.forwarder.forward(
@@ -135,8 +135,8 @@ class _Request:
         else:
             await self._answer_location(201, row)
 
-    def _destination(self, url: str, authorization: str | None) -> Destination:
-        found = self.service.forwarder.allowed(url)
+    def _destination(self, principal: Principal, url: str, authorization: str | None) -> Destination:
+        found = self.service.forwarder.allowed(principal, url)
         if authorization is None:
             return found
         return replace(found, headers=((b"Authorization", authorization.encode("latin-1")),))
