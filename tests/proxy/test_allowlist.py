@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamkeep.proxy.rules.addresses import is_private_host, is_public_address, may_reach
 from streamkeep.proxy.rules.allowlist import (
@@ -16,6 +18,7 @@ from streamkeep.proxy.rules.allowlist import (
 )
 
 EVERYTHING = Allowlist.parse(["*:*"])
+PRIVATE_TOO = Allowlist.parse(["127.0.0.1:*", "[::1]:*", "private:http://*.*m:*", "a:*"])
 
 
 def is_allowed(globs: list[str], url: str) -> bool:
@@ -116,6 +119,110 @@ def test_the_url_that_was_judged_is_the_one_that_is_called(url: str) -> None:
     host = parsed.raw_host.decode().removesuffix(".")
     spelled = f"[{host}]" if ":" in host else host
     assert is_allowed([f"{parsed.scheme}://{spelled}{port}"], url)
+
+
+PIECES = st.sampled_from(
+    [
+        *(
+            "http",
+            "https",
+            "HTTP",
+            ":",
+            "/",
+            "//",
+            "://",
+            "@",
+            "\\",
+            "?",
+            "#",
+            "%",
+            "%2f",
+            "%2e",
+            "%40",
+            "[",
+            "]",
+            "::1",
+            ".",
+        ),
+        *(
+            "..",
+            "a",
+            "api.example.com",
+            "evil.example",
+            "127.0.0.1",
+            "127.1",
+            "0x7f",
+            "1",
+            "80",
+            "443",
+            "xn--",
+            "-",
+            "_",
+        ),
+        *(
+            "\u3002",
+            "\uff0f",
+            "\uff20",
+            "\uff1a",
+            "\u00df",
+            "\u212a",
+            "\u00fc",
+            "\u0130",
+            "\u200d",
+            "\u00ad",
+            "\t",
+            "\n",
+            " ",
+            "\0",
+            ";",
+        ),
+    ]
+)
+AUTHORITIES = st.lists(PIECES, min_size=1, max_size=6).map("".join)
+LABELS = st.sampled_from(
+    [
+        "a",
+        "API",
+        "example",
+        "com",
+        "b\u00fccher",
+        "stra\u00dfe",
+        "\u0130",
+        "\u212a",
+        "xn--bcher-kva",
+        "1",
+        "127",
+        "_x",
+        "\u4e2d",
+    ]
+)
+HOSTS = st.builds(
+    lambda dot, labels, end: dot.join(labels) + end,
+    st.sampled_from([".", ".", "\u3002"]),
+    st.lists(LABELS, min_size=1, max_size=4),
+    st.sampled_from(["", "", ".", ":80", ":443", ":8080"]),
+)
+ANY_URL = st.one_of(
+    st.builds("{}://{}/{}".format, st.sampled_from(["http", "HTTPS"]), HOSTS, st.one_of(st.just("v1"), AUTHORITIES)),
+    st.builds("{}://{}{}".format, st.sampled_from(["http", "https"]), HOSTS, PIECES),
+    st.lists(PIECES, max_size=10).map("".join),
+    st.builds("http://{}/{}".format, AUTHORITIES, AUTHORITIES),
+    st.builds("https://{}".format, AUTHORITIES),
+    st.builds("http://{}".format, st.text(max_size=12)),
+)
+
+
+@settings(max_examples=1500, derandomize=True, deadline=None, database=None)
+@given(url=ANY_URL)
+def test_what_is_admitted_is_read_by_the_client_as_it_was_judged(url: str) -> None:
+    if isinstance(EVERYTHING.decide(url), Refused) and isinstance(PRIVATE_TOO.decide(url), Refused):
+        return
+    parsed = httpx.URL(url)
+    host = parsed.raw_host.decode().removesuffix(".")
+    spelled = f"[{host}]" if ":" in host else host
+    assert parsed.userinfo == b""
+    port = parsed.port or {"http": 80, "https": 443}[parsed.scheme]
+    assert is_allowed([f"{parsed.scheme}://{spelled}:{port}"], url)
 
 
 # No glob admits these, since parsers differ on them or they hide where they lead.

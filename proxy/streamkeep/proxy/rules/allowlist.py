@@ -295,7 +295,7 @@ def _normalize_host(text: str) -> str:
         except AddressValueError:
             raise _Malformed("its IPv6 address is not valid") from None
     host = text.lower()
-    if not host.isascii():
+    if not text.isascii():
         try:
             host = idna.encode(host).decode("ascii")
         except idna.IDNAError:
