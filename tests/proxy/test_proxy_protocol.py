@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import httpx
 import pytest
 
+from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.storage import MemoryStore
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, Script, Upstream, upstream
@@ -107,6 +108,35 @@ async def test_the_vendors_credential_has_its_own_header_and_ours_stays_here() -
             assert not any(name.lower().startswith("upstream-") for name, _ in call.headers)
             assert "ours" not in str(call.headers) + call.path
             assert "s3" not in str(call.headers) + call.path
+
+
+MINE, FOREIGN = "0123456789abcdef-mine", "0123456789abcdef-foreign"
+
+
+async def test_a_key_is_asked_for_and_streams_are_their_tenants_own() -> None:
+    keys = BootstrapKeys.parse([f"mine={MINE}", f"foreign={FOREIGN}"])
+    async with served(whole, keys=keys) as made:
+        assert code(await made.post()) == (401, "MISSING_SECRET")
+        assert code(await made.post(query="?secret=guessed-guessed-guessed")) == (401, "INVALID_SECRET")
+        assert code(await made.post({"Upstream-Authorization": f"Bearer {MINE}"})) == (401, "MISSING_SECRET")
+        assert made.vendor.calls == []
+        by_header = await made.post({"Authorization": f"Bearer {MINE}"})
+        by_query = await made.post(query=f"?secret={MINE}")
+        assert (by_header.status_code, by_query.status_code) == (201, 201)
+        assert not any(MINE in f"{call.headers}{call.path}" for call in made.vendor.calls)
+        location = by_header.headers["Location"]
+        assert MINE not in location
+        assert (await made.read(location, offset="-1")).content == EVENTS
+        path = urlsplit(location).path
+        for method in ("GET", "HEAD", "DELETE", "POST"):
+            for key, status in (("", 401), (FOREIGN, 204 if method == "DELETE" else 404), (MINE, 200)):
+                if method == "DELETE" and key == MINE:
+                    continue
+                query = "?action=connect" if method == "POST" else ""
+                headers = {"Authorization": f"Bearer {key}"} if key else {}
+                answer = await made.proxy.client.request(method, path + query, headers=headers)
+                assert answer.status_code == status, (method, key)
+        assert (await made.read(location, offset="-1")).content == EVENTS
 
 
 async def test_upstreams_error_is_502_with_its_status_type_and_body() -> None:

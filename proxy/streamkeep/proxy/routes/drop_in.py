@@ -49,9 +49,13 @@ class DropIn:
         self._reads = Reads(service)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        upstream = self._upstream(scope)
-        credentials = Credentials.SDKS if upstream.has_credentials else Credentials.VENDORS
-        principal = await self._service.access.principal(scope, credentials)
+        upstream = self._service.settings.upstreams.by_name.get(scope["path_params"]["upstream"])
+        is_key_here = upstream is not None and upstream.has_credentials
+        principal = await self._service.access.principal(
+            scope, Credentials.SDKS if is_key_here else Credentials.VENDORS
+        )
+        if upstream is None:
+            raise problem(404, "unknown_upstream", "there is no upstream of that name; STREAMKEEP_UPSTREAMS names them")
         headers = wire.single_headers(scope["headers"], _ID_HEADERS)
         last_event_id = headers[wire.LAST_EVENT_ID]
         if last_event_id:
@@ -75,12 +79,6 @@ class DropIn:
             except CallerLeft:
                 return
         await self._answer(row, scope, receive, send, is_replay=is_replay)
-
-    def _upstream(self, scope: Scope) -> Upstream:
-        upstream = self._service.settings.upstreams.by_name.get(scope["path_params"]["upstream"])
-        if upstream is None:
-            raise problem(404, "unknown_upstream", "there is no upstream of that name; STREAMKEEP_UPSTREAMS names them")
-        return upstream
 
     async def _continue(self, principal: Principal, event: EventId, scope: Scope, receive: Receive, send: Send) -> None:
         """An EventSource is back: what it has not seen yet, or 204, which ends it. Upstream is never called."""

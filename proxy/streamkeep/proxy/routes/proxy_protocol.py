@@ -126,7 +126,7 @@ class _Request:
         id = str(uuid.uuid4())
         key = GenerationKey(principal.tenant, id, id)
         row, _ = await self.service.forwarder.forward(
-            principal, key, method.upper(), destination, _without_authorization(self.scope), self.receive
+            principal, key, method.upper(), destination, self.scope, self.receive
         )
         if row.state is State.REFUSED and row.refusal is not None:
             await self._answer_refusal(row.refusal)
@@ -137,9 +137,9 @@ class _Request:
 
     def _destination(self, principal: Principal, url: str, authorization: str | None) -> Destination:
         found = self.service.forwarder.allowed(principal, url)
-        if authorization is None:
-            return found
-        return replace(found, headers=((b"Authorization", authorization.encode("latin-1")),))
+        # `Authorization` is ours here; the vendor's has a header of its own.
+        headers = () if authorization is None else ((b"Authorization", authorization.encode("latin-1")),)
+        return replace(found, headers=headers, without=frozenset({b"authorization"}))
 
     async def _own(self, id: str) -> GenerationKey:
         principal = await self.service.access.principal(self.scope, Credentials.PROXY)
@@ -206,12 +206,6 @@ def _upstream_headers(row: Generation) -> list[tuple[str, str]]:
     if head is not None and head.content_encoding is not None:
         headers.append((wire.UPSTREAM_CONTENT_ENCODING, head.content_encoding))
     return headers
-
-
-def _without_authorization(scope: Scope) -> Scope:
-    """Here it is ours; the vendor's has a header of its own."""
-    headers = [pair for pair in scope["headers"] if pair[0].lower() != b"authorization"]
-    return {**scope, "headers": headers}
 
 
 async def _answer_problem(found: Problem, scope: Scope, send: Send) -> None:
