@@ -14,6 +14,7 @@ import asyncpg
 
 from streamkeep.storage import Generation, Retention
 from streamkeep.storage.contract import Ears
+from streamkeep.storage.encryption import Keyring
 from streamkeep.storage.postgres import PostgresStore
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -32,6 +33,7 @@ async def opened(
     pool_size: int = 10,
     deadline_seconds: float = 10.0,
     merge_after_seconds: float = 0.0,
+    keyring: Keyring = Keyring(),  # noqa: B008
 ) -> AsyncIterator[PostgresStore]:
     """A store that is open, as one instance of the proxy has it; its ears hear what others do from now on."""
     store = PostgresStore(
@@ -41,6 +43,7 @@ async def opened(
         pool_size=pool_size,
         deadline_seconds=deadline_seconds,
         merge_after_seconds=merge_after_seconds,
+        keyring=keyring,
     )
     if ears is not None:
         store.listen(ears)

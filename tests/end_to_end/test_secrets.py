@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -15,7 +16,12 @@ from tests.upstream import upstream, whole
 async def test_no_secret_reaches_the_log_whatever_happens(database_url: str, tmp_path: Path, log_format: str) -> None:
     """Text for people, and JSON for machines."""
     log = tmp_path / "log"
-    environ = {"STREAMKEEP_LOG_LEVEL": "debug", "STREAMKEEP_LOG_FORMAT": log_format}
+    key = base64.b64encode(b"0123456789 key-secret 0123456789"[:32]).decode()
+    environ = {
+        "STREAMKEEP_LOG_LEVEL": "debug",
+        "STREAMKEEP_LOG_FORMAT": log_format,
+        "STREAMKEEP_ENCRYPTION_KEYS": f"*={key}",
+    }
     async with (
         upstream(whole(b"data: the-answer\n\n")) as server,
         served_process(database_url=database_url, log=log, environ=environ) as process,
@@ -35,6 +41,10 @@ async def test_no_secret_reaches_the_log_whatever_happens(database_url: str, tmp
             await process.client.get(stream_url[:-3]),
         ]
         assert [answer.status_code for answer in answers] == [400, 502, 401]
+        deleted = await process.client.delete("/api/chat/1")
+        assert deleted.status_code == 200
+        answers += [deleted, await process.client.get(stream_url)]
+        assert answers[-1].status_code == 410
         said = json.dumps([answer.json() for answer in answers])
     written = log.read_text()
     assert "POST /api/chat/1" in written
@@ -43,6 +53,6 @@ async def test_no_secret_reaches_the_log_whatever_happens(database_url: str, tmp
         paths = {line["path"] for line in lines if "path" in line}
         assert {"/api/chat/1", "/stream/data"} <= paths
         assert all(line["request"] for line in lines if "path" in line)
-    for secret in ("query-secret", "header-secret", "body-secret", "pass-secret", "the-answer", signature):
+    for secret in ("query-secret", "header-secret", "body-secret", "pass-secret", "the-answer", signature, key):
         assert secret not in written
         assert secret not in said

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import traceback
 
 import pytest
 
 from streamkeep.storage import Append, Generation, Owner, Refusal, Retention, StoreError, Tail
 from streamkeep.storage.contract import EVERY_BYTE, FINGERPRINT, HEAD, ended, ending, key, raised, read_on, running
+from streamkeep.storage.encryption import Keyring
 from streamkeep.storage.postgres import PostgresStore
-from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, ZSTD, pack, unpack
+from streamkeep.storage.postgres._database import Database
+from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, ZSTD, Codec, Segment
 from streamkeep.storage.postgres._upkeep import PIECE_BYTES
 from tests.postgres import Connection, connected, opened
 
@@ -265,20 +268,44 @@ async def test_a_hole_is_reported_and_neither_read_nor_merged_over(database_url:
 @pytest.mark.parametrize("is_random", [False, True])
 def test_segments_hold_what_was_packed(size: int, is_random: bool) -> None:
     whole = random.Random(size).randbytes(size) if is_random else b"a" * size
-    segments = pack(1000, whole)
-    assert b"".join(unpack(s.encoding, s.size, s.data) for s in segments) == whole
+    codec = Codec(Keyring())
+    segments = codec.packed("t", 1, 1000, whole)
+    assert b"".join(codec.unpacked("t", 1, segment) for segment in segments) == whole
     assert [s.position for s in segments] == list(range(1000, 1000 + size, SEGMENT_BYTES))
     assert all(len(s.data) <= s.size <= SEGMENT_BYTES for s in segments)
 
 
 def test_a_damaged_segment_is_never_unpacked() -> None:
-    (bomb,) = pack(0, b"\0" * SEGMENT_BYTES)
+    codec = Codec(Keyring())
+    (bomb,) = codec.packed("t", 1, 0, b"\0" * SEGMENT_BYTES)
     assert bomb.encoding == ZSTD
     for encoding, size, data in [
         (ZSTD, 100, bomb.data),
         (ZSTD, bomb.size, bomb.data[:-3]),
         (ZSTD, bomb.size, b"nonsense"),
-        (7, bomb.size, bomb.data),
+        (8, bomb.size, bomb.data),
     ]:
         with pytest.raises(StoreError, match="damaged"):
-            unpack(encoding, size, data)
+            codec.unpacked("t", 1, Segment(0, size, encoding, data))
+
+
+@pytest.mark.parametrize(
+    ("statement", "value"),
+    [
+        ("insert into streamkeep.chunks (stream_id, position, size, data) values (1, 0, 0, $1)", b"row-secret"),
+        ("insert into streamkeep.generations (tenant, fingerprint) values ('t', $1)", b"row-secret"),
+        ("select $1::text::int", "row-secret"),
+        ("select $1::int", "row-secret"),
+        ("select $1::bytea", "row-secret"),
+    ],
+)
+async def test_no_error_quotes_what_was_to_be_stored(database_url: str, statement: str, value: object) -> None:
+    database = Database(database_url, pool_size=1, deadline_seconds=10, is_pooled=False)
+    await database.open()
+    try:
+        error = await raised(StoreError, database.execute(statement, value))
+    finally:
+        await database.close()
+    told = "".join(traceback.format_exception(error, limit=0))
+    assert "secret" not in told
+    assert b"row-secret".hex() not in told

@@ -20,6 +20,7 @@ from streamkeep.storage import (
     InvalidFork,
     InvalidOffset,
     ItemRefused,
+    KeyUnavailable,
     ProducerFenced,
     RateLimited,
     SequenceConflict,
@@ -108,6 +109,9 @@ def problem_of(exc: BaseException) -> Problem | None:
             return Problem(429, "rate_limited", str(exc), (("Retry-After", str(math.ceil(exc.retry_after_seconds))),))
         case GenerationNotFound():
             return not_found().problem
+        case KeyUnavailable():
+            message = "the data are encrypted with a key that this server does not have"
+            return Problem(410, "gone", message, extra={"reason": "key_destroyed"})
         case StoreUnavailable():
             return Problem(
                 503, "storage_unavailable", "the database does not answer; try again", (("Retry-After", "1"),)

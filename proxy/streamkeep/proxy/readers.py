@@ -30,7 +30,7 @@ from streamkeep.proxy.rules import event_messages, sse
 from streamkeep.proxy.rules.event_messages import Held
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.proxy.tallies import ReadTally
-from streamkeep.storage import InvalidOffset, Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
+from streamkeep.storage import InvalidOffset, KeyUnavailable, Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
 from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
 from streamkeep.storage.rules.offsets import format_offset
 
@@ -452,7 +452,11 @@ class Readers:
                 feed.end()
                 continue
             if feed.tail is not None and stream_id not in self._recorded_here:
-                await self._read_on(feed, feed.tail.position, tail)
+                try:
+                    await self._read_on(feed, feed.tail.position, tail)
+                except (StreamNotFound, KeyUnavailable):
+                    feed.end()  # Its own trouble, and nobody else's.
+                    continue
             feed.see(tail)
 
     async def _read_on(self, feed: Feed, position: int, tail: Tail) -> None:

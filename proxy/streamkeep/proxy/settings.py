@@ -19,6 +19,7 @@ from streamkeep.proxy.rules.headers import further_kept
 from streamkeep.proxy.rules.signing import MAX_LIFETIME_SECONDS
 from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.proxy.rules.wire import cancel_after_seconds
+from streamkeep.storage.encryption import Keyring
 
 
 class InvalidSetting(ValueError):
@@ -87,6 +88,7 @@ class Settings:
     max_retention_seconds: float = 30 * 24 * 3600.0
     url_seconds: float = 24 * 3600.0
     drain_seconds: float = 30.0
+    encryption_keys: Keyring = field(default_factory=Keyring)
     observe_endings: bool = True
 
     @property
@@ -289,5 +291,6 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "max_per_minute": _limit,
     "max_generations": _limit,
     "max_readers": _limit,
+    "encryption_keys": Keyring.parse,
     "observe_endings": _flag,
 }

@@ -40,4 +40,5 @@ def chosen_store(settings: Settings) -> Store:
         direct_dsn=settings.direct_database_url,
         retention=retention,
         pool_size=settings.database_pool_size,
+        keyring=settings.encryption_keys,
     )

@@ -19,6 +19,7 @@ StoreError
 ├── RateLimited            the holder began as many within a minute as it may; carries the limit and the wait
 ├── OwnerFenced            a newer epoch stands in the database; this owner is finished
 ├── ItemRefused            the engine refuses this batch for what is in it; sending it again cannot help
+├── KeyUnavailable         the bytes are encrypted with a key that is not here, and may be nowhere any more
 └── StoreUnavailable       the engine cannot be reached now; sent work may or may not have been done
 """
 
@@ -72,6 +73,10 @@ class OwnerFenced(StoreError):
 
 class ItemRefused(StoreError):
     """The engine refuses the batch because of its content, not because of its own state."""
+
+
+class KeyUnavailable(StoreError):
+    """The bytes are encrypted with a key that this process does not have. Destroying keys is a way to erase."""
 
 
 class StoreUnavailable(StoreError):

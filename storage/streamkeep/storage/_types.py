@@ -174,11 +174,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Bytes for the tail of one stream, which is expected to be at `position`."""
+    """Bytes for the tail of one stream of a tenant's, which is expected to be at `position`."""
 
     stream_id: int
     position: int
     data: bytes
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True, slots=True)

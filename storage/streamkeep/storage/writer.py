@@ -238,7 +238,9 @@ class Writer:
     async def _until_stored(self, owner: Owner, batch: list[_Item]) -> frozenset[int]:
         """Commit a batch, however long the database stays away; the ids of the generations that it ended."""
         appends = [
-            Append(item.recorder.generation.data_stream, item.position, item.data) for item in batch if item.data
+            Append(generation.data_stream, item.position, item.data, generation.key.tenant)
+            for item in batch
+            if item.data and (generation := item.recorder.generation)
         ]
         endings = [
             Ending(item.recorder.generation, item.terminal, item.end) for item in batch if item.terminal is not None

@@ -14,7 +14,7 @@ import asyncpg
 from streamkeep.storage._errors import StoreError, StreamNotFound
 from streamkeep.storage._types import Slice, Tail
 from streamkeep.storage.postgres._database import Connection, Database
-from streamkeep.storage.postgres._segments import RAW, unpack
+from streamkeep.storage.postgres._segments import RAW, SEALED, Codec, Segment
 
 _MAX_ROWS_PER_READ = 4096
 
@@ -35,7 +35,7 @@ _IS_READABLE = "deleted_at is null and (ends_at is null or ends_at > clock_times
 _TAIL = f"""coalesce(final_position, tail, {end_of_chunks("streams.id")}, 0) as tail,
     final_position is not null as is_closed"""
 
-# Bounded in rows too: a live stream may have come in single bytes. Of a large raw row only the part is fetched.
+# Bounded in rows too: a live stream may have come in single bytes. Of a large raw row only the part is fetched; others are small.
 _FOUND = f"""
     select position, size, encoding,
            case encoding
@@ -61,8 +61,9 @@ _FOUND = f"""
 
 
 class Chunks:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, codec: Codec) -> None:
         self._database = database
+        self._codec = codec
 
     _TAILS = f"select id, {_TAIL} from streamkeep.streams where id = any($1::bigint[]) and {_IS_READABLE}"
 
@@ -78,9 +79,10 @@ class Chunks:
 
     _READ = f"""
     with stream as materialized (
-        select {_TAIL}, fork_position from streamkeep.streams where id = $1 and {_IS_READABLE}
+        select {_TAIL}, fork_position, tenant from streamkeep.streams where id = $1 and {_IS_READABLE}
     )
-    select stream.tail, stream.is_closed, stream.fork_position, found.position, found.size, found.encoding, found.data
+    select stream.tail, stream.is_closed, stream.fork_position, found.position, found.size, found.encoding, found.data,
+           case when found.encoding >= {SEALED} then stream.tenant end as tenant
     from stream
     left join lateral ({_FOUND}) as found on true
     order by found.position
@@ -97,28 +99,30 @@ class Chunks:
         end = position + max_bytes
         fork_position = stream["fork_position"]
         if fork_position is None or position >= fork_position:
-            data = _joined(stream_id, own, position, end)
+            data = self._joined(stream_id, own, position, end)
             if not data and position < min(tail.position, end):
                 raise StoreError(f"stream {stream_id} has a hole at {position}")
             return Slice(position, data, tail)
         inherited = await self._inherited(stream_id, position, min(end, fork_position))
         if position + len(inherited) == fork_position:
-            inherited += _joined(stream_id, own, fork_position, end)
+            inherited += self._joined(stream_id, own, fork_position, end)
         return Slice(position, inherited, tail)
 
     # A source holds the positions from its own fork position up to the lowest one on the way to it.
     _SOURCES = """
     with recursive line as (
-        select id, source_id, fork_position, fork_position as upper, 1 as depth from streamkeep.streams where id = $1
+        select id, tenant, source_id, fork_position, fork_position as upper, 1 as depth
+        from streamkeep.streams
+        where id = $1
         union all
-        select source.id, source.source_id, source.fork_position, least(line.upper, source.fork_position), depth + 1
+        select source.id, tenant, source.source_id, source.fork_position, least(line.upper, source.fork_position), depth + 1
         from line
         cross join lateral (
             select id, source_id, fork_position from streamkeep.streams where id = line.source_id offset 0
         ) as source
         where line.fork_position > $2
     )
-    select source_id as id, upper
+    select source_id as id, tenant, upper
     from line
     where source_id is not null and fork_position > $2
     order by upper, depth desc
@@ -133,7 +137,7 @@ class Chunks:
             if position >= upper:
                 continue
             rows = await self._database.fetch(_FOUND, source["id"], position, upper - position)
-            pieces.append(_joined(source["id"], rows, position, upper))
+            pieces.append(self._joined(source["id"], rows, position, upper, tenant=source["tenant"]))
             position += len(pieces[-1])
             if position < upper:
                 break
@@ -141,22 +145,27 @@ class Chunks:
             raise StreamNotFound(f"no stream {stream_id}")  # Deleted since, and its sources with it.
         return b"".join(pieces)
 
+    def _joined(
+        self, stream_id: int, rows: Sequence[asyncpg.Record], position: int, end: int, *, tenant: str | None = None
+    ) -> bytes:
+        """The bytes of these rows from `position` up to at most `end`. Rows that are sealed say their tenant, or it is
+        given. Raises: KeyUnavailable."""
+        pieces = []
+        for row in rows:
+            data = row["data"]
+            start = max(row["position"], position)
+            if row["encoding"] != RAW:
+                skip = start - row["position"]
+                segment = Segment(row["position"], row["size"], row["encoding"], data)
+                data = self._codec.unpacked(tenant or row["tenant"] or "", stream_id, segment)[
+                    skip : skip + end - start
+                ]
+            if start != position:
+                raise StoreError(f"stream {stream_id} has a hole at {position}")
+            pieces.append(data)
+            position += len(data)
+        return b"".join(pieces)
+
 
 def _tails(rows: Sequence[asyncpg.Record]) -> dict[int, Tail]:
     return {row["id"]: Tail(row["tail"], row["is_closed"]) for row in rows}
-
-
-def _joined(stream_id: int, rows: Sequence[asyncpg.Record], position: int, end: int) -> bytes:
-    """The bytes of these rows from `position` up to at most `end`."""
-    pieces = []
-    for row in rows:
-        data = row["data"]
-        start = max(row["position"], position)
-        if row["encoding"] != RAW:
-            skip = start - row["position"]
-            data = unpack(row["encoding"], row["size"], data)[skip : skip + end - start]
-        if start != position:
-            raise StoreError(f"stream {stream_id} has a hole at {position}")
-        pieces.append(data)
-        position += len(data)
-    return b"".join(pieces)

@@ -42,11 +42,14 @@ _BEGIN = "begin isolation level read committed; set local synchronous_commit = o
 _ROLLED_BACK = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
 
 # Data exceptions, violated constraints, and limits that the values exceed: sending them again cannot help.
-_REFUSED_CLASSES = ("22", "23", "54")
+_QUOTING_CLASS = "22"
+_REFUSED_CLASSES = (_QUOTING_CLASS, "23", "54")
 
 
 def translated(error: BaseException) -> StoreError:
-    """What a driver error means to the store's callers."""
+    """What a driver error means to the store's callers. Neither it nor the driver's own quotes a row from now on."""
+    if isinstance(error, asyncpg.PostgresError):
+        _silence(error)
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, asyncpg.DataError):
         return ItemRefused(text)
@@ -55,6 +58,13 @@ def translated(error: BaseException) -> StoreError:
     if isinstance(error, ValueError):  # The DSN; some mistakes in it the driver reports as it met them.
         return StoreError(text)
     return StoreUnavailable(text)
+
+
+def _silence(error: asyncpg.PostgresError) -> None:
+    """Take out of an error what was being stored: it is printed with the chain of whatever is raised from it."""
+    error.detail = None  # The failing row.
+    if (error.sqlstate or "").startswith(_QUOTING_CLASS):
+        error.args = (f"SQLSTATE {error.sqlstate}",)  # The failing value.
 
 
 async def connect(

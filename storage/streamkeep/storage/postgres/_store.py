@@ -27,6 +27,7 @@ import asyncpg
 from streamkeep.storage._errors import (
     FingerprintMismatch,
     GenerationEnded,
+    KeyUnavailable,
     OwnerFenced,
     StoreError,
     StoreUnavailable,
@@ -59,12 +60,15 @@ from streamkeep.storage._types import (
     Terms,
     UpstreamHead,
 )
+from streamkeep.storage.encryption import Keyring
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
 from streamkeep.storage.postgres._database import Connection, Database
 from streamkeep.storage.postgres._erasure import Erasing
+from streamkeep.storage.postgres._key_log import KeyLog
 from streamkeep.storage.postgres._keys import PostgresKeys
 from streamkeep.storage.postgres._listen import CANCELS_CHANNEL, Feed, Notifier, format_payload, new_sender
 from streamkeep.storage.postgres._migrate import migrate
+from streamkeep.storage.postgres._segments import SEALED, Codec, encoding_of, size_of
 from streamkeep.storage.postgres._streams import ProtocolStreams
 from streamkeep.storage.postgres._subscriptions import PostgresSubscriptions
 from streamkeep.storage.postgres._upkeep import Upkeep
@@ -77,10 +81,13 @@ logger = logging.getLogger(__name__)
 _SIGNING_KEY_BYTES = 32
 _MAX_CLAIM_ATTEMPTS = 10
 
+# What is sealed with the key of a generation's data stream, beside its chunks.
+_REFUSAL = b"refusal"
+
 _FetchRow: TypeAlias = Callable[..., Awaitable["asyncpg.Record | None"]]
 
 _COLUMNS = """id, tenant, session_id, request_id, epoch, state, owner_id, owner_epoch, data_stream, control_stream,
-    fingerprint, created_at, head, refusal_body, code, message, is_cancel_requested, ended_at, is_swept, holder,
+    fingerprint, created_at, head, refusal_body, is_refusal_sealed, code, message, is_cancel_requested, ended_at, is_swept, holder,
     cancel_after_seconds, retention_seconds, gone_at, gone_reason"""
 
 
@@ -118,7 +125,8 @@ class PostgresStore:
 
     `direct_dsn` leads past a transaction-mode pooler; where it is given, `dsn` is taken for such a pooler, and LISTEN,
     NOTIFY and migrations go the direct way. `deadline_seconds` bounds every call. Streams that ended less than
-    `merge_after_seconds` ago are not merged, so that readers who are nearly there are left in peace.
+    `merge_after_seconds` ago are not merged, so that readers who are nearly there are left in peace. What is stored for a
+    tenant with a key on `keyring` is encrypted.
     """
 
     def __init__(
@@ -130,17 +138,22 @@ class PostgresStore:
         pool_size: int = 10,
         deadline_seconds: float = 10.0,
         merge_after_seconds: float = 10.0,
+        keyring: Keyring = Keyring(),  # noqa: B008
     ) -> None:
         self._direct_dsn = direct_dsn or dsn
         self._deadline_seconds = deadline_seconds
         self._database = Database(
             dsn, pool_size=pool_size, deadline_seconds=deadline_seconds, is_pooled=direct_dsn is not None
         )
-        self._upkeep = Upkeep(self._database, retention, merge_after_seconds=merge_after_seconds)
-        self._chunks = Chunks(self._database)
+        self._codec = Codec(keyring)
+        self._key_log = KeyLog(self._database, self._codec.sealer)
+        self._upkeep = Upkeep(self._database, self._codec, retention, merge_after_seconds=merge_after_seconds)
+        self._chunks = Chunks(self._database, self._codec)
         self.subscriptions = PostgresSubscriptions(self._database)
         self.keys = PostgresKeys(self._database, self.signing_key)
-        self._streams = ProtocolStreams(self._database, self._chunks, self._announce, self._upkeep.stream_grew)
+        self._streams = ProtocolStreams(
+            self._database, self._chunks, self._codec, self._key_log, self._announce, self._upkeep.stream_grew
+        )
         self._sender = new_sender()
         self._feed = Feed(
             self._direct_dsn, self._sender, cancel_requests=self._own_cancel_requests, deadline_seconds=deadline_seconds
@@ -161,6 +174,7 @@ class PostgresStore:
     async def open(self) -> None:
         await migrate(self._direct_dsn, connect_seconds=self._deadline_seconds)
         await self._database.open()
+        await self._key_log.warn_of_missing()
         self._tasks = [
             asyncio.create_task(self._feed.run(), name="streamkeep-feed"),
             asyncio.create_task(self._notifier.run(), name="streamkeep-notifier"),
@@ -264,15 +278,15 @@ class PostgresStore:
                 return []
             # A statement of its own: it sees every commit that held the lock before.
             rows = await connection.fetch(self._LIVE, owner.id, owner.epoch)
-            orphans = [_generation(row) for row in rows]
+            orphans = [self._generation(row) for row in rows]
             endings = [
                 Ending(orphan, orphaned(row["tail"], row["age_seconds"], orphan.is_cancel_requested), row["tail"])
                 for orphan, row in zip(orphans, rows, strict=True)
             ]
             await connection.fetchrow(
                 self._APPEND_AND_END,
-                *(owner.id, owner.epoch, lease["settled"], *_append_arrays([]), []),
-                *_ending_arrays(endings, []),
+                *(owner.id, owner.epoch, lease["settled"], [], [], [], [], []),
+                *self._ending_arrays(endings, []),
             )
             await connection.execute(self._DELETE_OWNER, owner.id, owner.epoch)
             return orphans
@@ -396,7 +410,7 @@ class PostgresStore:
                 raise self._fenced(owner)
             if row["id"] is None:
                 continue  # Claimed by somebody after this statement had begun: the next one sees the row.
-            found = _generation(row)
+            found = self._generation(row)
             if row["is_new"]:
                 return Claim(found, is_new=True)
             if found.state is not State.REFUSED or found.gone is not None:
@@ -407,7 +421,7 @@ class PostgresStore:
                 self._CLAIM_REFUSED, owner.id, owner.epoch, found.id, found.epoch, fingerprint, *kept
             )
             if anew is not None:
-                return Claim(_generation(anew), is_new=True)
+                return Claim(self._generation(anew), is_new=True)
         raise StoreUnavailable(f"{key} changed {_MAX_CLAIM_ATTEMPTS} times while it was being claimed")
 
     _START = f"""
@@ -426,7 +440,8 @@ class PostgresStore:
     _REFUSE = f"""
     with {_fence()}
     update streamkeep.generations
-    set state = 'refused', fingerprint = $5, head = $6, refusal_body = $7, ended_at = clock_timestamp(),
+    set state = 'refused', fingerprint = $5, head = $6, refusal_body = $7, is_refusal_sealed = $8,
+        ended_at = clock_timestamp(),
         sweep_at = clock_timestamp() + make_interval(secs => retention_seconds)
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'creating'
@@ -435,7 +450,12 @@ class PostgresStore:
     """
 
     async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
-        await self._leave_creating(self._REFUSE, generation, fingerprint, _head_json(refusal.head), refusal.body)
+        body, tenant = refusal.body, generation.key.tenant
+        is_sealed = self._codec.sealer.seals(tenant)
+        if is_sealed:
+            await self._key_log.note([tenant])
+            body = self._codec.sealer.seal(tenant, generation.data_stream, _REFUSAL, body)
+        await self._leave_creating(self._REFUSE, generation, fingerprint, _head_json(refusal.head), body, is_sealed)
 
     _IS_OWNER = "select settled from streamkeep.owners where id = $1 and epoch = $2"
 
@@ -447,7 +467,7 @@ class PostgresStore:
                 raise self._fenced(owner)
             raise GenerationEnded(f"{generation.key} is not being created in epoch {generation.epoch}")
         self._announce(generation.data_stream, generation.control_stream)
-        return _generation(row)
+        return self._generation(row)
 
     _GENERATION = f"""
     select {_COLUMNS} from streamkeep.generations where tenant = $1 and session_id = $2 and request_id = $3
@@ -455,7 +475,7 @@ class PostgresStore:
 
     async def generation(self, key: GenerationKey) -> Generation | None:
         row = await self._database.fetch_row(self._GENERATION, key.tenant, key.session_id, key.request_id)
-        return _generation(row) if row is not None else None
+        return self._generation(row) if row is not None else None
 
     _SESSION = f"""
     select {_COLUMNS}
@@ -466,7 +486,7 @@ class PostgresStore:
 
     async def session_generations(self, tenant: str, session_id: str, *, ended_after: datetime) -> list[Generation]:
         rows = await self._database.fetch(self._SESSION, tenant, session_id, ended_after)
-        return [_generation(row) for row in rows]
+        return [self._generation(row) for row in rows]
 
     # The notification belongs to the flag's transaction: a request is rare enough, and should not outrun its flag.
     _REQUEST_CANCEL = f"""
@@ -489,7 +509,7 @@ class PostgresStore:
         )
         if row is None:
             return None
-        generation = _generation(row)
+        generation = self._generation(row)
         if generation.state.is_live:
             self._feed.cancel_requested([generation.id])
         return generation
@@ -548,14 +568,15 @@ class PostgresStore:
     # Bytes
 
     _WRITE = f"""
-        insert into streamkeep.chunks (stream_id, position, size, data)
+        insert into streamkeep.chunks (stream_id, position, size, encoding, data)
         select item.stream_id,
                case when item.is_known then item.position else {_expected("item.stream_id", "item.position")} end,
-               length(item.data),
+               {size_of("item.data", "item.is_sealed")},
+               {encoding_of("item.is_sealed")},
                item.data
         from fence
-        cross join unnest($4::bigint[], $5::bigint[], $6::bytea[], $7::boolean[])
-            as item (stream_id, position, data, is_known)
+        cross join unnest($4::bigint[], $5::bigint[], $6::bytea[], $7::boolean[], $8::boolean[])
+            as item (stream_id, position, data, is_known, is_sealed)
         order by item.stream_id
     """
 
@@ -566,8 +587,9 @@ class PostgresStore:
     with {_fence("and settled = $3")}, written as ({_WRITE}), ending as (
         select *
         from unnest(
-            $8::bigint[], $9::bigint[], $10::text[], $11::text[], $12::text[], $13::bigint[], $14::bigint[], $15::bytea[]
-        ) as ending (id, epoch, state, code, message, position, final_position, event)
+            $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::bigint[], $15::bigint[],
+            $16::bytea[], $17::boolean[]
+        ) as ending (id, epoch, state, code, message, position, final_position, event, is_sealed)
     ), ended as (
         update streamkeep.generations
         set state = ending.state, code = ending.code, message = ending.message, ended_at = clock_timestamp(),
@@ -575,17 +597,18 @@ class PostgresStore:
         from fence, ending
         where generations.id = ending.id and generations.epoch = ending.epoch
           and {_BELONGS_TO_FENCE} and ended_at is null
-        returning generations.id, data_stream, control_stream, ending.position, ending.final_position, ending.event
+        returning generations.id, data_stream, control_stream, ending.position, ending.final_position, ending.event,
+                  ending.is_sealed, {size_of("ending.event", "ending.is_sealed")} as event_size
     ), event as (
-        insert into streamkeep.chunks (stream_id, position, size, data)
-        select control_stream, 0, length(event), event from ended
+        insert into streamkeep.chunks (stream_id, position, size, encoding, data)
+        select control_stream, 0, event_size, {encoding_of("is_sealed")}, event from ended
     ), closing as (
         select data_stream as id,
                final_position - position + {_expected("data_stream", "position")} as final_position,
                final_position > 0 as is_worth_merging
         from ended
         union all
-        select control_stream, length(event), false from ended
+        select control_stream, event_size, false from ended
     ), closed as (
         update streamkeep.streams
         set final_position = closing.final_position,
@@ -601,14 +624,17 @@ class PostgresStore:
         appends = sorted((append for append in appends if append.data), key=lambda append: append.stream_id)
         # Forgotten until this commit is known to have happened.
         known = [self._tails.pop(append.stream_id, None) == append.position for append in appends]
-        values = (owner.id, owner.epoch, self._settled.get(owner, 0), *_append_arrays(appends), known)
+        if not self._codec.is_plain:
+            tenants = {append.tenant for append in appends} | {ending.generation.key.tenant for ending in endings}
+            await self._key_log.note(tenants)
+        values = (owner.id, owner.epoch, self._settled.get(owner, 0), *self._append_arrays(appends, known))
         ended: frozenset[int] = frozenset()
         if appends and not endings:
             is_fresh = await self._database.execute(self._APPEND, *values, is_urgent=True) > 0
         else:
             row = _one(
                 await self._database.fetch_row(
-                    self._APPEND_AND_END, *values, *_ending_arrays(endings, appends), is_urgent=True
+                    self._APPEND_AND_END, *values, *self._ending_arrays(endings, appends), is_urgent=True
                 )
             )
             is_fresh, ended = row["is_fresh"], frozenset(row["ended"])
@@ -682,6 +708,92 @@ class PostgresStore:
     async def merge(self, limit: int = 20) -> int:
         return await self._upkeep.merge(limit)
 
+    def _generation(self, row: asyncpg.Record) -> Generation:
+        head = _head(row["head"]) if row["head"] is not None else None
+        refusal = None
+        if head is not None and row["refusal_body"] is not None:
+            refusal = Refusal(head, self._refusal_body(row))
+        return Generation(
+            id=row["id"],
+            key=GenerationKey(row["tenant"], row["session_id"], row["request_id"]),
+            epoch=row["epoch"],
+            state=State(row["state"]),
+            owner=Owner(row["owner_id"], row["owner_epoch"]),
+            data_stream=row["data_stream"],
+            control_stream=row["control_stream"],
+            fingerprint=row["fingerprint"],
+            created_at=row["created_at"],
+            head=head if refusal is None else None,
+            refusal=refusal,
+            code=row["code"],
+            message=row["message"],
+            is_cancel_requested=row["is_cancel_requested"],
+            ended_at=row["ended_at"],
+            gone=_gone(row),
+            holder=row["holder"],
+            cancel_after_seconds=row["cancel_after_seconds"],
+            retention_seconds=row["retention_seconds"],
+        )
+
+    def _refusal_body(self, row: asyncpg.Record) -> bytes:
+        """Upstream's error body; empty when its key is gone: who waits for it still learns the status."""
+        body: bytes = row["refusal_body"]
+        if not row["is_refusal_sealed"]:
+            return body
+        try:
+            return self._codec.sealer.open(row["tenant"], row["data_stream"], _REFUSAL, body)
+        except KeyUnavailable:
+            return b""
+
+    def _append_arrays(
+        self, appends: Sequence[Append], known: Sequence[bool]
+    ) -> tuple[list[int], list[int], list[bytes], Sequence[bool], list[bool]]:
+        """The rows of a commit, and for each whether its position is known to be the tail, and whether it is sealed."""
+        if self._codec.is_plain:
+            return (
+                [append.stream_id for append in appends],
+                [append.position for append in appends],
+                [append.data for append in appends],
+                known,
+                [],
+            )
+        rows = [
+            (append.stream_id, segment, is_known or segment.position != append.position)
+            for append, is_known in zip(appends, known, strict=True)
+            for segment in self._codec.written(append.tenant, append.stream_id, append.position, append.data)
+        ]
+        return (
+            [stream_id for stream_id, _, _ in rows],
+            [segment.position for _, segment, _ in rows],
+            [segment.data for _, segment, _ in rows],
+            [is_known for _, _, is_known in rows],
+            [segment.encoding == SEALED for _, segment, _ in rows],
+        )
+
+    def _ending_arrays(self, endings: Sequence[Ending], appends: Sequence[Append]) -> tuple[list[Any], ...]:
+        appended = {append.stream_id: len(append.data) for append in appends}
+        tenants = [ending.generation.key.tenant for ending in endings]
+        events = [
+            self._codec.row(tenant, ending.generation.control_stream, 0, encode_message(ending.terminal.to_json()))
+            for tenant, ending in zip(tenants, endings, strict=True)
+        ]
+        is_sealed = [event.encoding == SEALED for event in events]
+        return (
+            [ending.generation.id for ending in endings],
+            [ending.generation.epoch for ending in endings],
+            [ending.terminal.code.state.value for ending in endings],
+            [ending.terminal.code.value for ending in endings],
+            # It may quote upstream: where the event is sealed, it stands there alone.
+            [
+                None if is_quiet else _text(ending.terminal.detail)
+                for ending, is_quiet in zip(endings, is_sealed, strict=True)
+            ],
+            [ending.data_position - appended.get(ending.generation.data_stream, 0) for ending in endings],
+            [ending.data_position for ending in endings],
+            [event.data for event in events],
+            is_sealed,
+        )
+
     def _announce_to_all(self, stream_ids: Sequence[int]) -> None:
         """Wake readers everywhere: no writer here tells those of this process."""
         self._feed.streams_changed(stream_ids)
@@ -704,32 +816,6 @@ def _one(row: asyncpg.Record | None) -> asyncpg.Record:
     return row
 
 
-def _generation(row: asyncpg.Record) -> Generation:
-    head = _head(row["head"]) if row["head"] is not None else None
-    refusal = Refusal(head, row["refusal_body"]) if head is not None and row["refusal_body"] is not None else None
-    return Generation(
-        id=row["id"],
-        key=GenerationKey(row["tenant"], row["session_id"], row["request_id"]),
-        epoch=row["epoch"],
-        state=State(row["state"]),
-        owner=Owner(row["owner_id"], row["owner_epoch"]),
-        data_stream=row["data_stream"],
-        control_stream=row["control_stream"],
-        fingerprint=row["fingerprint"],
-        created_at=row["created_at"],
-        head=head if refusal is None else None,
-        refusal=refusal,
-        code=row["code"],
-        message=row["message"],
-        is_cancel_requested=row["is_cancel_requested"],
-        ended_at=row["ended_at"],
-        gone=_gone(row),
-        holder=row["holder"],
-        cancel_after_seconds=row["cancel_after_seconds"],
-        retention_seconds=row["retention_seconds"],
-    )
-
-
 def _gone(row: asyncpg.Record) -> Gone | None:
     if row["gone_at"] is not None:
         return Gone(GoneReason(row["gone_reason"]), row["gone_at"])
@@ -745,28 +831,6 @@ def _head_json(head: UpstreamHead) -> str:
 def _head(text: str) -> UpstreamHead:
     status, content_type, content_encoding, headers = json.loads(text)
     return UpstreamHead(status, content_type, content_encoding, tuple((name, value) for name, value in headers))
-
-
-def _append_arrays(appends: Sequence[Append]) -> tuple[list[int], list[int], list[bytes]]:
-    return (
-        [append.stream_id for append in appends],
-        [append.position for append in appends],
-        [append.data for append in appends],
-    )
-
-
-def _ending_arrays(endings: Sequence[Ending], appends: Sequence[Append]) -> tuple[list[Any], ...]:
-    appended = {append.stream_id: len(append.data) for append in appends}
-    return (
-        [ending.generation.id for ending in endings],
-        [ending.generation.epoch for ending in endings],
-        [ending.terminal.code.state.value for ending in endings],
-        [ending.terminal.code.value for ending in endings],
-        [_text(ending.terminal.detail) for ending in endings],
-        [ending.data_position - appended.get(ending.generation.data_stream, 0) for ending in endings],
-        [ending.data_position for ending in endings],
-        [encode_message(ending.terminal.to_json()) for ending in endings],
-    )
 
 
 def _text(value: str | None) -> str | None:

@@ -49,6 +49,8 @@ from streamkeep.storage._types import (
 )
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
 from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.postgres._key_log import KeyLog
+from streamkeep.storage.postgres._segments import SEALED, Codec, Segment, encoding_of, size_of
 from streamkeep.storage.rules import content_types, forks
 from streamkeep.storage.rules.appends import Change, StreamState, decide_batch
 from streamkeep.storage.rules.expiry import life_seconds, moved_end
@@ -82,10 +84,18 @@ class ProtocolStreams:
     `grew` takes streams with their tails before and after an append."""
 
     def __init__(
-        self, database: Database, chunks: Chunks, announce: Callable[..., None], grew: Callable[[int, int, int], None]
+        self,
+        database: Database,
+        chunks: Chunks,
+        codec: Codec,
+        key_log: KeyLog,
+        announce: Callable[..., None],
+        grew: Callable[[int, int, int], None],
     ) -> None:
         self._database = database
         self._chunks = chunks
+        self._codec = codec
+        self._key_log = key_log
         self._announce = announce
         self._grew = grew
 
@@ -94,22 +104,24 @@ class ProtocolStreams:
     _CREATE = f"""
     with made as (
         insert into streamkeep.streams (
-            tenant, path, content_type, is_message_stream, tail, final_position, closed_at, merged_at,
+            id, tenant, path, content_type, is_message_stream, tail, final_position, closed_at, merged_at,
             ttl_seconds, ends_at, is_expiry_inherited,
             source_id, fork_position, source_path, asked_position, asked_sub_offset
         )
-        select $1::text, $2::text, $3::text, $4::boolean, tail,
+        select coalesce($16::bigint, nextval('streamkeep.streams_id_seq')), $1::text, $2::text, $3::text, $4::boolean, tail,
                case when $5::boolean then tail end,
                case when $5 then clock_timestamp() end,
                case when $5 and tail = coalesce($11, 0) then clock_timestamp() end,
                $7::bigint, coalesce(clock_timestamp() + make_interval(secs => $8), $9::timestamptz), $10::boolean,
                $12::bigint, $11, $13::text, $14::bigint, $15::bigint
-        from (select coalesce($11::bigint, 0) + length($6::bytea) as tail) as content
+        from (select coalesce($11::bigint, 0) + $6::bigint as tail) as content
         on conflict (tenant, path) do nothing
         returning id, tail, created_at, set_config('synchronous_commit', 'on', true)
     ), written as (
-        insert into streamkeep.chunks (stream_id, position, size, data)
-        select id, coalesce($11, 0), length($6), $6 from made where length($6) > 0
+        insert into streamkeep.chunks (stream_id, position, size, encoding, data)
+        select id, piece.position, {size_of("piece.data", "piece.is_sealed")}, {encoding_of("piece.is_sealed")}, piece.data
+        from made
+        cross join unnest($17::bigint[], $18::bytea[], $19::boolean[]) as piece (position, data, is_sealed)
     ), noted as (
         insert into streamkeep.stream_changes (tenant, path, content_type, created_at, is_deletion)
         select $1, $2, $3, created_at, false from made where $2 <> '{REGISTRY}'
@@ -189,14 +201,27 @@ class ProtocolStreams:
         self._announce(*removed)
         return made
 
+    _NEXT_ID = "select nextval('streamkeep.streams_id_seq') as id"
+
     async def _insert(self, on: Database | Connection, plan: _Plan, data: bytes) -> StreamInfo | None:
-        values = plan.values(data)
-        if isinstance(on, Database):
-            row = await on.fetch_row(self._CREATE, *values)
-        else:
-            row = await on.fetchrow(self._CREATE, *values)
-        if row is None:
+        stream_id: int | None = None
+        segments: list[Segment] = []
+        if data:
+            if self._codec.sealer.seals(plan.key.tenant):
+                # What is sealed is sealed for its stream, so the id is needed first.
+                await self._key_log.note([plan.key.tenant], on)
+                (row,) = await on.fetch(self._NEXT_ID)
+                stream_id = row["id"]
+            segments = self._codec.written(plan.key.tenant, stream_id or 0, plan.fork_position or 0, data)
+        rows = (
+            [segment.position for segment in segments],
+            [segment.data for segment in segments],
+            [segment.encoding == SEALED for segment in segments],
+        )
+        made = await on.fetch(self._CREATE, *plan.values(len(data)), stream_id, *rows)
+        if not made:
             return None
+        (row,) = made
         return StreamInfo(
             row["id"],
             plan.key,
@@ -277,14 +302,14 @@ class ProtocolStreams:
     # Whatever an append changes, it moves the tail or closes the stream. So an open stream whose tail is where it was has
     # nothing new, of its producers neither. Changes come in the order of ids, and are locked in it. For the update a plan
     # may read all of a table that is small; it is made anew when the table's statistics are.
-    _WRITE = """
+    _WRITE = f"""
     with change as (
         select *
         from unnest(
-            (select $1::bigint[]), (select $2::bigint[]), (select $3::bytea[]), (select $4::bigint[]),
-            (select $5::boolean[]), (select $6::text[]), (select $7::timestamptz[]), (select $8::text[]),
-            (select $9::bigint[]), (select $10::bigint[])
-        ) as change (id, position, data, tail, is_closed, writer_sequence, ends_at, producer, epoch, sequence)
+            (select $1::bigint[]), (select $2::bigint[]), (select $3::bigint[]), (select $4::boolean[]),
+            (select $5::text[]), (select $6::timestamptz[]), (select $7::text[]), (select $8::bigint[]),
+            (select $9::bigint[])
+        ) as change (id, position, tail, is_closed, writer_sequence, ends_at, producer, epoch, sequence)
     ), unchanged as materialized (
         select locked.id
         from change
@@ -299,8 +324,12 @@ class ProtocolStreams:
     ), decision as materialized (
         select count(*) = cardinality($1) as is_valid from unchanged
     ), written as (
-        insert into streamkeep.chunks (stream_id, position, size, data)
-        select id, position, length(data), data from change, decision where is_valid and length(data) > 0
+        insert into streamkeep.chunks (stream_id, position, size, encoding, data)
+        select stream_id, position, {size_of("data", "is_sealed")}, {encoding_of("is_sealed")}, data
+        from unnest(
+            (select $14::bigint[]), (select $15::bigint[]), (select $16::bytea[]), (select $17::boolean[])
+        ) as piece (stream_id, position, data, is_sealed), decision
+        where is_valid
     ), updated as (
         update streamkeep.streams
         set tail = change.tail,
@@ -318,7 +347,7 @@ class ProtocolStreams:
         insert into streamkeep.producers (stream_id, producer_id, epoch, last_sequence)
         select moved.*
         from unnest(
-            (select $11::bigint[]), (select $12::text[]), (select $13::bigint[]), (select $14::bigint[])
+            (select $10::bigint[]), (select $11::text[]), (select $12::bigint[]), (select $13::bigint[])
         ) as moved, decision
         where is_valid
         on conflict (stream_id, producer_id) do update
@@ -372,10 +401,31 @@ class ProtocolStreams:
             ends = {
                 row["id"]: moved_end(row["ttl_seconds"], row["ends_at"], row["now"]) or row["ends_at"] for row in found
             }
-            written = await on.fetch(self._WRITE, *_change_arrays(changes, ends), *_producer_arrays(changes))
+            tenants = {row["id"]: row["tenant"] for row in found}
+            chunks = await self._chunk_arrays(changes, tenants, on)
+            written = await on.fetch(self._WRITE, *_change_arrays(changes, ends), *_producer_arrays(changes), *chunks)
             if not written[0]["is_valid"]:
                 return None
         return results, changes
+
+    async def _chunk_arrays(
+        self, changes: Sequence[Change], tenants: dict[int, str], on: Database | Connection
+    ) -> tuple[list[object], ...]:
+        """The rows of these changes."""
+        if not self._codec.is_plain:
+            await self._key_log.note((tenants[change.state.id] for change in changes), on)
+        rows = [
+            (change.state.id, segment)
+            for change in changes
+            if change.data
+            for segment in self._codec.written(tenants[change.state.id], change.state.id, change.position, change.data)
+        ]
+        return (
+            [stream_id for stream_id, _ in rows],
+            [segment.position for _, segment in rows],
+            [segment.data for _, segment in rows],
+            [segment.encoding == SEALED for _, segment in rows],
+        )
 
     async def _append_locked(
         self, connection: Connection, appends: Sequence[StreamAppend]
@@ -564,7 +614,7 @@ class _Plan:
     def paths(self) -> list[str]:
         return [self.key.path] if self.config.fork is None else [self.key.path, self.config.fork.source.path]
 
-    def values(self, data: bytes) -> tuple[object, ...]:
+    def values(self, size: int) -> tuple[object, ...]:
         fork, ttl_seconds = self.config.fork, self.expiry.ttl_seconds
         return (
             self.key.tenant,
@@ -572,7 +622,7 @@ class _Plan:
             self.content_type,
             self.is_message_stream,
             self.config.is_closed,
-            data,
+            size,
             ttl_seconds,
             None if ttl_seconds is None else life_seconds(ttl_seconds),
             self.expiry.expires_at,
@@ -667,7 +717,6 @@ def _change_arrays(changes: Sequence[Change], ends: dict[int, object]) -> tuple[
     return (
         [state.id for state in states],
         [change.position for change in changes],
-        [change.data for change in changes],
         [state.tail.position for state in states],
         [state.tail.is_closed for state in states],
         [state.writer_sequence for state in states],

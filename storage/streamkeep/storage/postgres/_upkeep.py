@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from functools import partial
 
+from streamkeep.storage._errors import KeyUnavailable
 from streamkeep.storage._types import Retention
 from streamkeep.storage.postgres._database import Connection, Database
-from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, pack
+from streamkeep.storage.postgres._segments import RAW, SEALED, SEGMENT_BYTES, Codec, Segment
 
 logger = logging.getLogger(__name__)
 
 _DEADLINE_SECONDS = 60.0
+_SEALED_ROWS_PER_RUN = 4096
 
 PIECE_BYTES = 64 * SEGMENT_BYTES
 """What one transaction merges."""
@@ -27,8 +30,9 @@ OPEN_BYTES = 4 * SEGMENT_BYTES
 
 
 class Upkeep:
-    def __init__(self, database: Database, retention: Retention, *, merge_after_seconds: float) -> None:
+    def __init__(self, database: Database, codec: Codec, retention: Retention, *, merge_after_seconds: float) -> None:
         self._database = database
+        self._codec = codec
         self._retention = retention
         self._merge_after_seconds = merge_after_seconds
         # Open streams that grew here. It may be forgotten: they come again as they grow, or when they are closed.
@@ -83,7 +87,8 @@ class Upkeep:
         if stream is None:
             return False
         stream_id, start, final_position = stream["id"], stream["start"], stream["final_position"]
-        end = await self._merge_piece(connection, stream_id, start, min(start + PIECE_BYTES, final_position))
+        piece_end = min(start + PIECE_BYTES, final_position)
+        end = await self._merge_piece(connection, stream["tenant"], stream_id, start, piece_end)
         await connection.execute(_MARK_PIECE, stream_id, end)
         # A piece that ends where it began cannot be merged at all.
         if end >= final_position or end == start:
@@ -99,24 +104,28 @@ class Upkeep:
         if stream is None:
             return False
         start, last = stream["start"], stream["tail"] - OPEN_BYTES
-        end = await self._merge_piece(connection, stream_id, start, min(start + PIECE_BYTES, last))
+        end = await self._merge_piece(connection, stream["tenant"], stream_id, start, min(start + PIECE_BYTES, last))
         if end <= start:
             return False
         await connection.execute(_MARK_PIECE, stream_id, end)
         return bool(end < last)
 
-    async def _merge_piece(self, connection: Connection, stream_id: int, position: int, end: int) -> int:
+    async def _merge_piece(self, connection: Connection, tenant: str, stream_id: int, position: int, end: int) -> int:
         """Merge the chunks that begin between two positions, a segment at a time; the position up to which it was done.
-        Readers see all old rows or all new ones, which hold the same bytes."""
+        Readers see all old rows or all new ones, which hold the same bytes. What is encrypted gets the newest key."""
         while position < end:
-            run = await connection.fetchrow(_RUN, stream_id, position, SEGMENT_BYTES)
-            if run is None or run["data"] is None or run["run_end"] - position != len(run["data"]):
+            try:
+                chunks, run_end, data = await self._run(connection, tenant, stream_id, position)
+            except KeyUnavailable as exc:
+                logger.warning("%s; it is left as it is", exc)
+                break
+            if not data or run_end - position != len(data):
                 # Nothing writes such rows. Should they exist all the same, keep them for whoever comes to look.
                 logger.error("stream %s has no whole chunks at %s; it is left as it is", stream_id, position)
                 break
-            segments = await asyncio.to_thread(pack, position, run["data"])
-            if run["chunks"] > len(segments) or any(segment.encoding != RAW for segment in segments):
-                await connection.execute(_DELETE_RUN, stream_id, position, run["run_end"])
+            segments = await asyncio.to_thread(self._codec.packed, tenant, stream_id, position, data)
+            if chunks > len(segments) or any(segment.encoding != RAW for segment in segments):
+                await connection.execute(_DELETE_RUN, stream_id, position, run_end)
                 await connection.execute(
                     _INSERT_SEGMENTS,
                     stream_id,
@@ -125,8 +134,27 @@ class Upkeep:
                     [segment.encoding for segment in segments],
                     [segment.data for segment in segments],
                 )
-            position = run["run_end"]
+            position = run_end
         return position
+
+    async def _run(
+        self, connection: Connection, tenant: str, stream_id: int, position: int
+    ) -> tuple[int, int, bytes | None]:
+        """The chunks that begin within one segment's length: how many, where they end, and their bytes.
+
+        Raises:
+            KeyUnavailable: they cannot be opened.
+        """
+        run = await connection.fetchrow(_RUN, stream_id, position, SEGMENT_BYTES)
+        if run is None or not run["is_sealed"]:
+            return (0, position, None) if run is None else (run["chunks"], run["run_end"], run["data"])
+        rows = await connection.fetch(_ROWS, stream_id, position, SEGMENT_BYTES, _SEALED_ROWS_PER_RUN)
+        segments = [Segment(row["position"], row["size"], row["encoding"], row["data"]) for row in rows]
+        data = await asyncio.to_thread(self._opened, tenant, stream_id, segments)
+        return len(rows), segments[-1].position + segments[-1].size, data
+
+    def _opened(self, tenant: str, stream_id: int, segments: Sequence[Segment]) -> bytes:
+        return b"".join(self._codec.unpacked(tenant, stream_id, segment) for segment in segments)
 
 
 _LOCK_DUE = """
@@ -200,7 +228,7 @@ where (generation_id, process) in (
 """
 
 _LOCK_UNMERGED = """
-select id, coalesce(merged_position, fork_position, 0) as start, final_position
+select id, tenant, coalesce(merged_position, fork_position, 0) as start, final_position
 from streamkeep.streams
 where closed_at <= clock_timestamp() - make_interval(secs => $1) and merged_at is null
 order by closed_at
@@ -211,17 +239,27 @@ for update skip locked
 _TRY_TURN = "select pg_try_advisory_xact_lock(hashtextextended('streamkeep merge ' || $1::bigint, 0))"
 
 _HOLD_OPEN = """
-select coalesce(merged_position, fork_position, 0) as start, tail
+select tenant, coalesce(merged_position, fork_position, 0) as start, tail
 from streamkeep.streams
 where id = $1 and content_type is not null and final_position is null and deleted_at is null
 for key share
 """
 
 # The chunks that begin within one segment's length. Joined by the server: a stream may have come in single bytes.
-_RUN = """
-select count(*) as chunks, max(position + size) as run_end, string_agg(data, ''::bytea order by position) as data
+_RUN = f"""
+select count(*) as chunks, max(position + size) as run_end, bool_or(encoding <> {RAW}) as is_sealed,
+       string_agg(data, ''::bytea order by position) filter (where encoding = {RAW}) as data
 from streamkeep.chunks
-where stream_id = $1 and position >= $2 and position < $2 + $3::bigint and encoding = 0
+where stream_id = $1 and position >= $2 and position < $2 + $3::bigint and encoding in ({RAW}, {SEALED})
+"""
+
+# Some of them sealed: not so many at once, since each comes as it is.
+_ROWS = f"""
+select position, size, encoding, data
+from streamkeep.chunks
+where stream_id = $1 and position >= $2 and position < $2 + $3::bigint and encoding in ({RAW}, {SEALED})
+order by position
+limit $4
 """
 
 _DELETE_RUN = "delete from streamkeep.chunks where stream_id = $1 and position >= $2 and position < $3"

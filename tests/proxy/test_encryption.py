@@ -1,0 +1,34 @@
+"""A tenant whose key is gone, seen from outside: an honest answer, and nobody else's trouble."""
+
+from __future__ import annotations
+
+from streamkeep.storage.encryption import Key, Keyring
+from streamkeep.storage.postgres import PostgresStore
+from tests.serving import serving
+from tests.upstream import upstream, whole
+
+KEYS = Keyring({"default": [Key.of(b"k" * 32)]})
+
+
+async def test_data_without_their_key_are_410_on_every_way_and_new_ones_are_read(database_url: str) -> None:
+    async with upstream(whole(b"the secret", "text/plain")) as server:
+        async with serving(PostgresStore(database_url, keyring=KEYS)) as proxy:
+            await proxy.create("chat", "1", server.url)
+            assert await proxy.read_all("chat", "1") == b"the secret"
+            put = await proxy.client.put(
+                "/v1/stream/own", content=b"the secret", headers={"Content-Type": "text/plain"}
+            )
+            assert put.status_code == 201
+        async with serving(PostgresStore(database_url)) as proxy:
+            ids = "sessionId=chat&requestId=1&offset=-1"
+            generation = "/v1/stream/generations/chat/1"
+            paths = [f"/stream/data?{ids}", f"/stream/control?{ids}", f"{generation}/data", "/v1/stream/own"]
+            for path in paths:
+                for live in ("", "live=long-poll", "live=sse"):
+                    answer = await proxy.client.get(f"{path}{'&' if '?' in path else '?offset=-1&'}{live}")
+                    assert (answer.status_code, answer.json()["reason"]) == (410, "key_destroyed"), (path, live)
+            assert (await proxy.create("chat", "1", server.url)).json()["state"] == "done"
+            await proxy.create("chat", "2", server.url)
+            assert await proxy.read_all("chat", "2") == b"the secret"
+            assert (await proxy.client.delete("/api/chat/1")).status_code == 200
+        assert len(server.calls) == 2
