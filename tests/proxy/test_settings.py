@@ -27,6 +27,7 @@ from streamkeep.proxy import InvalidSetting, Settings
         ("STREAMKEEP_KEEP_HEADERS", "x-trace,set-cookie"),
         ("STREAMKEEP_LOG_LEVEL", "loud"),
         ("STREAMKEEP_OBSERVE_ENDINGS", "perhaps"),
+        ("STREAMKEEP_ENCRYPTION_KEYS", "acme=c2hvcnQ="),
         ("DATABASE_URL", "mysql://localhost/db"),
         ("STREAMKEEP_STREAMS_URL", "ftp://other.example/v1/stream"),
         ("STREAMKEEP_STREAMS_URL", "https://me:secret@other.example/v1/stream"),
@@ -70,3 +71,12 @@ def test_a_stream_server_that_cannot_be_used_is_told_in_one_line_without_its_tok
 def test_there_is_one_store() -> None:
     with pytest.raises(InvalidSetting, match="DATABASE_URL"):
         Settings.from_env({"STREAMKEEP_STREAMS_URL": "http://h/x", "DATABASE_URL": "postgresql://h/x"})
+
+
+def test_keys_are_refused_for_a_store_that_would_not_use_them() -> None:
+    environ = {
+        "STREAMKEEP_STREAMS_URL": "http://127.0.0.1:1/v1/stream",
+        "STREAMKEEP_ENCRYPTION_KEYS": "*=" + "A" * 43 + "=",
+    }
+    with pytest.raises(InvalidSetting, match="ENCRYPTION_KEYS"):
+        Settings.from_env(environ)

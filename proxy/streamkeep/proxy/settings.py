@@ -123,6 +123,10 @@ class Settings:
                 raise InvalidSetting(f"{variable}: {exc}") from exc
         if "streams_url" in chosen and "database_url" in chosen:
             raise InvalidSetting("STREAMKEEP_STREAMS_URL: DATABASE_URL is set too, and there is one store")
+        if "streams_url" in chosen and "encryption_keys" in chosen:
+            raise InvalidSetting(
+                "STREAMKEEP_ENCRYPTION_KEYS: what is kept on another stream server is not encrypted here"
+            )
         chosen.setdefault("traces", any(environ.get(variable) for variable in _TRACE_ENDPOINTS))
         return cls(**chosen)
 
