@@ -13,12 +13,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 
 from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.storage import MemoryStore
 from streamkeep.storage.postgres import PostgresStore
-from tests.end_to_end.test_departures import Watcher
+from tests.end_to_end.test_departures import Watcher, until
 from tests.end_to_end.test_failures import Side
 from tests.serving import Proxy, served_process, serving
 from tests.upstream import Exchange, Upstream, upstream
@@ -118,6 +119,39 @@ async def test_t22_a_caller_of_a_named_upstream_is_its_answers_reader() -> None:
                 assert await anext(answer.aiter_raw()) == CHUNK
                 assert await state(proxy, "left") == "running"
             await cancelled(proxy, "left")
+
+
+async def test_t22_callers_of_a_named_upstream_are_readers_while_they_wait(database_url: str) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.is_gone.wait()
+
+    async with upstream(play) as server:
+        settings = {"upstreams": Upstreams.parse(f"vendor={server.url}"), "on_disconnect": 0.0}
+        async with (
+            serving(PostgresStore(database_url), **settings) as one,
+            serving(PostgresStore(database_url), **settings) as two,
+        ):
+
+            async def ask(proxy: Proxy, request_id: str) -> httpx.Response:
+                return await proxy.client.post(
+                    "/u/vendor/v1", headers={"X-Session-ID": "chat", "X-Request-ID": request_id}
+                )
+
+            first = asyncio.create_task(ask(one, "joined"))
+            await server.called()
+            second = asyncio.create_task(ask(two, "joined"))
+            await until(lambda: repr(two.service.audiences).startswith("Audiences(1 "))
+            alone = asyncio.create_task(ask(one, "alone"))
+            await server.called(2)
+            for leaving in (first, alone):
+                leaving.cancel()
+            await cancelled(one, "alone")
+            await server.calls[1].is_gone.wait()
+            assert await state(one, "joined") == "creating"
+            second.cancel()
+            await cancelled(one, "joined")
+            assert (await one.ending("chat", "joined"))["message"] == "no reader any more"
+            await asyncio.gather(first, second, alone, return_exceptions=True)
 
 
 async def test_a_named_upstream_is_not_called_for_a_caller_who_could_not_be_answered() -> None:

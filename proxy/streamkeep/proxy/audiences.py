@@ -11,15 +11,19 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from starlette.types import Message, Receive
 
+from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.storage import Generation, Store, StoreError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 COUNTED_SECONDS = 9.0
 _TELL_SECONDS = 3.0
@@ -51,7 +55,7 @@ class Audiences:
     @contextmanager
     def attended(self, generation: Generation, receive: Receive) -> Iterator[Receive]:
         """Count the reader that is answered inside, who is to be listened to through the `receive` that this gives."""
-        if generation.cancel_after_seconds is None or not generation.state.is_live:
+        if not _counts(generation):
             yield receive
             return
         audience = self._audiences.setdefault(generation.id, _Audience())
@@ -72,6 +76,26 @@ class Audiences:
             if not has_left:
                 audience.lingers_until = time.monotonic() + _LINGER_SECONDS
             self._tell(generation.id)
+
+    async def answered(self, generation: Generation, receive: Receive | None, answer: Awaitable[T]) -> T:
+        """Wait for an answer that has not begun; whoever waits for it counts as a reader. None is nobody.
+
+        Raises:
+            CallerLeft: nobody waits any more.
+        """
+        if receive is None or not _counts(generation):
+            return await answer
+        with self.attended(generation, receive) as receive_and_look:
+            leaving = asyncio.ensure_future(_disconnected(receive_and_look))
+            waiting = asyncio.ensure_future(answer)
+            try:
+                await asyncio.wait((leaving, waiting), return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    raise CallerLeft
+                return await waiting
+            finally:
+                leaving.cancel()
+                waiting.cancel()
 
     async def run(self) -> None:
         """Tell of those who come and leave at once, and every few seconds of all who stay."""
@@ -112,3 +136,12 @@ class Audiences:
         audience = self._audiences[generation_id]
         lingering = max(0.0, audience.lingers_until - now)
         return max(COUNTED_SECONDS, lingering) if audience.readers else lingering
+
+
+def _counts(generation: Generation) -> bool:
+    return generation.cancel_after_seconds is not None and generation.state.is_live
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -66,9 +66,11 @@ class Forwarder:
         destination: Destination,
         scope: Scope,
         receive: Receive,
+        *,
+        is_reader: bool = False,
     ) -> tuple[Generation, bool]:
         """Call upstream with the caller's headers and body, or join whoever did: the row once upstream's verdict is known,
-        and whether it was a replay.
+        and whether it was a replay. `is_reader`: the caller will be answered with what upstream says.
 
         Raises:
             ApiError: the request is too large, or as `Generations.create` says.
@@ -93,7 +95,7 @@ class Forwarder:
         request = UpstreamRequest(
             method, destination.url, headers, body, destination.may_be_private, clocks, label=destination.label
         )
-        return await self._generations.create(key, request, terms)
+        return await self._generations.create(key, request, terms, reader=receive if is_reader else None)
 
     def _terms(self, principal: Principal, scope: Scope) -> Terms:
         """What the caller may have, its own limits or else everybody's, and what it asks for. Raises: BadRequest."""

@@ -29,6 +29,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import httpx
+from starlette.types import Receive
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -39,7 +40,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from streamkeep.proxy.audiences import COUNTED_SECONDS
+from streamkeep.proxy.audiences import COUNTED_SECONDS, Audiences
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, ApiError, gone, not_found, problem
 from streamkeep.proxy.logs import GENERATION
 from streamkeep.proxy.readers import Readers
@@ -223,6 +224,7 @@ class Generations:
         store: Store,
         writer: Writer,
         readers: Readers,
+        audiences: Audiences,
         settings: Settings,
         resolve: Resolver,
         tracing: Tracing | None = None,
@@ -233,6 +235,7 @@ class Generations:
         self._store = store
         self._writer = writer
         self._readers = readers
+        self._audiences = audiences
         self._settings = settings
         self._calls: dict[int, Call] = {}
         self._claiming: Counter[GenerationKey] = Counter()
@@ -281,14 +284,18 @@ class Generations:
 
     # What routes ask for
 
-    async def create(self, key: GenerationKey, request: UpstreamRequest, terms: Terms) -> tuple[Generation, bool]:
+    async def create(
+        self, key: GenerationKey, request: UpstreamRequest, terms: Terms, *, reader: Receive | None = None
+    ) -> tuple[Generation, bool]:
         """Call upstream, or join whoever did: the row once upstream's verdict is known, and whether it was a replay.
+
+        `reader` listens to a caller who reads the answer itself, and so counts as a reader while it waits.
 
         Raises:
             FingerprintMismatch: the ids belong to another request.
             TooManyGenerations, RateLimited: the terms' holder is at a limit.
             ApiError: draining, as many generations as this process may have, gone, or a body that is too large.
-            CallerLeft: the request's body was cut short.
+            CallerLeft: the request's body was cut short, or the reader left.
             StoreUnavailable: nothing was sent.
         """
         GENERATION.set(key)
@@ -300,11 +307,13 @@ class Generations:
         if not claim.is_new:
             request.body.release()
             self.tally.resumes["join" if claim.generation.state.is_live else "replay"] += 1
-            return await self._join(claim.generation, request), True
+            joined = self._join(claim.generation, request)
+            return await self._audiences.answered(claim.generation, reader, joined), True
         # From here on it is the call that lets go of the body.
         call = self._begin(claim.generation, request)
         if request.body.content is not None:
-            return await asyncio.shield(call.outcome), False
+            answer = asyncio.shield(call.outcome)
+            return await self._audiences.answered(claim.generation, reader, answer), False
         # A body that passes through comes from this caller's connection: without it there is nothing to go on with.
         try:
             return await asyncio.shield(call.outcome), False

@@ -59,7 +59,9 @@ class Service:
         self.registry = Registry(store, self.readers)
         self.webhooks = Webhooks(WebhookRules.of(settings.webhook_allow, host=settings.host), resolve)
         self.subscriptions = Subscriptions(store, self.appender, self.webhooks, public_url=settings.public_url)
-        self.generations = Generations(store, self.writer, self.readers, settings, resolve, _tracing(tracer_provider))
+        self.generations = Generations(
+            store, self.writer, self.readers, self.audiences, settings, resolve, _tracing(tracer_provider)
+        )
         self.body_budget = BodyBudget(settings.request_budget_bytes)
         self.forwarder = Forwarder(self.generations, settings, self.body_budget)
         self.requests = RequestTally()

@@ -74,7 +74,7 @@ class DropIn:
             self._service.readers.check_room()
             try:
                 row, is_replay = await self._service.forwarder.forward(
-                    principal, key, scope["method"], destination, scope, receive
+                    principal, key, scope["method"], destination, scope, receive, is_reader=True
                 )
             except CallerLeft:
                 return
