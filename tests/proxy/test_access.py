@@ -58,6 +58,9 @@ ROUTES = [
     ("GET", "/api/s/r"),
     ("GET", "/api/s/active"),
     ("POST", "/api/s/r/cancel"),
+    ("POST", "/api/share"),
+    ("DELETE", "/api/s/r"),
+    ("DELETE", "/api/s"),
     ("GET", "/stream/data?sessionId=s&requestId=r"),
     ("HEAD", "/stream/control?sessionId=s&requestId=r"),
     ("GET", "/v1/stream/generations/s/r/data"),
@@ -431,3 +434,70 @@ async def test_a_signed_url_of_a_stream_reads_or_appends() -> None:
         for method in ("PUT", "DELETE"):
             assert (await proxy.client.request(method, f"/v1/stream/docs/a?{writing}")).status_code == 401
         assert (await proxy.client.get(f"/v1/stream/docs/b?{writing}")).status_code == 401
+
+
+async def share(proxy: Proxy, value: Any, key: str = ACME) -> httpx.Response:
+    return await proxy.client.post("/api/share", json=value, headers=ours(key))
+
+
+async def test_a_generation_is_shared_for_reading_or_cancelling(vendor: Upstream) -> None:
+    async with guarded() as proxy:
+        await create(proxy, vendor, ours(ACME))
+        ids = {"sessionId": "s", "requestId": "r"}
+        reading = (await share(proxy, ids)).json()
+        assert reading["rights"] == ["read"]
+        assert (await proxy.client.get(reading["streamUrl"])).content == b"data: hello\n\n"
+        both = (await share(proxy, {**ids, "rights": ["cancel", "read"], "seconds": 60})).json()
+        assert (await proxy.client.get(both["controlUrl"])).status_code == 200
+        assert (await proxy.client.post(both["cancelUrl"])).status_code == 200
+        assert (await share(proxy, {**ids, "rights": ["cancel"]})).json().keys() == {"cancelUrl", "rights", "expiresAt"}
+        foreign = (await share(proxy, ids, OTHER)).json()
+        assert (await proxy.client.get(foreign["streamUrl"])).status_code == 404
+
+
+async def test_a_stream_is_shared_for_reading_or_writing() -> None:
+    async with guarded() as proxy:
+        text = {"Content-Type": "text/plain"}
+        await proxy.client.put("/v1/stream/docs/%C3%A4%20b", headers={**text, **ours(ACME)}, content=b"one")
+        shared = (await share(proxy, {"path": "docs/ä b", "rights": ["append", "read"]})).json()
+        assert (await proxy.client.post(shared["url"], headers=text, content=b"two")).status_code == 204
+        reading = (await share(proxy, {"path": "docs/ä b"})).json()
+        assert (await proxy.client.get(reading["url"])).content == b"onetwo"
+        assert (await proxy.client.post(reading["url"], headers=text, content=b"x")).status_code == 401
+        assert (await proxy.client.post("/api/share", json={"path": "a"}, headers={})).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"[" * 10_000,
+        b'{"path": 1}',
+        b'{"path": ""}',
+        b'{"path": "a/../b"}',
+        b'{"path": "\\ud800"}',
+        b'{"path": "a\\u0000"}',
+        b'{"path": "generations/s/r/data"}',
+        b'{"path": "__ds/subscriptions/x"}',
+        b'{"path": "a", "sessionId": "s", "requestId": "r"}',
+        b'{"sessionId": "s"}',
+        b'{"sessionId": "s", "requestId": "active"}',
+        b'{"sessionId": "s", "requestId": "r", "rights": ["append"]}',
+        b'{"path": "a", "rights": ["cancel"]}',
+        b'{"path": "a", "rights": []}',
+        b'{"path": "a", "rights": [["read"]]}',
+        b'{"path": "a", "rights": "read"}',
+        b'{"path": "a", "seconds": 0}',
+        b'{"path": "a", "seconds": NaN}',
+        b'{"path": "a", "seconds": Infinity}',
+        b'{"path": "a", "seconds": true}',
+        b'{"path": "a", "seconds": 99999999}',
+        b'{"path": "a", "tenant": "other"}',
+    ],
+)
+async def test_what_cannot_be_shared_is_told(body: bytes) -> None:
+    async with guarded() as proxy:
+        answer = await proxy.client.post("/api/share", content=body, headers=ours(ACME))
+        assert answer.status_code == 400, answer.text

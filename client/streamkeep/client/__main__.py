@@ -57,7 +57,8 @@ _EPILOG = """\
 server commands (with the extra `proxy`):
 {server}
 
-The client's commands take the proxy's URL from --proxy or STREAMKEEP_PROXY_URL ({proxy} otherwise).
+The client's commands take the proxy's URL from --proxy or STREAMKEEP_PROXY_URL ({proxy} otherwise),
+and its key from --key or STREAMKEEP_KEY.
 
 """
 
@@ -104,6 +105,7 @@ def _parser(server_commands: list[str]) -> argparse.ArgumentParser:
         default=os.environ.get("STREAMKEEP_PROXY_URL", _DEFAULT_PROXY),
         help="where the proxy is (STREAMKEEP_PROXY_URL, %(default)s)",
     )
+    proxy.add_argument("--key", default=os.environ.get("STREAMKEEP_KEY"), help="the proxy's key (STREAMKEEP_KEY)")
 
     fetch = commands.add_parser(
         "fetch", parents=[proxy], help="send a request through the proxy, or resume one", epilog=_EXIT_CODES,
@@ -148,7 +150,7 @@ def _fetch(chosen: argparse.Namespace) -> int:
     content = None if chosen.data is None else _data(chosen.data)
     if content is not None and all(name.lower() != "content-type" for name in headers):
         headers["Content-Type"] = "application/json"
-    with FetchClient(chosen.proxy) as client:
+    with FetchClient(chosen.proxy, key=chosen.key) as client:
         response = client.fetch(
             chosen.url,
             method=chosen.method,
@@ -200,7 +202,7 @@ def _read(chosen: argparse.Namespace) -> int:
 
 
 def _active(chosen: argparse.Namespace) -> int:
-    with FetchClient(chosen.proxy) as client:
+    with FetchClient(chosen.proxy, key=chosen.key) as client:
         for found in client.active(chosen.session):
             columns = (
                 found.request_id,
@@ -214,7 +216,7 @@ def _active(chosen: argparse.Namespace) -> int:
 
 
 def _cancel(chosen: argparse.Namespace) -> int:
-    with FetchClient(chosen.proxy) as client:
+    with FetchClient(chosen.proxy, key=chosen.key) as client:
         print(client.cancel(chosen.session, chosen.request))
     return 0
 

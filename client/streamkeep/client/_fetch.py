@@ -20,7 +20,7 @@ from streamkeep.client._responses import HttpLibrary, async_response, blocking_r
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules import wire
 from streamkeep.client._rules.wire import Creation
-from streamkeep.client._server import Server
+from streamkeep.client._server import Server, headers_for
 from streamkeep.client._stores import GenerationStore, SQLiteStore
 
 Target = str | httpx.URL | httpx.Request
@@ -46,8 +46,8 @@ class FetchClient:
     """Send requests through a proxy, so that their responses outlive the connection and this process.
 
     `proxy_url` may or may not end in `/api`. `store` keeps which generations are being read: a `SQLiteStore` in the
-    user's state directory unless given. `auth` are headers for the proxy alone. `http` is the httpx transport to it, for
-    TLS settings and the like. Several threads may share a client; a response belongs to one at a time.
+    user's state directory unless given. `key` is the proxy's own, and `auth` are more headers for the proxy alone. `http`
+    is the httpx transport to it, for TLS settings and the like. Several threads may share a client; a response belongs to one at a time.
     """
 
     def __init__(
@@ -55,13 +55,16 @@ class FetchClient:
         proxy_url: str,
         *,
         store: GenerationStore | None = None,
+        key: str | None = None,
         auth: Mapping[str, str] | None = None,
         timeout: httpx.Timeout | float | None = DEFAULT_TIMEOUT,
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         patience: Patience | None = None,
         http: httpx.BaseTransport | None = None,
     ) -> None:
-        self._core = _Core(BlockingChannel(http), proxy_url, store, auth, timeout, ttl_seconds, patience)
+        self._core = _Core(
+            BlockingChannel(http), proxy_url, store, headers_for(key, auth), timeout, ttl_seconds, patience
+        )
 
     def __repr__(self) -> str:
         return f"FetchClient({self._core.server.base!r})"
@@ -139,13 +142,14 @@ class AsyncFetchClient:
         proxy_url: str,
         *,
         store: GenerationStore | None = None,
+        key: str | None = None,
         auth: Mapping[str, str] | None = None,
         timeout: httpx.Timeout | float | None = DEFAULT_TIMEOUT,
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         patience: Patience | None = None,
         http: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._core = _Core(AsyncChannel(http), proxy_url, store, auth, timeout, ttl_seconds, patience)
+        self._core = _Core(AsyncChannel(http), proxy_url, store, headers_for(key, auth), timeout, ttl_seconds, patience)
 
     def __repr__(self) -> str:
         return f"AsyncFetchClient({self._core.server.base!r})"
@@ -214,13 +218,13 @@ class _Core:
         channel: Channel,
         proxy_url: str,
         store: GenerationStore | None,
-        auth: Mapping[str, str] | None,
+        auth: Mapping[str, str],
         timeout: httpx.Timeout | float | None,
         ttl_seconds: float,
         patience: Patience | None,
     ) -> None:
         patience = patience or Patience()
-        self.server = Server(channel, wire.proxy_base(proxy_url), auth=auth or {}, patience=patience)
+        self.server = Server(channel, wire.proxy_base(proxy_url), auth=auth, patience=patience)
         self._channel = channel
         self._own_store = SQLiteStore()
         kept = self._own_store if store is None else store

@@ -83,6 +83,11 @@ class _Answer:
     content: bytes
 
 
+def headers_for(key: str | None, auth: Mapping[str, str] | None) -> dict[str, str]:
+    """The headers for the proxy alone: its key, and whatever else stands before it wants."""
+    return {**(auth or {}), **({} if key is None else {wire.KEY: key})}
+
+
 class Server:
     """A proxy at `base`. `auth` are headers for it alone; they are sent to its own origin only."""
 

@@ -37,7 +37,7 @@ from streamkeep.client._responses import HttpLibrary, Translate, async_response,
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules import wire
 from streamkeep.client._rules.attempts import RETRY_COUNT_HEADER, FailedAttempts, Ids, is_repeat
-from streamkeep.client._server import Server, UpstreamCall
+from streamkeep.client._server import Server, UpstreamCall, headers_for
 from streamkeep.client._stores import GenerationStore, SQLiteStore
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class DurableTransport(_Transport):
         *,
         store: GenerationStore | None = None,
         session_id: str | None = None,
+        key: str | None = None,
         auth: Mapping[str, str] | None = None,
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         patience: Patience | None = None,
@@ -87,7 +88,7 @@ class DurableTransport(_Transport):
         def exchange(channel: Channel) -> Exchange:
             kept = self._own_store if store is None else store
             patient = patience or Patience()
-            server = Server(channel, self._base, auth=auth or {}, patience=patient)
+            server = Server(channel, self._base, auth=headers_for(key, auth), patience=patient)
             return Exchange(channel, server, kept, patience=patient, skips_finished=True)
 
         self._blocking = exchange(BlockingChannel(http))

@@ -23,6 +23,7 @@ from streamkeep.proxy.routes import operations, transport
 from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
 from streamkeep.proxy.routes.proxy_protocol import ProxyProtocol
+from streamkeep.proxy.routes.sharing import Share
 from streamkeep.proxy.routes.streams import StreamByIds, StreamByPath, Which
 from streamkeep.proxy.routes.subscriptions import SubscriptionRoutes
 from streamkeep.proxy.rules.wire import BadRequest
@@ -93,6 +94,7 @@ def _raw_routes(service: Service) -> list[Route]:
             methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
         ),
         Route("/u/{upstream}/{path:anything}", Guarded(DropIn(service)), methods=every),
+        Route("/api/share", Guarded(Share(service)), methods=["POST"]),
         Route("/api/{session_id}/{request_id}", Guarded(transport.CreateGeneration(service)), methods=["POST"]),
         *(Route(f"/stream/{which}", Guarded(StreamByIds(service, which)), methods=["GET", "HEAD"]) for which in Which),
         *(Route(f"{generation}/{which}", Guarded(StreamByPath(service, which)), methods=every) for which in Which),

@@ -392,6 +392,40 @@ _SUBSCRIPTION_PATHS: Schema = {
 PATHS: Schema = {
     "/v1/stream/{path}": _OPEN_STREAM,
     **{f"/v1/stream/__ds/{path}": methods for path, methods in _SUBSCRIPTION_PATHS.items()},
+    "/api/share": {
+        "post": {
+            "tags": ["transport"],
+            "summary": "A fresh signed URL for a generation or a stream, with the rights that are asked for",
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "properties": {
+                                "sessionId": _TEXT,
+                                "requestId": _TEXT,
+                                "path": {**_TEXT, "description": "A stream, instead of a generation"},
+                                "rights": {"type": "array", "items": {"enum": ["read", "cancel", "append"]}},
+                                "seconds": {"type": "number", "description": "How long it is good"},
+                            },
+                        }
+                    }
+                },
+            },
+            "responses": {
+                "200": {
+                    "description": "`url`, or `streamUrl`, `controlUrl` and `cancelUrl`",
+                    "content": {"application/json": {"schema": {"type": "object"}}},
+                },
+                **_errors(
+                    _400="`invalid_share`, `invalid_id`, `invalid_path`",
+                    _401="`missing_credentials`, `invalid_credentials`",
+                    _413="`body_too_large`",
+                ),
+            },
+        }
+    },
     "/api/{session_id}/{request_id}": {
         "post": {
             "tags": ["transport"],

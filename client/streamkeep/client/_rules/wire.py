@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 from streamkeep.client._errors import ProtocolError
 
 # Request headers
+KEY = "Streamkeep-Key"
 PROXY_URL = "X-Proxy-Url"
 PROXY_METHOD = "X-Proxy-Method"
 SESSION_ID = "X-Session-ID"
