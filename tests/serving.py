@@ -26,18 +26,10 @@ from streamkeep.storage import Store
 ANY_LOCAL = Allowlist.parse(["http://127.0.0.1:*/**", "http://localhost:*/**"])
 
 
-@dataclass
-class Proxy:
-    """A served proxy: its base URL, its parts, and a client for it."""
+class Shorthands:
+    """What tests ask of a proxy, wherever it runs."""
 
-    url: str
-    app: FastAPI
     client: httpx.AsyncClient
-
-    @property
-    def service(self) -> Service:
-        service: Service = self.app.state.service
-        return service
 
     async def create(
         self, session_id: str, request_id: str, url: str, *, body: bytes = b"{}", method: str = "POST", **headers: str
@@ -64,6 +56,30 @@ class Proxy:
                 if answer.headers.get("Stream-Closed") == "true":
                     return body
 
+    async def read_all_patiently(self, session_id: str, request_id: str) -> bytes:
+        """All bytes, as a client gets them that comes back after every refusal."""
+        body = b""
+        async with asyncio.timeout(90):
+            while True:
+                offset = f"{0:016d}_{len(body):016d}"
+                answer = await self.read(session_id, request_id, offset=offset, live="long-poll")
+                if answer.status_code not in (200, 204):
+                    assert answer.status_code == 503, answer.text
+                    await asyncio.sleep(0.1)
+                    continue
+                body += answer.content
+                if answer.headers.get("Stream-Closed") == "true":
+                    return body
+
+    async def available(self, size: int, session_id: str = "chat", request_id: str = "1") -> bytes:
+        """Wait until so many bytes are readable; those bytes."""
+        async with asyncio.timeout(30):
+            while True:
+                answer = await self.read(session_id, request_id)
+                if answer.status_code == 200 and len(answer.content) >= size:
+                    return answer.content
+                await asyncio.sleep(0.02)
+
     async def ending(self, session_id: str, request_id: str) -> dict[str, Any]:
         """Wait for the one terminal event."""
         async with asyncio.timeout(60):
@@ -75,6 +91,20 @@ class Proxy:
                     assert len(events) == 1
                     event: dict[str, Any] = events[0]
                     return event
+
+
+@dataclass
+class Proxy(Shorthands):
+    """A served proxy: its base URL, its parts, and a client for it."""
+
+    url: str
+    app: FastAPI
+    client: httpx.AsyncClient
+
+    @property
+    def service(self) -> Service:
+        service: Service = self.app.state.service
+        return service
 
 
 def local_settings(**changes: Any) -> Settings:
@@ -105,7 +135,7 @@ async def serving(store: Store, **settings: Any) -> AsyncIterator[Proxy]:
         await task
 
 
-class ServedProcess:
+class ServedProcess(Shorthands):
     """`streamkeep serve` in a process of its own."""
 
     def __init__(self, process: asyncio.subprocess.Process, url: str, client: httpx.AsyncClient) -> None:

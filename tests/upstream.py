@@ -172,3 +172,22 @@ def whole(body: bytes, content_type: str = "text/event-stream", *, chunk_bytes: 
         await exchange.end()
 
     return play
+
+
+def ticking(body: bytes, *, pieces: int, seconds: float, then: asyncio.Event | None = None) -> Script:
+    """Send a body in equal pieces over some time, then wait if told to."""
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "application/octet-stream"})
+        step = len(body) // pieces
+        for start in range(0, len(body), step):
+            await exchange.chunk(body[start : start + step])
+            await asyncio.sleep(seconds / pieces)
+        if then is not None:
+            waiting = [asyncio.ensure_future(event.wait()) for event in (then, exchange.is_gone)]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for future in waiting:
+                future.cancel()
+        await exchange.end()
+
+    return play

@@ -20,7 +20,6 @@ from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.storage import MemoryStore
 from streamkeep.storage.postgres import PostgresStore
 from tests.end_to_end.test_departures import Watcher, until
-from tests.end_to_end.test_failures import Side
 from tests.serving import Proxy, served_process, serving
 from tests.upstream import Exchange, Upstream, upstream
 
@@ -257,8 +256,7 @@ async def test_t22_a_killed_instance_gives_back_its_places_and_its_readers_count
         served_process(database_url=database_url, environ={"STREAMKEEP_MAX_RUNNING": "2"}) as process,
     ):
         url = answers.server.url
-        victim = Side(process)
-        assert (await victim.create("chat", "1", url)).status_code == 200  # type: ignore[misc]
+        assert (await process.create("chat", "1", url)).status_code == 200
         await answers.create(survivor, "2", "cancel")
         reader = await Watcher.open(process.url, "/v1/stream/generations/chat/2/data")
         await reader.see(b"Hi")

@@ -9,7 +9,6 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -18,51 +17,8 @@ import pytest
 from streamkeep.storage.postgres import PostgresStore
 from tests.cutting import wire_to
 from tests.database import PrivateServer
-from tests.serving import Proxy, ServedProcess, served_process, serving
-from tests.upstream import Exchange, Script, upstream
-
-
-def ticking(body: bytes, *, pieces: int, seconds: float, then: asyncio.Event | None = None) -> Script:
-    """Send a body in equal pieces over some time, then wait if told to."""
-
-    async def play(exchange: Exchange) -> None:
-        await exchange.head(200, {"Content-Type": "application/octet-stream"})
-        step = len(body) // pieces
-        for start in range(0, len(body), step):
-            await exchange.chunk(body[start : start + step])
-            await asyncio.sleep(seconds / pieces)
-        if then is not None:
-            waiting = [asyncio.ensure_future(event.wait()) for event in (then, exchange.is_gone)]
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for future in waiting:
-                future.cancel()
-        await exchange.end()
-
-    return play
-
-
-class Side:
-    """A proxy in another process, with the shorthands of `Proxy`."""
-
-    def __init__(self, process: ServedProcess) -> None:
-        self.process = process
-        self.client = process.client
-
-    create = Proxy.create
-    read = Proxy.read
-    read_all = Proxy.read_all
-    ending = Proxy.ending
-
-
-async def available(proxy: Any, size: int) -> bytes:
-    """Wait until so many bytes are readable; those bytes."""
-    async with asyncio.timeout(30):
-        while True:
-            answer = await proxy.read("chat", "1")
-            if answer.status_code == 200 and len(answer.content) >= size:
-                return bytes(answer.content)
-            await asyncio.sleep(0.02)
-
+from tests.serving import ServedProcess, served_process, serving
+from tests.upstream import Exchange, ticking, upstream
 
 BODY = random.Random(7).randbytes(40_000)
 
@@ -71,26 +27,24 @@ async def test_a_killed_proxy_loses_no_acknowledged_byte_and_leaves_no_reader_ha
     never = asyncio.Event()
     async with upstream(ticking(BODY, pieces=100, seconds=0.5, then=never)) as server:
         async with served_process(database_url=database_url) as process:
-            first = Side(process)
-            created = (await first.create("chat", "1", server.url)).json()  # type: ignore[misc]
-            seen = await available(first, 20_000)
+            created = (await process.create("chat", "1", server.url)).json()
+            seen = await process.available(20_000)
             process.kill()
             await process.exit_code()
         async with served_process(database_url=database_url) as process:
             ready_at = time.monotonic()
-            second = Side(process)
             path = httpx.URL(created["streamUrl"]).raw_path.decode()
             again = await process.client.get(path)
             assert again.status_code == 200, "the signing key outlives the process"
             assert again.content[: len(seen)] == seen
-            event = await second.ending("chat", "1")  # type: ignore[misc]
+            event = await process.ending("chat", "1")
             assert time.monotonic() - ready_at < 15
             assert (event["event"], event["code"], event["retryable"]) == ("error", "owner_lost", True)
             assert "sha256" not in event
-            body = await second.read_all("chat", "1")  # type: ignore[misc]
+            body = await process.read_all("chat", "1")
             assert BODY.startswith(body)
             assert event["bytes"] == len(body) >= len(seen)
-            repeat = await second.create("chat", "1", server.url)  # type: ignore[misc]
+            repeat = await process.create("chat", "1", server.url)
             assert repeat.headers["Streamkeep-Replayed"] == "true"
             assert len(server.calls) == 1
 
@@ -102,10 +56,9 @@ async def test_a_surviving_process_ends_the_orphans_of_a_killed_one(database_url
         serving(PostgresStore(database_url), long_poll_seconds=20.0) as survivor,
     ):
         async with served_process(database_url=database_url) as process:
-            victim = Side(process)
-            await victim.create("chat", "1", server.url)  # type: ignore[misc]
+            await process.create("chat", "1", server.url)
             reading = asyncio.create_task(survivor.read_all("chat", "1"))
-            await available(survivor, len(BODY))
+            await survivor.available(len(BODY))
             process.kill()
             killed_at = time.monotonic()
             assert await reading == BODY
@@ -121,9 +74,8 @@ async def test_a_frozen_owner_is_fenced_and_writes_nothing_when_it_wakes(databas
         serving(PostgresStore(database_url)) as survivor,
         served_process(database_url=database_url, environ={"STREAMKEEP_DRAIN_SECONDS": "0.5"}) as process,
     ):
-        frozen = Side(process)
-        await frozen.create("chat", "1", server.url)  # type: ignore[misc]
-        await available(survivor, len(BODY))
+        await process.create("chat", "1", server.url)
+        await survivor.available(len(BODY))
         process.process.send_signal(signal.SIGSTOP)
         try:
             event = await survivor.ending("chat", "1")
@@ -133,7 +85,7 @@ async def test_a_frozen_owner_is_fenced_and_writes_nothing_when_it_wakes(databas
         await server.calls[0].is_gone.wait()
         events = (await survivor.read("chat", "1", "control")).json()
         assert [e["code"] for e in events] == ["owner_lost"]
-        assert (await frozen.create("chat", "2", server.url)).status_code == 200  # type: ignore[misc]
+        assert (await process.create("chat", "2", server.url)).status_code == 200
 
 
 async def test_reading_resuming_and_cancelling_work_on_any_instance(database_url: str) -> None:
@@ -149,7 +101,7 @@ async def test_reading_resuming_and_cancelling_work_on_any_instance(database_url
         assert joined.headers["Streamkeep-Replayed"] == "true"
         resumed = await other.client.post("/api/chat/x", headers={"X-Resume-Active-Generation": "true"})
         assert resumed.json()["requestId"] == "1"
-        await available(other, len(BODY))
+        await other.available(len(BODY))
         assert (await other.client.post("/api/chat/1/cancel")).json()["state"] == "cancelled"
         await asyncio.wait_for(server.calls[0].is_gone.wait(), 1)
         assert await reading == BODY
@@ -202,8 +154,8 @@ async def test_a_killed_database_costs_no_byte(private_server: PrivateServer) ->
         upstream(ticking(BODY, pieces=200, seconds=3)) as server,
     ):
         await proxy.create("chat", "1", server.url)
-        reading = asyncio.create_task(_read_through_outages(proxy))
-        await available(proxy, 5_000)
+        reading = asyncio.create_task(proxy.read_all_patiently("chat", "1"))
+        await proxy.available(5_000)
         await asyncio.to_thread(private_server.kill)
         assert await reading == BODY
         event = await proxy.ending("chat", "1")
@@ -221,8 +173,8 @@ async def test_a_database_away_for_twenty_seconds_costs_no_byte_and_bounded_memo
         upstream(ticking(body, pieces=400, seconds=1)) as server,
     ):
         await proxy.create("chat", "1", server.url)
-        reading = asyncio.create_task(_read_through_outages(proxy))
-        await available(proxy, 100_000)
+        reading = asyncio.create_task(proxy.read_all_patiently("chat", "1"))
+        await proxy.available(100_000)
         await asyncio.to_thread(private_server.stop)
         most = 0
         until = time.monotonic() + 20
@@ -246,11 +198,11 @@ async def test_a_frozen_database_is_an_outage_too(private_server: PrivateServer)
         upstream(ticking(BODY, pieces=100, seconds=2)) as server,
     ):
         await proxy.create("chat", "1", server.url)
-        await available(proxy, 5_000)
+        await proxy.available(5_000)
         await asyncio.to_thread(private_server.freeze)
         await asyncio.sleep(3)
         await asyncio.to_thread(private_server.thaw)
-        assert await _read_through_outages(proxy) == BODY
+        assert await proxy.read_all_patiently("chat", "1") == BODY
         assert (await proxy.ending("chat", "1"))["code"] == "complete"
 
 
@@ -272,13 +224,13 @@ async def test_our_own_pause_is_not_blamed_on_upstream_and_what_it_sent_before_a
     settings = {"idle_seconds": 1.0, "stream_budget_bytes": 32 * 1024}
     async with serving(PostgresStore(private_server.url), **settings) as proxy, upstream(play) as server:
         await proxy.create("chat", "1", server.url)
-        await available(proxy, 1000)
+        await proxy.available(1000)
         await asyncio.to_thread(private_server.freeze)
         frozen.set()
         await asyncio.sleep(3)
         await asyncio.to_thread(private_server.thaw)
         thawed.set()
-        assert await _read_through_outages(proxy) == body
+        assert await proxy.read_all_patiently("chat", "1") == body
         assert (await proxy.ending("chat", "1"))["code"] == "upstream_failed"
 
 
@@ -309,7 +261,7 @@ async def test_a_refusal_that_meets_an_outage_frees_the_ids_when_the_database_is
             while (answer := await proxy.create("chat", "1", server.url)).status_code != 200:
                 assert answer.status_code in (400, 503)
                 await asyncio.sleep(0.05)
-        assert await _read_through_outages(proxy) == b"fine"
+        assert await proxy.read_all_patiently("chat", "1") == b"fine"
 
 
 async def test_past_the_outage_limit_upstream_is_closed_and_the_end_is_written_when_the_database_is_back(
@@ -321,11 +273,11 @@ async def test_past_the_outage_limit_upstream_is_closed_and_the_end_is_written_w
         upstream(ticking(BODY, pieces=400, seconds=4, then=never)) as server,
     ):
         await proxy.create("chat", "1", server.url)
-        seen = await available(proxy, 2_000)
+        seen = await proxy.available(2_000)
         await asyncio.to_thread(private_server.stop)
         await asyncio.wait_for(server.calls[0].is_gone.wait(), 10)
         await asyncio.to_thread(private_server.start)
-        body = await _read_through_outages(proxy)
+        body = await proxy.read_all_patiently("chat", "1")
         event = await proxy.ending("chat", "1")
     assert (event["code"], event["retryable"], event["bytes"]) == ("storage_unavailable", True, len(body))
     assert BODY.startswith(body)
@@ -343,7 +295,7 @@ async def test_a_claim_whose_answer_was_lost_frees_the_ids_and_is_called_once(da
             async with asyncio.timeout(30):
                 while (answer := await proxy.create("chat", str(number), server.url)).status_code != 200:
                     assert (answer.status_code, answer.json()["error"]) == (503, "storage_unavailable")
-            assert await _read_through_outages(proxy, str(number)) == BODY
+            assert await proxy.read_all_patiently("chat", str(number)) == BODY
         assert wire.cuts >= 3
         assert len(server.calls) == 5
 
@@ -355,15 +307,14 @@ async def test_on_sigterm_running_generations_finish_and_nothing_new_starts(data
         serving(PostgresStore(database_url)) as elsewhere,
         served_process(database_url=database_url) as process,
     ):
-        proxy = Side(process)
-        await proxy.create("chat", "1", server.url)  # type: ignore[misc]
-        reading = asyncio.create_task(proxy.read_all("chat", "1"))  # type: ignore[misc]
-        await available(proxy, len(BODY))
+        await process.create("chat", "1", server.url)
+        reading = asyncio.create_task(process.read_all("chat", "1"))
+        await process.available(len(BODY))
         process.terminate()
         await _until(process, "/ready", 503)
-        refused = await proxy.create("chat", "2", server.url)  # type: ignore[misc]
+        refused = await process.create("chat", "2", server.url)
         assert (refused.status_code, refused.json()["error"]) == (503, "draining")
-        assert (await proxy.read("chat", "1")).content == BODY  # type: ignore[misc]
+        assert (await process.read("chat", "1")).content == BODY
         finish.set()
         assert await reading == BODY
         assert await process.exit_code() == 0
@@ -378,9 +329,8 @@ async def test_past_the_drain_deadline_generations_end_with_shutdown(database_ur
         serving(PostgresStore(database_url)) as elsewhere,
         served_process(database_url=database_url, environ={"STREAMKEEP_DRAIN_SECONDS": "0.5"}) as process,
     ):
-        proxy = Side(process)
-        await proxy.create("chat", "1", server.url)  # type: ignore[misc]
-        await available(proxy, len(BODY))
+        await process.create("chat", "1", server.url)
+        await process.available(len(BODY))
         process.terminate()
         assert await process.exit_code() == 0
         event = await elsewhere.ending("chat", "1")
@@ -391,9 +341,8 @@ async def test_past_the_drain_deadline_generations_end_with_shutdown(database_ur
 async def test_the_embedded_databases_data_survive_a_restart_and_ctrl_c_stops_cleanly(tmp_path: Path) -> None:
     async with upstream(ticking(BODY, pieces=5, seconds=0.1)) as server:
         async with served_process(data_dir=tmp_path / "data") as process:
-            proxy = Side(process)
-            await proxy.create("chat", "1", server.url)  # type: ignore[misc]
-            assert await proxy.read_all("chat", "1") == BODY  # type: ignore[misc]
+            await process.create("chat", "1", server.url)
+            assert await process.read_all("chat", "1") == BODY
             children = psutil.Process(process.process.pid).children(recursive=True)
             assert children
             # As a terminal does: to the whole process group.
@@ -402,7 +351,7 @@ async def test_the_embedded_databases_data_survive_a_restart_and_ctrl_c_stops_cl
             _, alive = psutil.wait_procs(children, timeout=10)
             assert not alive
         async with served_process(data_dir=tmp_path / "data") as process:
-            assert await Side(process).read_all("chat", "1") == BODY  # type: ignore[misc]
+            assert await process.read_all("chat", "1") == BODY
 
 
 async def test_a_reader_that_never_reads_is_cut_loose_and_slows_nobody(database_url: str) -> None:
@@ -444,8 +393,7 @@ async def test_readers_that_never_read_do_not_grow_the_process(database_url: str
         served_process(database_url=database_url) as process,
         upstream(ticking(body, pieces=600, seconds=1)) as server,
     ):
-        proxy = Side(process)
-        await proxy.create("chat", "1", server.url)  # type: ignore[misc]
+        await process.create("chat", "1", server.url)
         host, port = process.url.removeprefix("http://").split(":")
         stuck = []
         for _ in range(20):
@@ -454,7 +402,7 @@ async def test_readers_that_never_read_do_not_grow_the_process(database_url: str
             writer.write(f"GET /stream/data?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             stuck.append(writer)
         before = psutil.Process(process.process.pid).memory_info().rss
-        event = await proxy.ending("chat", "1")  # type: ignore[misc]
+        event = await process.ending("chat", "1")
         grown = psutil.Process(process.process.pid).memory_info().rss - before
         for writer in stuck:
             writer.transport.abort()
@@ -488,22 +436,6 @@ async def test_merged_streams_read_the_same_from_every_offset(database_url: str)
         for start in range(0, 4_001, 97):
             got = await proxy.read("chat", "1", offset=f"{0:016d}_{start:016d}")
             assert got.content == BODY[start:4_000]
-
-
-async def _read_through_outages(proxy: Proxy, request_id: str = "1") -> bytes:
-    """All bytes, as a client gets them that comes back after every failure."""
-    body = b""
-    async with asyncio.timeout(90):
-        while True:
-            offset = f"{0:016d}_{len(body):016d}"
-            answer = await proxy.read("chat", request_id, offset=offset, live="long-poll")
-            if answer.status_code not in (200, 204):
-                assert answer.status_code == 503, answer.text
-                await asyncio.sleep(0.1)
-                continue
-            body += answer.content
-            if answer.headers.get("Stream-Closed") == "true":
-                return body
 
 
 async def _until(process: ServedProcess, path: str, status: int) -> None:

@@ -15,9 +15,8 @@ import pytest
 from streamkeep.storage import MemoryStore
 from streamkeep.storage.remote import RemoteStore
 from tests import node
-from tests.end_to_end.test_failures import Side, _read_through_outages, available, ticking
 from tests.serving import served_process, serving
-from tests.upstream import upstream
+from tests.upstream import ticking, upstream
 
 BODY = random.Random(11).randbytes(40_000)
 
@@ -95,7 +94,7 @@ async def test_reading_joining_and_cancelling_work_on_any_instance() -> None:
         await owner.create("chat", "1", server.url)
         reading = asyncio.create_task(other.read_all("chat", "1"))
         assert (await other.create("chat", "1", server.url)).headers["Streamkeep-Replayed"] == "true"
-        await available(other, len(BODY))
+        await other.available(len(BODY))
         assert (await other.client.post("/api/chat/1/cancel")).json()["state"] == "cancelled"
         await asyncio.wait_for(server.calls[0].is_gone.wait(), 1)
         assert await reading == BODY
@@ -111,9 +110,9 @@ async def test_a_surviving_proxy_ends_the_orphans_of_a_killed_one() -> None:
         serving(RemoteStore(f"{remote.url}/v1/stream/ours"), long_poll_seconds=20.0) as survivor,
         served_process(environ={"STREAMKEEP_STREAMS_URL": f"{remote.url}/v1/stream/ours"}) as process,
     ):
-        await Side(process).create("chat", "1", server.url)  # type: ignore[misc]
+        await process.create("chat", "1", server.url)
         reading = asyncio.create_task(survivor.read_all("chat", "1"))
-        await available(survivor, len(BODY))
+        await survivor.available(len(BODY))
         process.kill()
         async with asyncio.timeout(15):
             assert await reading == BODY
@@ -139,8 +138,8 @@ async def test_a_server_that_is_killed_and_comes_back_costs_no_byte_and_bounded_
         ):
             await patient.create("chat", "1", fast.url)
             await hasty.create("other", "1", slow.url)
-            reading = asyncio.create_task(_read_through_outages(patient))
-            await available(patient, 100_000)
+            reading = asyncio.create_task(patient.read_all_patiently("chat", "1"))
+            await patient.available(100_000)
             remote.kill()
             await remote.exit_code()
             async with asyncio.timeout(20):
