@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -51,6 +52,7 @@ _INDEX = "journals"
 _APPEND_BYTES = 1024 * 1024
 _RETRY_SECONDS = 2.0
 _NUDGE_SECONDS = 0.5
+_SHORTEST_POLL_SECONDS = 0.1
 _FIRST_ROLLER_SECONDS = 5.0
 _ROLL_POLL_SECONDS = 0.1
 _BACK_OFF = wait_random_exponential(multiplier=0.02, max=0.5)
@@ -304,8 +306,12 @@ class Journal:
         while True:
             number = self._number
             try:
+                asked_at = time.monotonic()
                 page = await self._read(is_live=True)
                 self.is_following = True
+                # A server that is being stopped answers at once, with nothing.
+                if not page.data and not page.is_end and time.monotonic() - asked_at < _SHORTEST_POLL_SECONDS:
+                    await asyncio.sleep(_SHORTEST_POLL_SECONDS)
                 if page.is_end and self._number == number and self._offset == page.next_offset:
                     await self._roll()
             except StreamNotFound:
