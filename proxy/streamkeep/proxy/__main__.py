@@ -1,4 +1,4 @@
-"""The server's part of the `streamkeep` command: `serve`, `keys` and `vendor`."""
+"""The server's part of the `streamkeep` command: `serve`, `keys`, `tenants` and `vendor`."""
 
 from __future__ import annotations
 
@@ -106,10 +106,17 @@ def keys_command(argv: Sequence[str]) -> int:
     return run_keys(argv, os.environ)
 
 
+def tenants_command(argv: Sequence[str]) -> int:
+    """`streamkeep tenants`; returns the exit code."""
+    from streamkeep.proxy.tenants_command import tenants_command as run_tenants
+
+    return run_tenants(argv, os.environ)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m streamkeep.proxy`: the server's subcommands alone."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"serve": serve_command, "keys": keys_command, "vendor": vendor_command}
+    commands = {"serve": serve_command, "keys": keys_command, "tenants": tenants_command, "vendor": vendor_command}
     if not arguments or arguments[0] not in commands:
         print(f"usage: python -m streamkeep.proxy {{{','.join(commands)}}} …", file=sys.stderr)
         return 2

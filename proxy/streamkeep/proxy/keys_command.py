@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import re
 import secrets
-import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-from streamkeep.proxy.rules import access, wire
+from streamkeep.proxy.rules import access
 from streamkeep.proxy.rules.allowlist import AllowlistError
-from streamkeep.proxy.rules.wire import BadRequest
-from streamkeep.proxy.settings import InvalidSetting, Settings
-from streamkeep.proxy.store import chosen_store, with_database
-from streamkeep.storage import DEFAULT_TENANT, ApiKey, KeyStore, StoreError
-from streamkeep.storage.embedded import EmbeddedPostgresError
+from streamkeep.proxy.store_command import WHICH_STORE, complain, run_on_store, say, store_options, tenant
+from streamkeep.storage import DEFAULT_TENANT, ApiKey, KeyStore, Store
 
-_EPILOG = """\
-The database is the one at DATABASE_URL, else the embedded one in STREAMKEEP_DATA_DIR, also while a server runs on it.
-Servers learn of every change within five seconds.
+_EPILOG = f"""\
+{WHICH_STORE}Servers learn of every change within five seconds.
 """
 _LIFETIME = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _ID_BYTES, _SECRET_BYTES = 8, 32
 _MAX_LIMIT = 2**31 - 1
 
-Action = Callable[[KeyStore, argparse.Namespace], Coroutine[None, None, int]]
-
 
 def keys_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """`streamkeep keys`; returns the exit code."""
-    chosen = _parser().parse_args(argv)
-    try:
-        settings = Settings.from_env(environ)
-        if chosen.data_dir is not None:
-            settings = replace(settings, data_dir=chosen.data_dir)
-        with ExitStack() as stack:
-            return asyncio.run(_run(with_database(settings, stack), chosen))
-    except InvalidSetting as exc:
-        _complain(f"streamkeep: {exc}")
-        return 2
-    except StoreError as exc:
-        _complain(f"streamkeep: the store cannot be used: {exc}")
-    except (EmbeddedPostgresError, OSError) as exc:
-        _complain(f"streamkeep: {exc}")
-    except KeyboardInterrupt:
-        pass
-    return 1
+    return run_on_store(_parser().parse_args(argv), environ)
 
 
 async def make_key(keys: KeyStore, template: ApiKey, *, if_first: bool = False) -> str | None:
@@ -67,17 +41,7 @@ def key_template(tenant: str = DEFAULT_TENANT, *, name: str | None = None, is_op
     return ApiKey("", tenant, b"", datetime.now(UTC), name, is_operator=is_operator)
 
 
-async def _run(settings: Settings, chosen: argparse.Namespace) -> int:
-    store = chosen_store(replace(settings, database_pool_size=1))
-    await store.open()
-    try:
-        action: Action = chosen.action
-        return await action(store.keys, chosen)
-    finally:
-        await store.close()
-
-
-async def _create(keys: KeyStore, chosen: argparse.Namespace) -> int:
+async def _create(store: Store, chosen: argparse.Namespace) -> int:
     template = replace(
         key_template(chosen.tenant, name=chosen.name, is_operator=chosen.operator),
         upstreams=None if chosen.upstream is None else tuple(chosen.upstream),
@@ -85,14 +49,14 @@ async def _create(keys: KeyStore, chosen: argparse.Namespace) -> int:
         max_per_minute=chosen.max_per_minute,
         expires_at=chosen.expires,
     )
-    _say(str(await make_key(keys, template)))
-    _complain("Keep it: it is stored as a hash, and cannot be shown again.")
+    say(str(await make_key(store.keys, template)))
+    complain("Keep it: it is stored as a hash, and cannot be shown again.")
     return 0
 
 
-async def _list(keys: KeyStore, chosen: argparse.Namespace) -> int:
-    _say("ID\tTENANT\tSTATE\tNAME\tUPSTREAMS\tLIMITS\tCREATED\tEXPIRES")
-    for key in await keys.all(chosen.tenant):
+async def _list(store: Store, chosen: argparse.Namespace) -> int:
+    say("ID\tTENANT\tSTATE\tNAME\tUPSTREAMS\tLIMITS\tCREATED\tEXPIRES")
+    for key in await store.keys.all(chosen.tenant):
         limits = [f"{key.max_running} at once"] if key.max_running else []
         limits += [f"{key.max_per_minute} a minute"] if key.max_per_minute else []
         columns = (
@@ -105,33 +69,25 @@ async def _list(keys: KeyStore, chosen: argparse.Namespace) -> int:
             _shown(key.created_at),
             _shown(key.expires_at) if key.expires_at else "-",
         )
-        _say("\t".join(columns))
+        say("\t".join(columns))
     return 0
 
 
-async def _revoke(keys: KeyStore, chosen: argparse.Namespace) -> int:
-    if await keys.revoke(chosen.id) is None:
-        _complain(f"streamkeep: there is no key stk_{chosen.id}")
+async def _revoke(store: Store, chosen: argparse.Namespace) -> int:
+    if await store.keys.revoke(chosen.id) is None:
+        complain(f"streamkeep: there is no key stk_{chosen.id}")
         return 1
-    _say(f"stk_{chosen.id} is revoked; the last server refuses it within five seconds.")
+    say(f"stk_{chosen.id} is revoked; the last server refuses it within five seconds.")
     return 0
 
 
-async def _rotate(keys: KeyStore, chosen: argparse.Namespace) -> int:
-    made = await keys.rotate_signing_key(secrets.token_bytes(_SECRET_BYTES), is_only=chosen.only)
+async def _rotate(store: Store, chosen: argparse.Namespace) -> int:
+    made = await store.keys.rotate_signing_key(secrets.token_bytes(_SECRET_BYTES), is_only=chosen.only)
     until = (
         "URLs signed before that are good no more" if chosen.only else "URLs signed before stay good until they expire"
     )
-    _say(f"Key {made.id} signs URLs from ten seconds on; {until}.")
+    say(f"Key {made.id} signs URLs from ten seconds on; {until}.")
     return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-
-
-def _complain(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
 
 
 def _state(key: ApiKey) -> str:
@@ -149,14 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="streamkeep keys", description="Who may use the proxy.", epilog=_EPILOG, formatter_class=raw
     )
-    database = argparse.ArgumentParser(add_help=False)
-    database.add_argument(
-        "--data-dir", type=Path, help="the embedded Postgres' data (STREAMKEEP_DATA_DIR, .streamkeep)"
-    )
+    database = store_options()
     actions = parser.add_subparsers(metavar="ACTION", required=True)
 
     create = actions.add_parser("create", parents=[database], help="make a key and print it, once")
-    create.add_argument("--tenant", type=_tenant, default=DEFAULT_TENANT, help="whose it is (%(default)s)")
+    create.add_argument("--tenant", type=tenant, default=DEFAULT_TENANT, help="whose it is (%(default)s)")
     create.add_argument("--name", type=_name, help="what it is for, shown in lists")
     create.add_argument(
         "--upstream", action="append", type=_upstream, help="a named upstream or URL glob it may call; repeatable (all)"
@@ -168,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     create.set_defaults(action=_create)
 
     listing = actions.add_parser("list", parents=[database], help="show keys, without their secrets")
-    listing.add_argument("--tenant", type=_tenant, help="one tenant's (everybody's)")
+    listing.add_argument("--tenant", type=tenant, help="one tenant's (everybody's)")
     listing.set_defaults(action=_list)
 
     revoke = actions.add_parser("revoke", parents=[database], help="make a key useless")
@@ -179,13 +132,6 @@ def _parser() -> argparse.ArgumentParser:
     rotate.add_argument("--only", action="store_true", help="a key has leaked: what older ones signed is good no more")
     rotate.set_defaults(action=_rotate)
     return parser
-
-
-def _tenant(text: str) -> str:
-    try:
-        return wire.check_tenant(text)
-    except BadRequest as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from None
 
 
 def _name(text: str) -> str:
