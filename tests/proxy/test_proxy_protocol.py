@@ -153,6 +153,33 @@ async def test_upstreams_error_is_502_with_its_status_type_and_body() -> None:
         assert "Location" not in answer.headers
 
 
+async def test_a_stream_may_stop_without_readers_and_its_readers_count() -> None:
+    async with served(endless) as here:
+        made = await here.post({"Streamkeep-On-Disconnect": "cancel"})
+        location = made.headers["Location"]
+        async with here.proxy.client.stream("GET", f"{location}&live=sse&offset=-1") as answer:
+            await anext(answer.aiter_raw())
+            await until_told(here)
+            assert not here.vendor.calls[0].is_gone.is_set()
+        async with asyncio.timeout(10):
+            await here.vendor.calls[0].is_gone.wait()
+        assert code(await here.post({"Streamkeep-On-Disconnect": "never"})) == (400, "INVALID_ON_DISCONNECT")
+
+
+async def until_told(here: Served) -> None:
+    async with asyncio.timeout(10):
+        while not repr(here.proxy.service.audiences).startswith("Audiences(1 "):
+            await asyncio.sleep(0.01)
+
+
+async def test_limits_hold_for_the_proxy_protocol_too() -> None:
+    async with served(endless, max_running=1) as here:
+        assert (await here.post()).status_code == 201
+        refused = await here.post()
+        assert code(refused) == (429, "TOO_MANY_GENERATIONS")
+        assert int(refused.headers["Retry-After"]) > 0
+
+
 async def test_a_redirect_is_not_followed() -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.answer(302, b"", {"Location": "http://169.254.169.254/"})

@@ -102,10 +102,13 @@ class Forwarder:
         limits, settings = principal.limits, self._settings
         asked = wire.single_headers(scope["headers"], (wire.RETENTION, wire.ON_DISCONNECT))
         policy = asked[wire.ON_DISCONNECT]
+        max_running = settings.max_running if limits.max_running is None else limits.max_running
+        max_per_minute = settings.max_per_minute if limits.max_per_minute is None else limits.max_per_minute
+        is_limited = max_running is not None or max_per_minute is not None
         return Terms(
-            holder=principal.holder or _ANYBODY,
-            max_running=settings.max_running if limits.max_running is None else limits.max_running,
-            max_per_minute=settings.max_per_minute if limits.max_per_minute is None else limits.max_per_minute,
+            holder=principal.holder or (_ANYBODY if is_limited else None),
+            max_running=max_running,
+            max_per_minute=max_per_minute,
             retention_seconds=wire.retention_seconds(asked[wire.RETENTION], at_most=settings.max_retention_seconds),
             cancel_after_seconds=settings.on_disconnect if policy is None else wire.cancel_after_seconds(policy),
         )

@@ -389,6 +389,15 @@ _SUBSCRIPTION_PATHS: Schema = {
     },
 }
 
+# What every request that calls upstream may ask for.
+_ASKED = [
+    _header(wire.TIMEOUT, "Shorter clocks for upstream: `connect=5, first_byte=30, idle=10, total=120`"),
+    _header(wire.ON_DISCONNECT, "Without readers: `continue`, `cancel` or `cancel_after=` with seconds"),
+    _header(wire.RETENTION, "How many seconds the data stay after the end"),
+]
+_ASKED_IN_VAIN = "`invalid_on_disconnect`, `invalid_retention`, `invalid_timeout`"
+_AT_A_LIMIT = "`too_many_generations`, `rate_limited`: the key is at a limit; without `Upstream-Status`"
+
 PATHS: Schema = {
     "/v1/stream/{path}": _OPEN_STREAM,
     **{f"/v1/stream/__ds/{path}": methods for path, methods in _SUBSCRIPTION_PATHS.items()},
@@ -436,9 +445,7 @@ PATHS: Schema = {
                 _header(wire.PROXY_METHOD, "GET, HEAD, PUT, PATCH, DELETE or POST (default)"),
                 _header(wire.RESUME_ACTIVE_GENERATION, "Any value but `false`: find what runs, call nothing"),
                 _header(wire.VIEW, "`json` or `bytes`: what `streamUrl` is to lead to, see `as` of the data stream"),
-                _header(wire.TIMEOUT, "Shorter clocks for upstream: `connect=5, first_byte=30, idle=10, total=120`"),
-                _header(wire.ON_DISCONNECT, "Without readers: `continue`, `cancel` or `cancel_after=` with seconds"),
-                _header(wire.RETENTION, "How many seconds the data stay after the end"),
+                *_ASKED,
             ],
             "requestBody": {"description": "Goes to upstream as it is", "content": {"*/*": {}}},
             "responses": {
@@ -454,12 +461,12 @@ PATHS: Schema = {
                 },
                 **_errors(
                     _400="`missing_upstream_url`, `invalid_upstream_url`, `invalid_upstream_method`, `invalid_id`, "
-                    "`invalid_on_disconnect`, `invalid_retention`, `invalid_timeout`",
+                    + _ASKED_IN_VAIN,
                     _403="`upstream_not_allowed`",
                     _409="`request_conflict`: the ids belong to another request; `cancelled`",
                     _410="`gone`: the ids were used before, and the data are gone",
                     _413="`body_too_large`",
-                    _429="`too_many_generations`, `rate_limited`: the key is at a limit; without `Upstream-Status`",
+                    _429=_AT_A_LIMIT,
                     _502="`upstream_unreachable`, `upstream_failed`, `redirect_refused`, `owner_lost`",
                     _503="`draining`, `overloaded`, `storage_unavailable`, `shutdown`",
                     _504="`timed_out`",
@@ -496,6 +503,7 @@ def _drop_in(method: str) -> Schema:
             _header(wire.SESSION_ID, "The chat; without it the request is one of its own"),
             _header(wire.RESUME_ACTIVE_GENERATION, "The session's running answer from its start, or 204; calls nobody"),
             _header(wire.LAST_EVENT_ID, "An EventSource goes on behind this event; calls nobody"),
+            *_ASKED,
         ],
         "responses": {
             "default": {
@@ -511,13 +519,14 @@ def _drop_in(method: str) -> Schema:
             },
             "204": {"description": "There is nothing to go on with"},
             **_errors(
-                _400="`invalid_upstream_url`, `invalid_id`, `invalid_event_id`",
+                _400="`invalid_upstream_url`, `invalid_id`, `invalid_event_id`, " + _ASKED_IN_VAIN,
                 _404="`unknown_upstream`; `not_found`",
                 _409="`request_conflict`: the key belongs to another request; `cancelled`",
                 _410="`gone`: the key was used before, and the data are gone",
                 _413="`body_too_large`",
+                _429=_AT_A_LIMIT,
                 _502="`upstream_unreachable`, `upstream_failed`, `redirect_refused`, `owner_lost`",
-                _503="`draining`, `storage_unavailable`, `shutdown`",
+                _503="`draining`, `overloaded`, `storage_unavailable`, `shutdown`",
                 _504="`timed_out`",
             ),
         },
@@ -556,12 +565,14 @@ PATHS["/v1/proxy"] = {
             _header(wire.UPSTREAM_AUTHORIZATION, "Sent as `Authorization`; that of this request is ours"),
             _header(wire.SIGNED_URL_TTL, "Seconds for which the URL is good, up to `STREAMKEEP_URL_SECONDS`"),
             _query("secret", "Our key, where no header can be set"),
+            *_ASKED,
         ],
         {"201": {"description": "Upstream has accepted; the body is still coming", "headers": _LOCATION}},
         _400="`MISSING_UPSTREAM_URL`, `MISSING_UPSTREAM_METHOD`, `INVALID_UPSTREAM_METHOD`, `REDIRECT_NOT_ALLOWED`, "
-        "`INVALID_ACTION`",
+        "`INVALID_ACTION`, " + _ASKED_IN_VAIN.upper(),
         _403="`UPSTREAM_NOT_ALLOWED`",
         _413="`BODY_TOO_LARGE`",
+        _429="`TOO_MANY_GENERATIONS`, `RATE_LIMITED`: the key is at a limit",
         _502="Upstream's own error, with `Upstream-Status`; or `UPSTREAM_ERROR`, `STORAGE_ERROR`",
         _504="`UPSTREAM_TIMEOUT`",
     )

@@ -156,7 +156,8 @@ class _Request:
     async def _read(self, key: GenerationKey, parameters: dict[str, str]) -> None:
         query = wire.read_query(parameters, last_event_id=asgi.header(self.scope, b"last-event-id"))
         row = await self.service.generations.find(key)
-        await self.reads.answer(_target(row), query, self.scope, self.receive, self.send)
+        with self.service.audiences.attended(row, self.receive) as receive_and_look:
+            await self.reads.answer(_target(row), query, self.scope, receive_and_look, self.send)
 
     async def _head(self, key: GenerationKey) -> None:
         row = await self.service.generations.find(key)
