@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
-import logging
 import random
 
 import pytest
@@ -13,6 +13,7 @@ from streamkeep.storage import (
     Append,
     Code,
     Ending,
+    Erasure,
     ForkPoint,
     Generation,
     GenerationKey,
@@ -39,7 +40,7 @@ from streamkeep.storage.contract import (
 )
 from streamkeep.storage.encryption import InvalidKeyring, Key, Keyring, Sealer
 from streamkeep.storage.postgres._segments import SEALED, SEGMENT_BYTES, Codec, Segment
-from tests.postgres import Connection, connected, opened
+from tests.postgres import Connection, connected, opened, until
 
 OLD, NEW, OTHER = (Key.of(bytes([i]) * 32) for i in range(3))
 KEYS = Keyring({"acme": [OLD]})
@@ -209,19 +210,25 @@ async def test_rows_that_were_swapped_do_not_open(database_url: str) -> None:
         assert await read_on(store, one.data_stream, 100) == SECRET[100:]
 
 
-async def test_a_start_names_the_keys_that_were_used_and_are_missing(
+async def test_a_start_names_the_keys_that_are_missing_for_as_long_as_data_need_them(
     database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(database_url, keyring=KEYS) as store:
+    used = "select count(*) from streamkeep.sealing_keys"
+    async with opened(database_url, keyring=KEYS) as store, connected(database_url) as connection:
         await recorded(store, await store.register_owner(), key())
         await recorded(store, await store.register_owner(), key(tenant="other"))
-    with caplog.at_level(logging.ERROR, "streamkeep"):
-        async with opened(database_url, keyring=Keyring({"acme": [NEW, OLD]})):
-            assert not caplog.records
+        assert await connection.fetchval(used) == 1
         async with opened(database_url, keyring=Keyring({"*": [NEW]})):
-            (record,) = caplog.records
-    assert "acme" in record.getMessage()
-    assert OLD.id.hex() in record.getMessage()
+            await until(lambda: caplog.records)
+        (record,) = caplog.records
+        assert "acme" in record.getMessage()
+        assert OLD.id.hex() in record.getMessage()
+        assert (await store.erase(Erasure("acme"))).remaining == 0
+        caplog.clear()
+        async with opened(database_url, keyring=Keyring({"*": [NEW]})), asyncio.timeout(20):
+            while await connection.fetchval(used):
+                await asyncio.sleep(0.02)
+        assert not caplog.records
 
 
 # The rules alone

@@ -119,7 +119,8 @@ class Gone:
 class Generation:
     """A generation's row. `epoch` grows each time a refused one is claimed anew; `fingerprint` is None while a large
     request body is still passing through; `data_stream` and `control_stream` are stream ids; `holder` and
-    `cancel_after_seconds` are those of the claim's terms; `retention_seconds` is None where the store's applies."""
+    `cancel_after_seconds` are those of the claim's terms; `retention_seconds` is None where the store's applies.
+    `message` may stand in the terminal event alone, where that is encrypted."""
 
     id: int
     key: GenerationKey

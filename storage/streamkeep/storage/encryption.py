@@ -28,10 +28,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from streamkeep.storage._errors import KeyUnavailable, StoreError
 
 _KEY_BYTES = 32
-_ID_BYTES = 8
+ID_BYTES = 8
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
-OVERHEAD_BYTES = _ID_BYTES + _NONCE_BYTES + _TAG_BYTES
+OVERHEAD_BYTES = ID_BYTES + _NONCE_BYTES + _TAG_BYTES
 """By how much sealed bytes are more than what they hold."""
 
 _EVERYBODY = "*"
@@ -51,7 +51,7 @@ class Key:
 
     @classmethod
     def of(cls, secret: bytes) -> Key:
-        return cls(hmac.digest(secret, b"streamkeep key id", "sha256")[:_ID_BYTES], secret)
+        return cls(hmac.digest(secret, b"streamkeep key id", "sha256")[:ID_BYTES], secret)
 
 
 class Keyring:
@@ -130,10 +130,10 @@ class Sealer:
             KeyUnavailable: the key is not on the ring.
             StoreError: these are not bytes that were sealed for it.
         """
-        key = self._keyring.find(tenant, sealed[:_ID_BYTES])
+        key = self._keyring.find(tenant, sealed[:ID_BYTES])
         if key is None:
             raise KeyUnavailable(f"stream {stream_id} is encrypted with a key that is not here")
-        nonce, ciphertext = sealed[_ID_BYTES : _ID_BYTES + _NONCE_BYTES], sealed[_ID_BYTES + _NONCE_BYTES :]
+        nonce, ciphertext = sealed[ID_BYTES : ID_BYTES + _NONCE_BYTES], sealed[ID_BYTES + _NONCE_BYTES :]
         try:
             return self._cipher(key.secret, tenant, stream_id).decrypt(nonce, ciphertext, place)
         except (InvalidTag, ValueError) as exc:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from streamkeep.storage.encryption import Sealer
+from streamkeep.storage._errors import StoreUnavailable
+from streamkeep.storage.encryption import ID_BYTES, Sealer
 from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.postgres._segments import SEALED
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +36,37 @@ class KeyLog:
 
     _USED = "select tenant, key_id from streamkeep.sealing_keys order by tenant, first_used_at"
 
+    _IS_USED = f"""
+    select 1
+    from streamkeep.streams
+    cross join lateral (
+        select 1
+        from streamkeep.chunks
+        where stream_id = streams.id and encoding >= {SEALED} and substring(data for {ID_BYTES}) = $2
+        limit 1
+    ) as sealed
+    where tenant = $1
+    limit 1
+    """
+
+    _FORGET = "delete from streamkeep.sealing_keys where tenant = $1 and key_id = $2"
+
     async def warn_of_missing(self) -> None:
-        """Say which keys were used and are not here. Data under them cannot be read; destroying them may be the wish."""
+        """Say which keys are not here and have sealed what is still stored; forget those that have not."""
         for row in await self._database.fetch(self._USED):
-            if not self._sealer.has(row["tenant"], row["key_id"]):
+            tenant, key_id = row["tenant"], row["key_id"]
+            if self._sealer.has(tenant, key_id):
+                continue
+            try:
+                is_used = await self._database.fetch_row(self._IS_USED, tenant, key_id) is not None
+            except StoreUnavailable:
+                is_used = True  # Too much to look through.
+            if is_used:
                 logger.error(
                     "tenant %s has data encrypted with key %s, which STREAMKEEP_ENCRYPTION_KEYS does not hold: "
-                    "what is left of them cannot be read",
-                    row["tenant"],
-                    row["key_id"].hex(),
+                    "they cannot be read",
+                    tenant,
+                    key_id.hex(),
                 )
+            else:
+                await self._database.execute(self._FORGET, tenant, key_id)

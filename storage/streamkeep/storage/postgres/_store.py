@@ -174,10 +174,10 @@ class PostgresStore:
     async def open(self) -> None:
         await migrate(self._direct_dsn, connect_seconds=self._deadline_seconds)
         await self._database.open()
-        await self._key_log.warn_of_missing()
         self._tasks = [
             asyncio.create_task(self._feed.run(), name="streamkeep-feed"),
             asyncio.create_task(self._notifier.run(), name="streamkeep-notifier"),
+            asyncio.create_task(self._key_log.warn_of_missing(), name="streamkeep-missing-keys"),
         ]
         for task in self._tasks:
             task.add_done_callback(_log_failure)
