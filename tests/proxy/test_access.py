@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 from streamkeep.proxy import create_app
 from streamkeep.proxy.errors import ApiError
 from streamkeep.proxy.keys_command import key_template, make_key
-from streamkeep.proxy.rules.access import BootstrapKeys, Right
+from streamkeep.proxy.rules.access import BootstrapKeys, Right, digest, format_api_key, principal_of_key
+from streamkeep.proxy.rules.signing import Signer
 from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.storage import ApiKey, GenerationKey, MemoryStore, StreamKey
 from tests.serving import Proxy, local_settings, serving
@@ -213,8 +216,6 @@ async def test_subscriptions_belong_to_a_tenant() -> None:
 
 
 async def stored(store: MemoryStore, **changes: Any) -> str:
-    from dataclasses import replace
-
     template: ApiKey = replace(key_template("acme"), **changes)
     made = await make_key(store.keys, template)
     assert made is not None
@@ -383,6 +384,65 @@ async def test_development_mode_needs_nothing_and_heeds_no_credential() -> None:
     async with serving(MemoryStore()) as proxy:
         for headers in ({}, bearer("anything"), ours("anything")):
             assert (await proxy.client.get("/v1/stream/a", headers=headers)).status_code == 404
+
+
+HERE = {"Host": "127.0.0.1:4000"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_served"),
+    [
+        ({"Host": "localhost:4000", "Origin": "http://localhost:5173"}, True),
+        ({"Host": "[::1]:4000", "Origin": "http://[::1]:5173"}, True),
+        ({"Host": "app.localhost", "Origin": "http://127.0.0.1"}, True),
+        ({"Host": "laptop:4000"}, True),
+        ({"Host": "streams.example", "Origin": "https://app.example"}, True),
+        ({**HERE, "Origin": "https://evil.example"}, False),
+        ({**HERE, "Origin": "http://localhost.evil.example"}, False),
+        ({**HERE, "Origin": "http://127.0.0.1.evil.example"}, False),
+        ({**HERE, "Origin": "http://localhost@evil.example"}, False),
+        ({**HERE, "Origin": "null"}, False),
+        ({**HERE, "Origin": "http://[::1"}, False),
+        ({**HERE, "Origin": ""}, False),
+        ({"Host": "evil.example:4000"}, False),
+        ({"Host": "localhost.evil.example"}, False),
+        ({"Host": "127.0.0.1@evil.example"}, False),
+    ],
+)
+async def test_development_mode_serves_no_page_from_elsewhere(headers: dict[str, str], is_served: bool) -> None:
+    settings = {"origins": ("*", "https://app.example"), "public_url": "https://streams.example"}
+    async with serving(MemoryStore(), **settings) as proxy:
+        answer = await proxy.client.get("/v1/stream/a", headers=headers)
+        assert answer.status_code == (404 if is_served else 403)
+
+
+async def test_what_concerns_all_tenants_is_for_operators() -> None:
+    async with guarded() as proxy:
+        statuses = [
+            (await proxy.client.get("/metrics", headers=headers)).status_code
+            for headers in ({}, ours(ACME), ours(SERVICE))
+        ]
+        assert statuses == [401, 403, 200]
+
+
+def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[object, object]] = []
+    compare = hmac.compare_digest
+
+    def watched(one: Any, other: Any) -> bool:
+        compared.append((one, other))
+        return compare(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", watched)
+    text = format_api_key("0" * 16, "1" * 64)
+    key = replace(key_template("acme"), digest=digest("1" * 64))
+    principal_of_key(key, text, now=datetime.now(UTC))
+    assert len(compared) == 1
+    assert KEYS.find(ACME) is not None
+    assert len(compared) == 1 + 3, "each key, found or not"
+    signer = Signer(1, {1: bytes(32)})
+    signer.check(StreamKey("acme", "a"), {"signature": "1.x", "expires": "1"}, now=0)
+    assert len(compared) == 1 + 3 + 1
 
 
 # Capability URLs

@@ -7,7 +7,6 @@ soon, for good with the first key.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,9 +91,17 @@ class Access:
         if not await self.is_open():
             message = "this needs a key, in the header Streamkeep-Key or as bearer token"
             raise _unauthorized("missing_credentials", message)
-        if not _is_loopback(scope):
+        client = scope.get("client")
+        if not rules.is_from_here(
+            client and client[0], headers, origins=self._settings.origins, public_url=self._settings.public_url
+        ):
             raise problem(403, "not_permitted", "this proxy has no keys yet and serves its own machine alone")
         return Principal(DEFAULT_TENANT, is_operator=True)
+
+    async def check_operator(self, scope: Scope) -> None:
+        """Whoever asks may do what concerns all tenants. Raises: ApiError, as `principal`, and 403 `not_permitted`."""
+        if not (await self.principal(scope)).is_operator:
+            raise problem(403, "not_permitted", "this is for the operator's keys")
 
     async def permit(
         self, scope: Scope, parameters: Mapping[str, str], right: Right, named: Callable[[str], K]
@@ -159,11 +166,3 @@ def _refused(found: SignatureProblem) -> ApiError:
     if found is SignatureProblem.EXPIRED:
         return problem(401, found, "the URL has expired; with a key, ask for a fresh one")
     return problem(401, found, "the URL's signature is not ours, or not for this")
-
-
-def _is_loopback(scope: Scope) -> bool:
-    client = scope.get("client")
-    try:
-        return client is not None and ipaddress.ip_address(client[0]).is_loopback
-    except ValueError:
-        return False

@@ -44,6 +44,7 @@ def router(service: Service) -> APIRouter:
         responses={200: {"content": {"text/plain": {}}}},
     )
     async def metrics(request: Request) -> Response:
+        await service.access.check_operator(request.scope)
         body, content_type = exposition.render(
             is_database_up=await service.probe.is_up(), accept=request.headers.get("accept", "")
         )

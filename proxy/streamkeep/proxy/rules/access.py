@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
 from functools import lru_cache
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError, Refused
@@ -109,6 +111,45 @@ def _globs(entries: tuple[str, ...]) -> Allowlist:
 
 class InvalidCredentials(Exception):
     """What was presented opens nothing; the message says why, and holds none of it."""
+
+
+# Development mode
+
+
+def is_from_here(
+    address: str | None, headers: Iterable[tuple[bytes, bytes]], *, origins: Iterable[str], public_url: str | None
+) -> bool:
+    """Whether a request is this machine's own: from a loopback address, and by no page from elsewhere, which a browser
+    would let in with its user's address.
+
+    Such a page tells its origin, unless its own name leads here (DNS rebinding), and then it is the name that is asked
+    for: one with a dot in it, since nobody elsewhere can have another. Pages that are listed by their origin may come.
+    """
+    values = [(name.lower(), value.decode("latin-1")) for name, value in headers]
+    hosts = [value for name, value in values if name == b"host"]
+    pages = [value for name, value in values if name == b"origin"]
+    ours = None if public_url is None else urlsplit(public_url).hostname
+    return (
+        address is not None
+        and _is_loopback(address)
+        and all("." not in host or _is_loopback(host) or host == ours for host in map(_host_of, hosts))
+        and all(page in origins or _is_loopback(_host_of(page.partition("://")[2])) for page in pages)
+    )
+
+
+def _host_of(authority: str) -> str:
+    """The host in `host:port`; empty for what cannot be read."""
+    try:
+        return urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 # What a request presents
