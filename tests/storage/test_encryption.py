@@ -170,6 +170,28 @@ async def test_a_stream_may_begin_without_a_key_and_go_on_with_one_and_with_the_
         assert await read_on(store, stream.id) == b"".join(pieces)
 
 
+async def test_everything_closed_can_be_given_the_newest_key_and_what_was_plain_too(database_url: str) -> None:
+    whole = SECRET * 2000
+    async with opened(database_url) as store:
+        plain = await recorded(store, await store.register_owner(), key("plain"), whole, step=100_000)
+        await merged(store)
+    async with opened(database_url, keyring=KEYS) as store:
+        old = await recorded(store, await store.register_owner(), key("old"), whole, step=100_000)
+        await merged(store)
+    both = (plain, old)
+    async with opened(database_url, keyring=Keyring({"acme": [NEW, OLD]})) as store, connected(database_url) as looker:
+        assert await store.rekey("acme") == 4
+        assert await store.rekey("other") == 0
+        await merged(store)
+        for generation in both:
+            for stream_id in (generation.data_stream, generation.control_stream):
+                assert all(encoding & SEALED for encoding in await encodings(looker, stream_id))
+    async with opened(database_url, keyring=Keyring({"acme": [NEW]})) as store:
+        for generation in both:
+            assert await read_on(store, generation.data_stream, 0, 300_000) == whole
+            assert len(await events(store, generation)) == 1
+
+
 async def test_without_its_key_a_stream_cannot_be_read_and_others_can(database_url: str) -> None:
     keys = Keyring({"acme": [OLD], "other": [OTHER]})
     async with opened(database_url, keyring=keys, merge_after_seconds=3600) as store:

@@ -1,4 +1,4 @@
-"""`streamkeep tenants`: how long tenants' data stay, and the end of a tenant."""
+"""`streamkeep tenants`: how long tenants' data stay, new keys for them, and the end of a tenant."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from streamkeep.proxy.store_command import WHICH_STORE, complain, run_on_store, 
 from streamkeep.storage import Erasure, Store
 
 _EPILOG = f"""\
-{WHICH_STORE}A retention counts for what is begun from now on. A deletion may be broken off and repeated at any time.
+{WHICH_STORE}A retention counts for what is begun from now on. A deletion and a rekeying may
+be broken off and repeated at any time; rekeying needs STREAMKEEP_ENCRYPTION_KEYS as servers have it.
 """
 _RETENTION = re.compile(r"([1-9][0-9]{0,8})([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
@@ -60,6 +61,15 @@ async def _delete(store: Store, chosen: argparse.Namespace) -> int:
     return 0
 
 
+async def _rekey(store: Store, chosen: argparse.Namespace) -> int:
+    streams = await store.rekey(chosen.tenant)
+    say(f"{streams} streams of {chosen.tenant} are encrypted anew …")
+    while await store.merge():
+        pass
+    say("Done. Streams that are still written get the newest key when they are closed.")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -77,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         "--retention", type=_retention, required=True, metavar="TIME", help="3600, 12h, 30d, … or default"
     )
     setting.set_defaults(action=_set)
+
+    rekeying = actions.add_parser(
+        "rekey", parents=[store], help="encrypt what is stored for a tenant with the first of its keys"
+    )
+    rekeying.add_argument("tenant", type=tenant)
+    rekeying.set_defaults(action=_rekey)
 
     deleting = actions.add_parser("delete", parents=[store], help="delete all data of a tenant, for good")
     deleting.add_argument("tenant", type=tenant)

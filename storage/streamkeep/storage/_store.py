@@ -277,6 +277,9 @@ class Store(Protocol):
         """Delete expired streams, the data of generations past their retention, and rows past theirs; return how many
         were touched. What forks need stays readable for them."""
 
+    async def rekey(self, tenant: str) -> int:
+        """Have merges encrypt a tenant's closed streams anew, with its newest key; return how many there are."""
+
     async def merge(self, limit: int = 20) -> int:
         """Merge the chunks of closed streams, and old ones of long open streams, into larger, compressed segments.
 

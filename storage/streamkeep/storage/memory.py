@@ -413,6 +413,9 @@ class MemoryStore:
             self._remove(stream)
         return len(due) + len(expired) + len(unwatched) + len(over) + self._finish_deleted(limit)
 
+    async def rekey(self, tenant: str) -> int:
+        return 0
+
     async def merge(self, limit: int = 20) -> int:
         return 0
 

@@ -705,6 +705,9 @@ class PostgresStore:
         swept = await self._upkeep.sweep(limit) + await self._erasing.sweep(limit)
         return swept + await self._streams.sweep(limit)
 
+    async def rekey(self, tenant: str) -> int:
+        return await self._upkeep.rekey(tenant)
+
     async def merge(self, limit: int = 20) -> int:
         return await self._upkeep.merge(limit)
 

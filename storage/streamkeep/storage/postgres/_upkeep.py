@@ -15,12 +15,13 @@ from functools import partial
 from streamkeep.storage._errors import KeyUnavailable
 from streamkeep.storage._types import Retention
 from streamkeep.storage.postgres._database import Connection, Database
-from streamkeep.storage.postgres._segments import RAW, SEALED, SEGMENT_BYTES, Codec, Segment
+from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, Codec, Segment
 
 logger = logging.getLogger(__name__)
 
 _DEADLINE_SECONDS = 60.0
-_SEALED_ROWS_PER_RUN = 4096
+_PACKED_ROWS_PER_RUN = 4096
+_STREAMS_PER_REKEY = 5000
 
 PIECE_BYTES = 64 * SEGMENT_BYTES
 """What one transaction merges."""
@@ -70,6 +71,14 @@ class Upkeep:
             if not await self._database.transact(self._merge_closed, deadline_seconds=_DEADLINE_SECONDS):
                 return merged + await self._merge_grown(limit - merged)
         return limit
+
+    async def rekey(self, tenant: str) -> int:
+        """Forget of a tenant's closed streams that they were merged; return how many."""
+        marked = last = 0
+        while rows := await self._database.fetch(_UNMERGE, tenant, last, _STREAMS_PER_REKEY):
+            marked += len(rows)
+            last = max(row["id"] for row in rows)
+        return marked
 
     async def _merge_grown(self, limit: int) -> int:
         for merged in range(limit):
@@ -146,9 +155,9 @@ class Upkeep:
             KeyUnavailable: they cannot be opened.
         """
         run = await connection.fetchrow(_RUN, stream_id, position, SEGMENT_BYTES)
-        if run is None or not run["is_sealed"]:
+        if run is None or not run["is_packed"]:
             return (0, position, None) if run is None else (run["chunks"], run["run_end"], run["data"])
-        rows = await connection.fetch(_ROWS, stream_id, position, SEGMENT_BYTES, _SEALED_ROWS_PER_RUN)
+        rows = await connection.fetch(_ROWS, stream_id, position, SEGMENT_BYTES, _PACKED_ROWS_PER_RUN)
         segments = [Segment(row["position"], row["size"], row["encoding"], row["data"]) for row in rows]
         data = await asyncio.to_thread(self._opened, tenant, stream_id, segments)
         return len(rows), segments[-1].position + segments[-1].size, data
@@ -247,17 +256,17 @@ for key share
 
 # The chunks that begin within one segment's length. Joined by the server: a stream may have come in single bytes.
 _RUN = f"""
-select count(*) as chunks, max(position + size) as run_end, bool_or(encoding <> {RAW}) as is_sealed,
+select count(*) as chunks, max(position + size) as run_end, bool_or(encoding <> {RAW}) as is_packed,
        string_agg(data, ''::bytea order by position) filter (where encoding = {RAW}) as data
 from streamkeep.chunks
-where stream_id = $1 and position >= $2 and position < $2 + $3::bigint and encoding in ({RAW}, {SEALED})
+where stream_id = $1 and position >= $2 and position < $2 + $3::bigint
 """
 
-# Some of them sealed: not so many at once, since each comes as it is.
-_ROWS = f"""
+# Some of them not raw: fewer at once, since each comes as it is.
+_ROWS = """
 select position, size, encoding, data
 from streamkeep.chunks
-where stream_id = $1 and position >= $2 and position < $2 + $3::bigint and encoding in ({RAW}, {SEALED})
+where stream_id = $1 and position >= $2 and position < $2 + $3::bigint
 order by position
 limit $4
 """
@@ -268,6 +277,17 @@ _INSERT_SEGMENTS = """
 insert into streamkeep.chunks (stream_id, position, size, encoding, data)
 select $1, segment.*
 from unnest($2::bigint[], $3::int[], $4::smallint[], $5::bytea[]) as segment
+"""
+
+_UNMERGE = """
+update streamkeep.streams set merged_at = null, merged_position = null
+where id = any(array(
+    select id from streamkeep.streams
+    where tenant = $1 and id > $2 and closed_at is not null and not is_erased
+    order by id
+    limit $3
+))
+returning id
 """
 
 _MARK_PIECE = "update streamkeep.streams set merged_position = $2 where id = $1"
