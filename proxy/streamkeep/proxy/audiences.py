@@ -29,6 +29,8 @@ COUNTED_SECONDS = 9.0
 _TELL_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
 _LINGER_SECONDS = 10.0
+# From the end of the wait for an answer to its first byte.
+_HANDOVER_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -53,8 +55,13 @@ class Audiences:
         return f"Audiences({len(self._audiences)} of process {self._process})"
 
     @contextmanager
-    def attended(self, generation: Generation, receive: Receive) -> Iterator[Receive]:
-        """Count the reader that is answered inside, who is to be listened to through the `receive` that this gives."""
+    def attended(
+        self, generation: Generation, receive: Receive, *, linger_seconds: float = _LINGER_SECONDS
+    ) -> Iterator[Receive]:
+        """Count the reader that is answered inside, who is to be listened to through the `receive` that this gives.
+
+        It counts for `linger_seconds` more unless it leaves.
+        """
         if not _counts(generation):
             yield receive
             return
@@ -74,7 +81,7 @@ class Audiences:
         finally:
             audience.readers -= 1
             if not has_left:
-                audience.lingers_until = time.monotonic() + _LINGER_SECONDS
+                audience.lingers_until = max(audience.lingers_until, time.monotonic() + linger_seconds)
             self._tell(generation.id)
 
     async def answered(self, generation: Generation, receive: Receive | None, answer: Awaitable[T]) -> T:
@@ -85,7 +92,7 @@ class Audiences:
         """
         if receive is None or not _counts(generation):
             return await answer
-        with self.attended(generation, receive) as receive_and_look:
+        with self.attended(generation, receive, linger_seconds=_HANDOVER_SECONDS) as receive_and_look:
             leaving = asyncio.ensure_future(_disconnected(receive_and_look))
             waiting = asyncio.ensure_future(answer)
             try:
