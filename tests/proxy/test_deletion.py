@@ -7,7 +7,9 @@ import asyncio
 import httpx
 import pytest
 
-from streamkeep.storage import MemoryStore
+from streamkeep.proxy import deletion
+from streamkeep.proxy.deletion import Deleted
+from streamkeep.storage import Erasure, GenerationKey, MemoryStore
 from streamkeep.storage.postgres import PostgresStore
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
@@ -176,3 +178,13 @@ async def test_what_cannot_be_done_in_time_is_said(monkeypatch: pytest.MonkeyPat
         async with asyncio.timeout(10):
             while (answer := await proxy.client.delete("/api/chat/1")).status_code != 200:
                 await asyncio.sleep(0.05)
+
+
+async def test_nothing_can_be_read_when_a_deletion_returns_however_little_time_it_has() -> None:
+    store = MemoryStore()
+    owner = await store.register_owner()
+    keys = [GenerationKey("acme", "chat", str(i)) for i in range(5)]
+    rows = [(await store.claim(owner, key, None)).generation for key in keys]
+    deleted = await deletion.delete(store, Erasure("acme", "chat"), within_seconds=0, limit=2)
+    assert deleted == Deleted(generations=5, rows_remaining=10)
+    assert await store.tails([row.data_stream for row in rows]) == {}

@@ -19,10 +19,11 @@ class Deleted:
     rows_remaining: int
 
 
-async def delete(store: Store, what: Erasure, *, within_seconds: float) -> Deleted:
-    """Delete for good; what is not done in time is done by the store's sweep, or by the same call once more.
+async def delete(store: Store, what: Erasure, *, within_seconds: float, limit: int = 1000) -> Deleted:
+    """Delete for good, at most `limit` generations or streams in one transaction.
 
-    Nobody reads any of it from the first batch on that took it. What runs is stopped, and goes when it has ended.
+    When this returns no generation of it can be read, however long that took. What runs is stopped, and goes when it has
+    ended; rows that are not deleted in time are left to the store's sweep, or to the same call once more.
 
     Raises:
         StoreUnavailable: some of it may be done.
@@ -30,9 +31,10 @@ async def delete(store: Store, what: Erasure, *, within_seconds: float) -> Delet
     deadline = time.monotonic() + within_seconds
     generations, remaining = 0, None
     while True:
-        erased = await store.erase(what)
+        erased = await store.erase(what, limit)
         generations += erased.generations
-        if not erased.remaining or time.monotonic() >= deadline:
+        is_unreadable = erased.generations < limit
+        if not erased.remaining or (is_unreadable and time.monotonic() >= deadline):
             return Deleted(generations, erased.remaining)
         if erased.remaining == remaining:
             await asyncio.sleep(_PAUSE_SECONDS)  # Waiting for owners to stop.
