@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.storage.encryption import Key, Keyring
 from streamkeep.storage.postgres import PostgresStore
 from tests.serving import serving
 from tests.upstream import upstream, whole
 
-KEYS = Keyring({"default": [Key.of(b"k" * 32)]})
+RING = Keyring({"acme": [Key.of(b"k" * 32)]})
+ACME = "acme-key-0123456789abc"
+KEYS = BootstrapKeys.parse([f"acme={ACME}"])
 
 
 async def test_data_without_their_key_are_410_on_every_way_and_new_ones_are_read(database_url: str) -> None:
     async with upstream(whole(b"the secret", "text/plain")) as server:
-        async with serving(PostgresStore(database_url, keyring=KEYS)) as proxy:
+        async with serving(PostgresStore(database_url, keyring=RING), keys=KEYS) as proxy:
+            proxy.client.headers["Streamkeep-Key"] = ACME
             await proxy.create("chat", "1", server.url)
             assert await proxy.read_all("chat", "1") == b"the secret"
             put = await proxy.client.put(
                 "/v1/stream/own", content=b"the secret", headers={"Content-Type": "text/plain"}
             )
             assert put.status_code == 201
-        async with serving(PostgresStore(database_url)) as proxy:
+        async with serving(PostgresStore(database_url), keys=KEYS) as proxy:
+            proxy.client.headers["Streamkeep-Key"] = ACME
             ids = "sessionId=chat&requestId=1&offset=-1"
             generation = "/v1/stream/generations/chat/1"
             paths = [f"/stream/data?{ids}", f"/stream/control?{ids}", f"{generation}/data", "/v1/stream/own"]
