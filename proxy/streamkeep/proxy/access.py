@@ -49,7 +49,8 @@ class Access:
         self._jwts = Jwts(settings, resolve)
         self._has_keys = Remembered(store.keys.exists)
         self._keys = RememberedByName(store.keys.find, max_values=_MAX_KEYS)
-        self._signing_keys = Remembered(store.keys.signing_keys)
+        self._store = store
+        self._signers = Remembered(self._read_signer)
         self._signer: Signer | None = None
 
     def __repr__(self) -> str:
@@ -154,8 +155,10 @@ class Access:
         raise InvalidCredentials("there is no such key")
 
     async def _renew_signer(self, max_age_seconds: float) -> None:
-        keys = await self._signing_keys.get(max_age_seconds=max_age_seconds)
-        self._signer = Signer.of(keys, now=datetime.now(UTC))
+        self._signer = await self._signers.get(max_age_seconds=max_age_seconds)
+
+    async def _read_signer(self) -> Signer:
+        return Signer.of(await self._store.keys.signing_keys(), now=datetime.now(UTC))
 
 
 def _unauthorized(code: str, message: str, detail: str = "") -> ApiError:
