@@ -51,7 +51,7 @@ async def play(exchange: Exchange) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a process holds."""
+    """What a process holds, beside the database connections that its pool keeps."""
 
     tasks: int
     descriptors: int
@@ -62,10 +62,11 @@ class Resources:
     @classmethod
     def of(cls, proxy: Proxy) -> Resources:
         process = psutil.Process()
+        pooled = proxy.service.store.status().connections
         return cls(
             tasks=len(asyncio.all_tasks()),
-            descriptors=process.num_fds(),
-            sockets=len(process.net_connections("all")),
+            descriptors=process.num_fds() - pooled,
+            sockets=len(process.net_connections("all")) - pooled,
             readers=proxy.service.readers.count,
             running=proxy.service.generations.running,
         )
