@@ -8,7 +8,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run vendor demo demo-llm test test-browser kill-matrix check format bench clean
+.PHONY: help run vendor demo demo-llm test test-browser kill-matrix memory check format bench clean
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [STREAMKEEP_PORT=4000 ...]'
@@ -35,6 +35,9 @@ test-browser: ## run the tests that need Chromium
 
 kill-matrix: $(VENV)/.installed-dev ## kill processes, databases and networks at every moment; prints a table, takes some ten minutes
 	@exec $(BIN)/python -m tests.end_to_end.kill_matrix $(ARGS)
+
+memory: $(VENV)/.installed-dev ## stall readers and the database under fast upstreams; prints by how much the proxy grows
+	@exec $(BIN)/python -m tests.end_to_end.memory $(ARGS)
 
 check: $(VENV)/.installed-dev ## formatting, lint and types, as CI sees them
 	$(BIN)/ruff format --check .

@@ -139,3 +139,16 @@ async def test_a_feed_keeps_a_bounded_amount(log: Log) -> None:
         while piece := await take(readers, reader):
             got += piece
         assert got == b"x" * 100_000
+
+
+async def test_what_was_appended_at_once_is_not_sent_at_once_however_large(log: Log) -> None:
+    readers = Readers(log.store)
+    body = random.Random(6).randbytes(3 * 1024 * 1024)
+    with readers.reader(log.stream_id, 0, lambda: None) as reader:
+        readers.appended(log.stream_id, *await log.write(body))
+        assert reader.feed.retained_bytes == 0
+        taken = [await take(readers, reader)]
+        while piece := await take(readers, reader):
+            taken.append(piece)
+        assert b"".join(taken) == body
+        assert max(map(len, taken)) < len(body) // 3

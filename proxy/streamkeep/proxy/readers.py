@@ -2,7 +2,7 @@
 
 A `Feed` exists for each stream that somebody here reads live. It keeps the newest pieces for a while, keyed by where
 they start. A reader takes a piece from memory only if the piece starts exactly where the reader stands; in every other
-case it reads the log. So a lost, late or doubled wake-up costs a query and never a byte, and a slow reader holds no
+case it reads the log, and so do all where a piece would be large. So a lost, late or doubled wake-up costs a query and never a byte, and a slow reader holds no
 memory: it falls behind the feed and catches up from the log.
 
 Streams recorded by this process are fed by its writer. For all others one refresh, woken by the store's listener and by
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _RETAINED_BYTES = 8 * 1024
 _PIECE_OVERHEAD_BYTES = 512
+_MAX_PIECE_BYTES = 1024 * 1024
 _READ_BYTES = 256 * 1024
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
@@ -396,8 +397,13 @@ class Readers:
 
     def appended(self, stream_id: int, position: int, data: bytes) -> None:
         feed = self._feeds.get(stream_id)
-        if feed is not None:
+        if feed is None:
+            return
+        if len(data) <= _MAX_PIECE_BYTES:
             feed.add(Piece(position, data))
+        else:
+            # Kept and sent as one, it would cost each feed as much, and each reader who is slow.
+            feed.see(Tail(position + len(data), False))
 
     def closed(self, stream_id: int, final_position: int) -> None:
         self._recorded_here.discard(stream_id)
