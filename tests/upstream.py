@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 
@@ -191,3 +191,15 @@ def ticking(body: bytes, *, pieces: int, seconds: float, then: asyncio.Event | N
         await exchange.end()
 
     return play
+
+
+@contextmanager
+def full_server(host: str, port: int) -> Iterator[int]:
+    """A server whose queue is full, so that the kernel drops what knocks; gives its port."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.create_server((host, port), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        yield full.getsockname()[1]

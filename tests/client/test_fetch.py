@@ -293,31 +293,37 @@ async def test_the_record_stands_before_upstream_has_answered(
     assert [record.state for record in store.records(proxy.url, session)] == [RecordState.ENDED]
 
 
-async def test_two_requests_of_a_session_never_touch_each_others_record(
+async def test_t4_two_requests_of_a_session_never_touch_each_others_record(
     make_client: MakeClient, session: str, proxy: Proxy
 ) -> None:
+    """Two clients share a store, as the tabs of one browser do."""
     store, gate = MemoryStore(), asyncio.Event()
 
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "text/plain"})
         await exchange.chunk(WAVES)
-        if exchange.path == "/slow":
+        if exchange.path != "/fast":
             await gate.wait()
         await exchange.end()
 
     async with upstream(play) as server:
-        client = make_client(proxy.url, store=store)
+        client, other = make_client(proxy.url, store=store), make_client(proxy.url, store=store)
         slow = await client.fetch(f"{server.url}/slow", session_id=session, request_id="slow")
         await slow.at_least(len(WAVES))
         before = {found.request_id: found for found in store.records(proxy.url, session)}["slow"]
-        fast = await client.fetch(f"{server.url}/fast", session_id=session, request_id="fast")
+        fast = await other.fetch(f"{server.url}/fast", session_id=session, request_id="fast")
         assert await fast.rest() == WAVES
-        left = await client.fetch(f"{server.url}/slow?2", session_id=session, request_id="left")
+        left = await other.fetch(f"{server.url}/left", session_id=session, request_id="left")
         await left.piece()
         await left.close()
+        stopped = await other.fetch(f"{server.url}/stopped", session_id=session, request_id="stopped")
+        assert await other.cancel(session, "stopped") == "cancelled"
+        assert isinstance((await stopped.failing_rest())[1], GenerationCancelled)
         assert {found.request_id: found for found in store.records(proxy.url, session)}["slow"] == before
+        resumed = await other.fetch(session_id=session, request_id="slow", resume=True)
         gate.set()
         assert await slow.rest() == b""
+        assert WAVES.endswith(await resumed.rest())
 
 
 @pytest.mark.parametrize(

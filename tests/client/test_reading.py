@@ -63,7 +63,7 @@ async def test_bytes_that_come_again_are_given_once(make_client: MakeClient) -> 
         assert proxy.reads() == [("sse", 0), ("sse", 4), ("sse", 10)]
 
 
-async def test_rotation_is_not_the_end(make_client: MakeClient, session: str) -> None:
+async def test_t11_rotation_is_not_the_end(make_client: MakeClient, session: str) -> None:
     """The proxy ends live reads all the time, and lets the URLs expire; the caller notices neither."""
 
     async def play(exchange: Exchange) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from streamkeep.client import GenerationRecord, MemoryStore, RecordState, SQLiteStore, Truncated
+from streamkeep.client import GenerationCancelled, GenerationRecord, MemoryStore, RecordState, SQLiteStore, Truncated
 from streamkeep.storage import MemoryStore as Streams
 from streamkeep.storage import Retention
 from tests.client.both import Reading
@@ -41,7 +41,7 @@ def held(first: bytes, second: bytes, gate: asyncio.Event, content_type: str = "
     return play
 
 
-async def test_every_cut_point_joins_up(make_client: MakeClient, proxy: Proxy, session: str) -> None:
+async def test_t1_every_cut_point_joins_up(make_client: MakeClient, proxy: Proxy, session: str) -> None:
     """delivered[:k] + resume(k) == whole, for every k, inside characters and line ends too."""
     async with upstream(whole(TEXT, "text/plain", chunk_bytes=5)) as server:
         store = MemoryStore()
@@ -104,18 +104,38 @@ async def test_a_resume_reads_on_while_the_generation_runs(make_client: MakeClie
         assert (await first.rest(), await resumed.rest()) == (TEXT, TEXT)
 
 
-async def test_the_newest_generation_is_resumed_under_its_own_id(
-    make_client: MakeClient, proxy: Proxy, session: str
+@pytest.mark.parametrize("has_record", [True, False], ids=["by its record", "by asking the proxy"])
+async def test_t5_the_running_generation_is_resumed_under_its_own_id(
+    make_client: MakeClient, proxy: Proxy, session: str, has_record: bool
 ) -> None:
     gate = asyncio.Event()
     async with upstream(whole(b"turn 1")) as ended, upstream(held(b"turn ", b"2", gate)) as running:
         client = make_client(proxy.url)
         await (await client.fetch(ended.url, session_id=session, request_id="1")).rest()
         await (await client.fetch(running.url, session_id=session, request_id="2")).close()
-        gate.set()
-        resumed = await client.fetch(session_id=session, resume=True)
+        after = client if has_record else make_client(proxy.url)
+        resumed = await after.fetch(session_id=session, resume=True)
         assert resumed.response.headers["X-Request-ID"] == "2"
+        gate.set()
         assert await resumed.rest() == b"turn 2"
+
+
+async def test_t19_stopping_what_was_resumed_ends_it_here_and_upstream(
+    make_client: MakeClient, proxy: Proxy, session: str
+) -> None:
+    async with upstream(held(WAVES, b"never", asyncio.Event())) as server:
+        client = make_client(proxy.url)
+        first = await client.fetch(server.url, session_id=session, request_id="1")
+        await first.at_least(len(WAVES))
+        await first.close()
+        resumed = await client.fetch(session_id=session, resume=True, replay_from_start=True)
+        assert await resumed.at_least(len(WAVES)) == WAVES
+        rest = asyncio.create_task(resumed.failing_rest())
+        assert await client.cancel(session, "1") == "cancelled"
+        await asyncio.wait_for(server.calls[0].is_gone.wait(), 1)
+        got, raised = await rest
+        assert (got, type(raised)) == (b"", GenerationCancelled)
+        assert await nothing(await client.fetch(session_id=session, resume=True)) == "ended"
 
 
 async def test_a_named_generation_is_resumed(make_client: MakeClient, proxy: Proxy, session: str) -> None:
@@ -148,7 +168,9 @@ async def test_nothing_to_resume_is_a_204_that_says_why(make_client: MakeClient,
         assert await nothing(await client.fetch(session_id=session, request_id="1", resume=True)) == "ended"
 
 
-async def test_an_ended_generation_is_replayed_by_its_name(make_client: MakeClient, proxy: Proxy, session: str) -> None:
+async def test_t9_an_ended_generation_is_replayed_by_its_name(
+    make_client: MakeClient, proxy: Proxy, session: str
+) -> None:
     async with upstream(whole(WAVES)) as server:
         client = make_client(proxy.url)
         await (await client.fetch(server.url, session_id=session, request_id="1")).rest()

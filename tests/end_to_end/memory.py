@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -118,11 +119,19 @@ async def _measure(process: ServedProcess, database: PrivateServer, scale: Scale
             await asyncio.to_thread(database.freeze)
             await asyncio.sleep(scale.frozen_seconds)
             await asyncio.to_thread(database.thaw)
-            endings = [await process.ending(SESSION, name) for name in names]
+            endings = [await _ending(process, name) for name in names]
         measured = Measured(peak.grown_bytes, readers.count)
     digest = hashlib.sha256(PIECE * (scale.size_bytes // len(PIECE))).hexdigest()
     assert {(event["code"], event["sha256"]) for event in endings} == {("complete", digest)}
     return measured
+
+
+async def _ending(process: ServedProcess, name: str) -> dict[str, Any]:
+    """The event, however long it takes."""
+    async with asyncio.timeout(1800):
+        while (await process.client.get(f"/api/{SESSION}/{name}")).json()["state"] in ("creating", "running"):
+            await asyncio.sleep(0.1)
+    return await process.ending(SESSION, name)
 
 
 async def _send(exchange: Exchange, size_bytes: int) -> None:

@@ -11,11 +11,12 @@ import random
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from streamkeep.storage import GenerationKey, MemoryStore
+from streamkeep.storage import Append, GenerationKey, ItemRefused, MemoryStore
 from tests.serving import Proxy, serving
-from tests.upstream import Exchange, upstream, whole
+from tests.upstream import Exchange, full_server, upstream, whole
 
 CHAT = (
     b'data: {"id":"c1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"Hel"}}]}\n\n'
@@ -24,6 +25,16 @@ CHAT = (
     b'data: {"id":"c1","object":"chat.completion.chunk","choices":[],'
     b'"usage":{"prompt_tokens":0,"completion_tokens":2,"total_tokens":2}}\n\n'
     b"data: [DONE]\n\n"
+)
+MESSAGE = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"id":"m1","usage":{"input_tokens":3}}}\n\n'
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"type":"text_delta","text":"Hi"}}\n\n'
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+)
+RESPONSE = (
+    b'event: response.created\ndata: {"type":"response.created","response":{"id":"r1"}}\n\n'
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"Hi"}\n\n'
 )
 
 
@@ -121,13 +132,27 @@ async def test_ten_megabytes_in_one_response(proxy: Proxy) -> None:
     assert hashlib.sha256(got).digest() == hashlib.sha256(body).digest()
 
 
-async def test_a_2xx_without_a_body_ends_done(proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (204, {}, b""),
+        (200, {"Content-Length": "0"}, b""),
+        (200, {"Transfer-Encoding": "chunked"}, b"0\r\n\r\n"),
+        (200, {"Connection": "close"}, b""),
+    ],
+    ids=["204", "no length", "no chunk", "closed"],
+)
+async def test_t15_a_2xx_without_a_body_ends_done(
+    proxy: Proxy, status: int, headers: dict[str, str], body: bytes
+) -> None:
     async def play(exchange: Exchange) -> None:
-        await exchange.head(204, is_chunked=False)
+        await exchange.head(status, headers, is_chunked=False)
+        await exchange.send(body)
 
     async with upstream(play) as server:
-        assert (await proxy.create("chat", "1", server.url)).json()["upstreamStatus"] == 204
+        assert (await proxy.create("chat", "1", server.url)).json()["upstreamStatus"] == status
         event = await proxy.ending("chat", "1")
+        assert await proxy.read_all("chat", "1") == await sse_bytes(proxy, "chat", "1") == b""
     assert (event["event"], event["code"], event["bytes"]) == ("done", "complete", 0)
 
 
@@ -225,7 +250,7 @@ async def test_an_upstream_error_comes_back_whole_and_frees_the_ids(proxy: Proxy
         assert await proxy.read_all("chat", "1") == b"fine"
 
 
-async def test_429_and_503_are_tried_again_before_the_first_byte(proxy: Proxy) -> None:
+async def test_t25_429_and_503_are_tried_again_before_the_first_byte(proxy: Proxy) -> None:
     async def play(exchange: Exchange) -> None:
         if len(server.calls) < 3:
             await exchange.answer(429 if len(server.calls) == 1 else 503, b"busy", {"Retry-After": "0"})
@@ -237,7 +262,7 @@ async def test_429_and_503_are_tried_again_before_the_first_byte(proxy: Proxy) -
         assert len(server.calls) == 3
 
 
-async def test_a_long_retry_after_is_handed_to_the_caller_at_once(proxy: Proxy) -> None:
+async def test_t25_a_long_retry_after_is_handed_to_the_caller_at_once(proxy: Proxy) -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.answer(429, b"busy", {"Retry-After": "3600"})
 
@@ -246,7 +271,7 @@ async def test_a_long_retry_after_is_handed_to_the_caller_at_once(proxy: Proxy) 
         assert (answer.status_code, answer.headers["Retry-After"], len(server.calls)) == (429, "3600", 1)
 
 
-async def test_a_request_that_was_sent_and_not_answered_is_never_sent_again(proxy: Proxy) -> None:
+async def test_t25_a_request_that_was_sent_and_not_answered_is_never_sent_again(proxy: Proxy) -> None:
     async def play(exchange: Exchange) -> None:
         exchange.reset()
 
@@ -282,22 +307,34 @@ async def test_redirects_are_refused(proxy: Proxy) -> None:
     [
         (CHAT, "complete"),
         (CHAT.partition(b'data: {"id":"c1","object":"chat.completion.chunk","choices":[],')[0], "complete"),
+        (b"\n\n".join([*CHAT.split(b"\n\n")[:2], b"data: [DONE]\n\n"]), "complete"),
         (CHAT[:220], "truncated"),
+        (MESSAGE, "complete"),
+        (MESSAGE.partition(b"event: message_stop")[0], "truncated"),
+        (RESPONSE + b'event: response.completed\ndata: {"type":"response.completed"}\n\n', "complete"),
+        (RESPONSE + b'event: response.incomplete\ndata: {"type":"response.incomplete"}\n\n', "complete"),
+        (RESPONSE, "truncated"),
         (b'data: {"error":{"message":"overloaded"}}\n\n', "upstream_failed"),
         (b"data: anything\n\n", "complete"),
     ],
-    ids=["done mark", "finish reason", "no end mark", "error in band", "unknown format"],
+    ids=[
+        *("all marks", "finish reason alone", "done mark alone", "no mark"),
+        *("message stop", "no message stop", "response completed", "response incomplete", "no end of response"),
+        *("error in band", "unknown format"),
+    ],
 )
-async def test_a_clean_close_is_labelled_truthfully(proxy: Proxy, sent: bytes, code: str) -> None:
+async def test_t13_a_clean_close_is_labelled_truthfully(proxy: Proxy, sent: bytes, code: str) -> None:
     async with upstream(whole(sent)) as server:
         await proxy.create("chat", "1", server.url)
         event = await proxy.ending("chat", "1")
-        assert event["code"] == code
+        assert (event["event"], event["code"]) == ("done" if code == "complete" else "error", code)
         assert await proxy.read_all("chat", "1") == sent
 
 
 @pytest.mark.parametrize(("sent", "code"), [(CHAT, "complete"), (CHAT[:220], "upstream_failed")])
-async def test_a_break_is_a_failure_unless_the_end_mark_had_come(proxy: Proxy, sent: bytes, code: str) -> None:
+async def test_t25_a_break_is_a_failure_unless_the_end_mark_had_come_and_calls_nobody_again(
+    proxy: Proxy, sent: bytes, code: str
+) -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "text/event-stream"})
         await exchange.chunk(sent)
@@ -308,6 +345,8 @@ async def test_a_break_is_a_failure_unless_the_end_mark_had_come(proxy: Proxy, s
         await proxy.create("chat", "1", server.url)
         assert (await proxy.ending("chat", "1"))["code"] == code
         assert await proxy.read_all("chat", "1") == sent
+        assert (await proxy.create("chat", "1", server.url)).headers["Streamkeep-Replayed"] == "true"
+        assert len(server.calls) == 1
 
 
 async def test_a_wrong_length_is_a_failure_and_all_bytes_are_kept(proxy: Proxy) -> None:
@@ -321,7 +360,7 @@ async def test_a_wrong_length_is_a_failure_and_all_bytes_are_kept(proxy: Proxy) 
         assert await proxy.read_all("chat", "1") == b"short"
 
 
-async def test_cancel_closes_the_socket_keeps_the_bytes_and_is_idempotent(proxy: Proxy) -> None:
+async def test_t18_cancel_closes_the_socket_keeps_the_bytes_and_is_idempotent(proxy: Proxy) -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "text/event-stream"})
         await exchange.chunk(b"data: one\n\n")
@@ -339,7 +378,33 @@ async def test_cancel_closes_the_socket_keeps_the_bytes_and_is_idempotent(proxy:
     assert await proxy.read_all("chat", "1") == b"data: one\n\n"
 
 
-async def test_cancel_before_the_first_byte_stops_the_call_and_tells_the_caller(proxy: Proxy) -> None:
+async def test_t17_after_an_abort_both_streams_are_closed_and_nothing_can_be_appended(proxy: Proxy) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/plain"})
+        await exchange.chunk(b"one")
+        await exchange.is_gone.wait()
+
+    async with upstream(play) as server:
+        await proxy.create("chat", "1", server.url)
+        await proxy_has(proxy, 3)
+        row = await proxy.service.store.generation(GenerationKey("default", "chat", "1"))
+        assert row is not None
+        await proxy.client.post("/api/chat/1/cancel")
+        for which, size in (("data", 3), ("control", None)):
+            answer = await proxy.read("chat", "1", which, offset="now")
+            assert answer.headers["Stream-Closed"] == "true"
+            assert size is None or answer.headers["Stream-Next-Offset"] == f"{0:016d}_{size:016d}"
+            path = f"/v1/stream/generations/chat/1/{which}"
+            refused = await proxy.client.post(path, content=b"more", headers={"Content-Type": "text/plain"})
+            assert refused.status_code == 403
+        # Not by its owner either: the store itself says that the stream has ended.
+        with pytest.raises(ItemRefused):
+            await proxy.service.store.commit(row.owner, [Append(row.data_stream, 3, b"more")], [])
+        assert await proxy.read_all("chat", "1") == b"one"
+    assert (await proxy.ending("chat", "1"))["code"] == "cancelled"
+
+
+async def test_t20_cancel_before_the_first_byte_stops_the_call_and_tells_the_caller(proxy: Proxy) -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.is_gone.wait()
 
@@ -351,6 +416,27 @@ async def test_cancel_before_the_first_byte_stops_the_call_and_tells_the_caller(
         answer = await post
     assert (answer.status_code, answer.json()["error"]) == (409, "cancelled")
     assert (await proxy.ending("chat", "1"))["usage"] is None
+
+
+async def test_t20_cancel_while_connecting_leaves_no_socket_and_tells_the_caller(proxy: Proxy) -> None:
+    with full_server("127.0.0.1", 0) as port:
+        before = knocking_at(port)
+        post = asyncio.create_task(proxy.create("chat", "1", f"http://127.0.0.1:{port}/"))
+        async with asyncio.timeout(10):
+            while knocking_at(port) == before:
+                await asyncio.sleep(0.005)
+        assert (await proxy.client.post("/api/chat/1/cancel")).json() == {"state": "cancelled"}
+        assert knocking_at(port) == before
+        answer = await post
+    assert (answer.status_code, answer.json()["error"]) == (409, "cancelled")
+    event = await proxy.ending("chat", "1")
+    assert (event["code"], event["bytes"], event["usage"]) == ("cancelled", 0, None)
+
+
+def knocking_at(port: int) -> int:
+    """How many sockets of this process wait for a server to take them."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(c.status == psutil.CONN_SYN_SENT and c.raddr.port == port for c in found)
 
 
 async def test_cancel_after_the_end_tells_how_it_ended_and_404_for_nothing(proxy: Proxy) -> None:

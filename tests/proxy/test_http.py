@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from streamkeep.proxy.routes.subscriptions import OPERATIONS
+from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.storage import MemoryStore, StoreUnavailable
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
@@ -189,6 +191,49 @@ async def test_a_long_poll_waits_then_answers_204_and_a_closed_stream_answers_at
         assert (end.status_code, end.headers["Stream-Closed"]) == (204, "true")
 
 
+@pytest.mark.parametrize("way", ["live=sse&encoding=base64", "live=sse", "live=long-poll", "", "drop-in"])
+async def test_t8_a_backlog_comes_at_once_while_upstream_is_silent(way: str) -> None:
+    """From its middle on; nothing more is sent until it has come."""
+    backlog = b"".join(b"data: %d\n\n" % number for number in range(500))
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/event-stream"})
+        await exchange.chunk(backlog)
+        await exchange.is_gone.wait()
+
+    async with upstream(play) as server:
+        upstreams = Upstreams.parse(f"vendor={server.url}")
+        async with serving(MemoryStore(), upstreams=upstreams) as proxy:
+            await proxy.create("chat", "1", server.url)
+            await proxy.available(len(backlog))
+            start = 0 if way == "drop-in" else 1000
+            method, path = "GET", f"/stream/data?sessionId=chat&requestId=1&offset={0:016d}_{start:016d}&{way}"
+            headers = {"Accept-Encoding": "gzip"}
+            if way == "drop-in":
+                method, path = "POST", "/u/vendor/v1/chat"
+                headers |= {"X-Session-ID": "chat", "X-Resume-Active-Generation": "true"}
+            got = b""
+            async with asyncio.timeout(10), proxy.client.stream(method, path, headers=headers) as answer:
+                async for piece in answer.aiter_bytes():
+                    got += piece
+                    if _carried(got, way) == backlog[start:]:
+                        break
+            assert _carried(got, way) == backlog[start:]
+            assert not server.calls[0].is_gone.is_set()
+
+
+def _carried(answer: bytes, way: str) -> bytes:
+    """The bytes in the data events of an answer so far, or the answer itself."""
+    if "sse" not in way:
+        return answer
+    found = b""
+    for event in answer.split(b"\n\n")[:-1]:
+        if event.startswith(b"event: data"):
+            lines = [line.removeprefix(b"data:") for line in event.split(b"\n") if line.startswith(b"data:")]
+            found += base64.b64decode(lines[0]) if "base64" in way else b"\n".join(lines)
+    return found
+
+
 @pytest.mark.parametrize("which", ["data", "control"])
 async def test_an_offset_beyond_the_tail_is_refused_in_every_way_of_reading(proxy: Proxy, which: str) -> None:
     async def play(exchange: Exchange) -> None:
@@ -253,7 +298,7 @@ async def test_control_sse_carries_json_arrays(proxy: Proxy) -> None:
     assert json.loads(data[5:])[0]["code"] == "complete"
 
 
-async def test_silent_connections_get_heartbeats_and_are_rotated_without_an_end_mark() -> None:
+async def test_t11_silent_connections_get_heartbeats_and_are_rotated_without_an_end_mark() -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "text/plain"})
         await exchange.is_gone.wait()

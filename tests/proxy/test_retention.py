@@ -18,7 +18,7 @@ async def swept(proxy: Proxy) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_request_says_how_long_its_data_stay_and_then_every_way_to_them_is_410_with_the_reason(
+async def test_t9_a_request_says_how_long_its_data_stay_and_then_every_way_to_them_is_410_with_the_reason(
     proxy: Proxy,
 ) -> None:
     async with upstream(whole(b"ok", "text/plain")) as server:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ import pytest
 
 from streamkeep.proxy.upstream import PRIVATE, AddressRefused, RequestRefused, UpstreamTransport
 from tests.raw_http import DEADLINE_SECONDS, Peer, RawServer, answering, client_tls, server_tls
+from tests.upstream import full_server
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -1003,18 +1004,6 @@ async def test_an_address_that_does_not_answer_leaves_time_for_the_next() -> Non
         with full_server("127.0.0.2", server.port):
             url = f"http://silent.example:{server.port}/"
             assert await body_of(await send(transport, url, timeout=timeout)) == b"ok"
-
-
-@contextmanager
-def full_server(host: str, port: int) -> Iterator[int]:
-    """A server whose queue is full, so that the kernel drops what knocks; gives its port."""
-    with ExitStack() as stack:
-        full = stack.enter_context(socket.create_server((host, port), backlog=0))
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(full.getsockname())
-        yield full.getsockname()[1]
 
 
 async def test_a_refused_connection_and_an_unknown_host_are_connect_errors(transport: UpstreamTransport) -> None:
