@@ -39,7 +39,7 @@ PROCESS_BUDGET_BYTES = 8 * MIB
 # driver sends them, once in the transport.
 COMMIT_BYTES = 3 * (4 * MIB + STREAM_BUDGET_BYTES)
 # What is sent to a reader at once, encoded, and the read or the page of the log that it was made of.
-READER_BYTES = 2 * MIB
+READER_BYTES = 3 * MIB // 2
 # Interpreter, connections, and what the allocator does not give back.
 REST_BYTES = 16 * MIB
 

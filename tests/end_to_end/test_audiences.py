@@ -120,6 +120,36 @@ async def test_t22_a_caller_of_a_named_upstream_is_its_answers_reader() -> None:
             await cancelled(proxy, "left")
 
 
+@pytest.mark.parametrize("tokens", [(7, 40_000), (0, 0)])
+async def test_t26_usage_is_upstreams_last_word_though_all_readers_left_long_before(tokens: tuple[int, int]) -> None:
+    go_on = asyncio.Event()
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":%d,"completion_tokens":%d}}\n\n' % tokens
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/event-stream"})
+        await exchange.chunk(CHUNK * 10)
+        await go_on.wait()
+        for _ in range(100):
+            await exchange.chunk(CHUNK * 10)
+        await exchange.chunk(LAST + usage + b"data: [DONE]\n\n")
+        await exchange.end()
+
+    async with (
+        upstream(play) as server,
+        serving(MemoryStore(), upstreams=Upstreams.parse(f"vendor={server.url}")) as proxy,
+    ):
+        ids = {"X-Session-ID": "chat", "X-Request-ID": "1"}
+        async with proxy.client.stream("POST", "/u/vendor/v1/chat", headers=ids) as answer:
+            assert len(await anext(answer.aiter_raw())) > 1000
+        async with asyncio.timeout(20):
+            while proxy.service.readers.count:
+                await asyncio.sleep(0.01)
+        go_on.set()
+        event = await proxy.ending("chat", "1")
+    assert event["bytes"] > 150_000
+    assert event["usage"] == {"inputTokens": tokens[0], "outputTokens": tokens[1], "source": "provider_final"}
+
+
 async def test_t22_callers_of_a_named_upstream_are_readers_while_they_wait(database_url: str) -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.is_gone.wait()

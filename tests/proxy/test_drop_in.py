@@ -90,7 +90,7 @@ async def test_every_method_passes(method: str) -> None:
         assert [call.method for call in made.vendor.calls] == [method]
 
 
-async def test_a_repeat_with_the_same_key_joins_while_it_runs_and_replays_afterwards() -> None:
+async def test_t23_a_repeat_with_the_same_key_joins_while_it_runs_and_replays_afterwards() -> None:
     go_on = asyncio.Event()
 
     async def play(exchange: Exchange) -> None:
@@ -119,7 +119,7 @@ async def test_without_a_key_each_request_is_a_call() -> None:
         assert len(ids) == len(made.vendor.calls) == 3
 
 
-async def test_an_answer_that_upstream_broke_off_is_broken_off_here() -> None:
+async def test_t25_an_answer_that_upstream_broke_off_is_broken_off_here_and_calls_nobody_again() -> None:
     async with served(broken) as made:
         received: list[bytes] = []
 
@@ -204,7 +204,7 @@ async def test_a_lost_page_finds_its_answer_again() -> None:
         assert len(made.vendor.calls) == 1
 
 
-async def test_a_deploy_lets_an_answer_finish_that_cannot_reconnect() -> None:
+async def test_t36_a_deploy_lets_an_answer_finish_that_cannot_reconnect() -> None:
     go_on = asyncio.Event()
 
     async def play(exchange: Exchange) -> None:

@@ -97,7 +97,7 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 4096])
-async def test_bytes_are_equal_on_every_way_to_read(proxy: Proxy, name: str, chunk_bytes: int) -> None:
+async def test_t31_bytes_are_equal_on_every_way_to_read(proxy: Proxy, name: str, chunk_bytes: int) -> None:
     content_type, body = BODIES[name]
     body = body[: 600 * chunk_bytes]
     async with upstream(whole(body, content_type, chunk_bytes=chunk_bytes)) as server:
@@ -196,7 +196,7 @@ async def test_fifty_readers_from_fifty_offsets_at_random_moments_are_all_equal(
                 readers.create_task(reader(number))
 
 
-async def test_twenty_identical_posts_make_one_upstream_call(proxy: Proxy) -> None:
+async def test_t23_twenty_identical_posts_make_one_upstream_call(proxy: Proxy) -> None:
     gate = asyncio.Event()
 
     async def play(exchange: Exchange) -> None:

@@ -66,6 +66,19 @@ async def test_a_store_that_is_alone_does_not_notify(database_url: str) -> None:
         assert sent == {loud.data_stream}
 
 
+async def test_the_wake_ups_of_one_commit_are_one_notification(database_url: str) -> None:
+    heard: list[str] = []
+    async with opened(database_url) as one, opened(database_url) as two, connected(database_url) as third:
+        await two.register_owner()
+        owner = await one.register_owner()
+        rows = [await running(one, owner, key(f"r{number}")) for number in range(50)]
+        await third.add_listener("streamkeep_streams", lambda *args: heard.append(str(args[3])))
+        streams = {row.data_stream for row in rows}
+        await one.commit(owner, [Append(stream, 0, b"x") for stream in sorted(streams)], [])
+        await until(lambda: {stream for payload in heard for stream in parse_payload(payload)[1] or []} >= streams)
+        assert len([payload for payload in heard if streams & set(parse_payload(payload)[1] or [])]) == 1
+
+
 async def test_repeated_and_unreadable_notifications_are_taken_calmly(database_url: str) -> None:
     ears = Ears()
     async with opened(database_url, ears=ears), connected(database_url) as third:

@@ -163,7 +163,7 @@ async def test_a_commit_that_never_arrived_is_sent_again(database_url: str) -> N
             assert await stored(store, generation) == whole == witness.bytes_of(generation.data_stream)
 
 
-async def test_one_bad_item_does_not_fail_its_neighbours(database_url: str) -> None:
+async def test_t31_one_bad_item_does_not_fail_its_neighbours(database_url: str) -> None:
     store = PostgresStore(database_url)
     async with writing(store) as (writer, _):
         owner = await store.register_owner()
