@@ -100,6 +100,15 @@ async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, ven
     assert calls["count"] == 1
 
 
+async def test_the_streams_example_reads_on_from_where_it_was(
+    proxy: ServedProcess, vendor_url: str, tmp_path: Path
+) -> None:
+    printed = await run(sys.executable, "-c", here(example("Streams from Python"), proxy, vendor_url), home=tmp_path)
+    first, last = printed.splitlines()
+    assert first.startswith("[{'step': 1}, {'step': 2}] 0000")
+    assert last == "and then {'step': 3}"
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
     create, read, control = re.split(r"\n(?=curl)", here(CURL, proxy, vendor_url).strip())

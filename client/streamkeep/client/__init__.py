@@ -1,28 +1,49 @@
-"""The client of streamkeep: `fetch` through the proxy, and an httpx transport for the SDKs you already use."""
+"""The client of streamkeep: `fetch` through the proxy, an httpx transport for the SDKs you already use, and streams."""
 
 from streamkeep.client._errors import (
     BodyConsumed,
     ConnectionFailed,
+    DeliveryFailed,
     GenerationCancelled,
     GenerationError,
+    InvalidOffset,
     LocalStoreFailed,
     NothingToResume,
     OwnerLost,
+    ProducerFenced,
     ProtocolError,
     ResumeReason,
+    SequenceConflict,
+    SequenceGap,
     ServerError,
     Shutdown,
     Stalled,
     StorageUnavailable,
+    StreamClosed,
+    StreamExists,
+    StreamGone,
     StreamkeepError,
+    StreamNotFound,
     TimedOut,
     TooLarge,
     Truncated,
     UpstreamFailed,
 )
 from streamkeep.client._fetch import AsyncFetchClient, FetchClient, GenerationInfo
+from streamkeep.client._handles import AsyncDurableStream, DurableStream
 from streamkeep.client._retry import Patience
+from streamkeep.client._rules.decoding import JsonBatch, ServerSentEvent, StreamChunk
 from streamkeep.client._stores import GenerationRecord, GenerationStore, MemoryStore, RecordState, SQLiteStore
+from streamkeep.client._streams import (
+    Appended,
+    AsyncStreamResponse,
+    LiveMode,
+    StreamData,
+    StreamInfo,
+    StreamResponse,
+    astream,
+    stream,
+)
 from streamkeep.client._transport import DurableTransport
 
 __all__ = [  # noqa: RUF022  # in groups
@@ -32,6 +53,20 @@ __all__ = [  # noqa: RUF022  # in groups
     "FetchClient",
     "GenerationInfo",
     "Patience",
+    # Streams of the open protocol
+    "Appended",
+    "AsyncDurableStream",
+    "AsyncStreamResponse",
+    "DurableStream",
+    "JsonBatch",
+    "LiveMode",
+    "ServerSentEvent",
+    "StreamChunk",
+    "StreamData",
+    "StreamInfo",
+    "StreamResponse",
+    "astream",
+    "stream",
     # Local stores
     "GenerationRecord",
     "GenerationStore",
@@ -41,17 +76,26 @@ __all__ = [  # noqa: RUF022  # in groups
     # Errors
     "BodyConsumed",
     "ConnectionFailed",
+    "DeliveryFailed",
     "GenerationCancelled",
     "GenerationError",
+    "InvalidOffset",
     "LocalStoreFailed",
     "NothingToResume",
     "OwnerLost",
+    "ProducerFenced",
     "ProtocolError",
     "ResumeReason",
+    "SequenceConflict",
+    "SequenceGap",
     "ServerError",
     "Shutdown",
     "Stalled",
     "StorageUnavailable",
+    "StreamClosed",
+    "StreamExists",
+    "StreamGone",
+    "StreamNotFound",
     "StreamkeepError",
     "TimedOut",
     "TooLarge",

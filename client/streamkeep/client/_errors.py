@@ -4,6 +4,15 @@ StreamkeepError
 ├── ConnectionFailed       the proxy could not be reached, or not again, for as long as patience lasts
 ├── ProtocolError          what answered does not speak the proxy's protocol
 ├── ServerError            the proxy refused: `status`, `code`
+│   ├── StreamNotFound     there is no such stream
+│   ├── StreamGone         it was deleted, or what the offset asks for was
+│   ├── StreamExists       a stream with another configuration has this URL
+│   ├── StreamClosed       nothing can be appended any more: `final_offset`
+│   ├── InvalidOffset      the offset is none of this stream's
+│   ├── SequenceConflict   a later `seq` was appended before
+│   ├── SequenceGap        an append of this producer is missing: `expected`, `received`
+│   └── ProducerFenced     a newer producer has taken over: `current_epoch`
+├── DeliveryFailed         a producer gave up: `undelivered` names what was not stored
 ├── BodyConsumed           the body was closed before it was read on
 ├── NothingToResume        `reason`: none, ended or expired
 ├── LocalStoreFailed       the local record of generations cannot be read or written
@@ -48,6 +57,64 @@ class ServerError(StreamkeepError):
         self.code = code
         self.message = message
         self.retry_after_seconds = retry_after_seconds
+
+
+class StreamNotFound(ServerError):
+    """There is no stream at this URL, or none that may be seen."""
+
+
+class StreamGone(ServerError):
+    """The stream was deleted, or the data that the offset asks for are no longer kept."""
+
+
+class StreamExists(ServerError):
+    """Another stream has this URL, with another content type, expiry, state or origin."""
+
+
+class InvalidOffset(ServerError):
+    """The offset is malformed, or was never given out for this stream."""
+
+
+class SequenceConflict(ServerError):
+    """The `seq` of an append is not later than the last one's; nothing was stored."""
+
+
+class StreamClosed(ServerError):
+    """The stream is closed; nothing was stored. `final_offset` is its end, where the server says it."""
+
+    def __init__(self, message: str, *, code: str, final_offset: str | None) -> None:
+        super().__init__(409, code, message)
+        self.final_offset = final_offset
+
+
+class SequenceGap(ServerError):
+    """A producer's earlier append has not arrived; nothing was stored."""
+
+    def __init__(self, message: str, *, code: str, expected: int, received: int | None) -> None:
+        super().__init__(409, code, message)
+        self.expected = expected
+        self.received = received
+
+
+class ProducerFenced(ServerError):
+    """A producer with the same id and a later epoch writes here now; nothing was stored."""
+
+    def __init__(self, message: str, *, code: str, current_epoch: int) -> None:
+        super().__init__(403, code, message)
+        self.current_epoch = current_epoch
+
+
+class DeliveryFailed(StreamkeepError):
+    """A producer could not store everything, and has stopped; `__cause__` says why.
+
+    `undelivered` are the payloads that are not known to be stored, in the order in which they were appended. Of those up
+    to `unknown` at its front the outcome is unknown, since a request with them was not answered; the rest was not stored.
+    """
+
+    def __init__(self, undelivered: tuple[bytes, ...], *, unknown: int) -> None:
+        super().__init__(f"{len(undelivered)} messages were not stored, or are not known to be")
+        self.undelivered = undelivered
+        self.unknown = unknown
 
 
 class BodyConsumed(StreamkeepError):

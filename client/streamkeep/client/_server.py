@@ -13,13 +13,11 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import httpx
-from tenacity import RetryCallState
 
 from streamkeep.client._channel import Channel, Reply, timeouts
 from streamkeep.client._errors import ConnectionFailed, ProtocolError, ServerError, generation_error
-from streamkeep.client._retry import Interrupted, Patience, repeats
+from streamkeep.client._retry import Interrupted, Patience, repeatedly
 from streamkeep.client._rules import wire
-from streamkeep.client._rules.outages import Outage
 from streamkeep.client._rules.wire import ControlEvent, Creation, Header
 
 USER_AGENT = f"streamkeep/{version('streamkeep')}"
@@ -205,29 +203,16 @@ class Server:
         async def attempt() -> _Answer:
             return await self._attempt(method, url, headers, content, extensions)
 
-        return await self._repeatedly(attempt, within_seconds=None if is_repeatable else 0.0)
+        return await self._repeatedly(attempt, is_repeatable=is_repeatable)
 
-    async def _repeatedly(
-        self, attempt: Callable[[], Coroutine[Any, Any, T]], *, within_seconds: float | None = None
-    ) -> T:
-        """Call a coroutine function until it is not interrupted, or patience is over."""
-        outage = Outage(self._patience.send_seconds if within_seconds is None else within_seconds)
-        times_closed = self._channel.times_closed
-
-        async def observed() -> T:
-            outage.attempt_begins(now=time.monotonic())
-            return await attempt()
-
-        def is_over(state: RetryCallState) -> bool:
-            is_too_long = outage.is_too_long(now=time.monotonic(), pause_seconds=state.upcoming_sleep)
-            return is_too_long or self._channel.times_closed != times_closed
-
-        try:
-            return await repeats(self._patience, self._channel.sleep, is_over)(observed)
-        except Interrupted as exc:
-            if isinstance(exc.__cause__, ServerError):
-                raise exc.__cause__ from None
-            raise ConnectionFailed(f"the proxy at {self.base} cannot be reached: {exc}") from exc.__cause__
+    async def _repeatedly(self, attempt: Callable[[], Coroutine[Any, Any, T]], *, is_repeatable: bool = True) -> T:
+        return await repeatedly(
+            attempt,
+            channel=self._channel,
+            patience=self._patience,
+            failure=f"the proxy at {self.base} cannot be reached",
+            is_repeatable=is_repeatable,
+        )
 
     async def _attempt(
         self, method: str, url: str, headers: list[Header], content: Content, extensions: dict[str, Any]

@@ -21,20 +21,36 @@ class Read(Enum):
     CONTROL = auto()
 
 
+class EventHealth:
+    """Whether server-sent events come through to us, judged by how the connections for them ended."""
+
+    def __init__(self) -> None:
+        self.are_swallowed = False
+        self._barren = 0
+
+    def ended(self, *, was_barren: bool, was_silent: bool) -> None:
+        """A connection for events is over: did it bring no event at all, and did it hang rather than end?"""
+        self._barren = self._barren + 1 if was_barren else 0
+        self.are_swallowed = self.are_swallowed or (was_barren and was_silent) or self._barren >= _BARREN_LIMIT
+
+
 class ReadPlan:
     """Choose the next read from how the ones before went."""
 
     def __init__(self) -> None:
-        self.next = Read.DATA_BY_EVENTS
-        self._barren = 0
+        self._health = EventHealth()
+        self._is_data_closed = False
+
+    @property
+    def next(self) -> Read:
+        if self._is_data_closed:
+            return Read.CONTROL
+        return Read.DATA_BY_LONG_POLL if self._health.are_swallowed else Read.DATA_BY_EVENTS
 
     def data_closed(self) -> None:
         """The data stream is closed and all of it has come."""
-        self.next = Read.CONTROL
+        self._is_data_closed = True
 
     def events_ended(self, *, was_barren: bool, was_silent: bool) -> None:
-        """A connection for events is over: did it bring no event at all, and did it hang rather than end?"""
-        self._barren = self._barren + 1 if was_barren else 0
-        is_swallowed = was_barren and was_silent
-        if self.next is Read.DATA_BY_EVENTS and (is_swallowed or self._barren >= _BARREN_LIMIT):
-            self.next = Read.DATA_BY_LONG_POLL
+        """A connection for events is over; see `EventHealth`."""
+        self._health.ended(was_barren=was_barren, was_silent=was_silent)

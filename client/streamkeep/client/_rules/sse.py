@@ -41,6 +41,11 @@ class EventDecoder:
         self._data: list[bytes] = []
         self._event_bytes = 0
 
+    @property
+    def is_inside_event(self) -> bool:
+        """Whether something came of an event that is not complete."""
+        return bool(self._pending or self._data or self._name or self._id is not None)
+
     def feed(self, piece: bytes) -> list[Event]:
         """Take what the connection gave next; return the events that it completes.
 
