@@ -62,7 +62,7 @@ def private_server(tmp_path: Path) -> Iterator[database.PrivateServer]:
 def vendor() -> Iterator[str]:
     """The fake vendor, in a thread of its own: its URL."""
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_vendor_app(), log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(create_vendor_app(), log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -91,7 +91,7 @@ async def receiving() -> AsyncIterator[Receiver]:
     listener = bind("127.0.0.1", 0)
     receiver = Receiver(f"http://127.0.0.1:{listener.getsockname()[1]}/hook")
     app = Starlette(routes=[Route("/hook", receiver.__call__, methods=["POST"])])
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         async with asyncio.timeout(30):

@@ -136,6 +136,30 @@ async def test_t25_an_answer_that_upstream_broke_off_is_broken_off_here_and_call
         assert len(made.vendor.calls) == 1
 
 
+async def test_an_upstream_has_clocks_of_its_own_and_a_request_may_shorten_them() -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/plain"})
+        await exchange.chunk(b"a")
+        await exchange.is_gone.wait()
+
+    async with served(play, "seconds = { idle = 0.3 }", idle_seconds=3600.0) as made:
+        asking = made.proxy.client.stream("POST", "/u/vendor/v1/chat")
+        async with asyncio.timeout(20), asking as answer:
+            with pytest.raises(httpx.RemoteProtocolError):
+                await answer.aread()
+            [event] = (await made.proxy.client.get(answer.headers["Control-Url"])).json()
+        assert event["code"] == "stalled"
+        longer = await made.ask(headers={"Streamkeep-Timeout": "idle=1"})
+        assert (longer.status_code, longer.json()["error"]) == (400, "invalid_timeout")
+
+
+async def test_a_header_that_is_no_credential_leaves_the_callers_key_alone() -> None:
+    async with served(whole, 'headers = { X-Organization = "ours" }') as made:
+        await made.ask(headers={"Authorization": "Bearer the-callers"})
+        [call] = made.vendor.calls
+        assert (call.header("Authorization"), call.header("X-Organization")) == ("Bearer the-callers", "ours")
+
+
 async def test_upstreams_error_comes_through_and_may_be_tried_again() -> None:
     async def play(exchange: Exchange) -> None:
         if len(made.vendor.calls) == 1:
@@ -405,6 +429,11 @@ def test_a_list_that_cannot_be_used_is_told(text: str) -> None:
         "[a]",
         "a = 1",
         '[a]\nurl = "https://x.example"\nurls = 1',
+        '[a]\nurl = "https://x.example"\nseconds = 1',
+        '[a]\nurl = "https://x.example"\nseconds = { lunch = 3600 }',
+        '[a]\nurl = "https://x.example"\nseconds = { idle = -1 }',
+        '[a]\nurl = "https://x.example"\nseconds = { idle = "long" }',
+        '[a]\nurl = "https://x.example"\nseconds = { idle = nan }',
         '[a]\nurl = "https://x.example"\nheaders = { Authorization = "Bearer ${MISSING}" }',
         '[a]\nurl = "https://x.example"\nheaders = { "Bad Name" = "x" }',
         '[a]\nurl = "https://x.example"\nheaders = { Cookie = "x" }',

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import StringIO
+from typing import Any
 
 import pytest
 
@@ -29,14 +31,24 @@ def written() -> Iterator[StringIO]:
     root.setLevel(level)
 
 
+async def line_of(written: StringIO, is_meant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The first line of a kind; it may come a little after the answer."""
+    async with asyncio.timeout(10):
+        while True:
+            lines: list[dict[str, Any]] = [json.loads(line) for line in written.getvalue().splitlines()]
+            found = [line for line in lines if is_meant(line)]
+            if found:
+                return found[0]
+            await asyncio.sleep(0.01)
+
+
 async def test_a_requests_lines_and_its_generations_lines_have_its_id(proxy: Proxy, written: StringIO) -> None:
     async with upstream(whole(b"hello", "text/plain")) as server:
         await proxy.create("chat", "7", server.url, X_Request_ID="trace-me")
         await proxy.ending("chat", "7")
-    lines = [json.loads(line) for line in written.getvalue().splitlines()]
-    access = next(line for line in lines if line.get("path") == "/api/chat/7")
+    access = await line_of(written, lambda line: line.get("path") == "/api/chat/7")
     assert (access["method"], access["status"], access["logger"]) == ("POST", 200, "uvicorn.access")
-    end = next(line for line in lines if line["message"].endswith("complete, 5 bytes"))
+    end = await line_of(written, lambda line: line["message"].endswith("complete, 5 bytes"))
     for line in (access, end):
         assert (line["request"], line["session"], line["generation"]) == ("trace-me", "chat", "7")
         assert line["level"] == "info"

@@ -33,7 +33,7 @@ FAST = {"Fake-Rate": "0", "Fake-Tokens": "12"}
 @pytest.fixture(scope="module")
 def vendor() -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_vendor_app(), log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(create_vendor_app(), log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import httpx
 from starlette.types import Receive, Scope
@@ -26,12 +26,14 @@ _ANYBODY = "anybody"
 @dataclass(frozen=True, slots=True)
 class Destination:
     """Where a request may go: it was allowed already. `headers` are ours to add, and replace the caller's, of which
-    those in `without` do not travel on; `label` is the name that metrics show, one of a small set."""
+    those in `without` do not travel on; `times` are the clocks that are upstream's own; `label` is the name that metrics
+    show, one of a small set."""
 
     url: str
     may_be_private: bool
     headers: tuple[tuple[bytes, bytes], ...] = ()
     without: frozenset[bytes] = frozenset()
+    times: Mapping[str, float] = field(default_factory=dict)
     label: str = OTHER
 
 
@@ -79,7 +81,7 @@ class Forwarder:
             FingerprintMismatch, StoreUnavailable: as `Generations.create` says.
         """
         terms = self._terms(principal, scope)
-        clocks = self._clocks(scope)
+        clocks = self._clocks(destination, scope)
         # The answer looks at it, and then it is too late to refuse.
         wire.view_header(scope["headers"])
         headers = _replaced(forwarded_headers(scope["headers"]), destination)
@@ -113,9 +115,10 @@ class Forwarder:
             cancel_after_seconds=settings.on_disconnect if policy is None else wire.cancel_after_seconds(policy),
         )
 
-    def _clocks(self, scope: Scope) -> Clocks:
+    def _clocks(self, destination: Destination, scope: Scope) -> Clocks:
+        clocks = self._settings.clocks.with_times(destination.times)
         asked = wire.single_headers(scope["headers"], (wire.TIMEOUT,))[wire.TIMEOUT]
-        return self._settings.clocks if asked is None else self._settings.clocks.shortened(asked)
+        return clocks if asked is None else clocks.shortened(asked)
 
 
 def _replaced(headers: Iterable[tuple[bytes, bytes]], destination: Destination) -> list[tuple[bytes, bytes]]:

@@ -165,7 +165,7 @@ def _destination(principal: Principal, upstream: Upstream, scope: Scope) -> Dest
     if isinstance(decision, Refused):
         raise problem(400, "invalid_upstream_url", decision.message)
     without = SDK_KEY_HEADERS if upstream.has_credentials else frozenset[bytes]()
-    return Destination(url, decision.private, upstream.headers, without, label=upstream.name)
+    return Destination(url, decision.private, upstream.headers, without, upstream.times, upstream.name)
 
 
 def _rest(scope: Scope) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from streamkeep.proxy.rules.wire import BadRequest
@@ -24,6 +26,17 @@ class Clocks:
     first_byte_seconds: float
     idle_seconds: float
     total_seconds: float
+
+    def with_times(self, times: Mapping[str, object]) -> Clocks:
+        """These clocks with other times, by the names that `shortened` takes. Raises: ValueError."""
+        chosen: dict[str, float] = {}
+        for name, seconds in times.items():
+            if name not in _FIELDS:
+                raise ValueError(f"{name[:64]!r} is not one of {', '.join(_FIELDS)}")
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+                raise ValueError(f"{name} must be a positive number of seconds")
+            chosen[_FIELDS[name]] = float(seconds)
+        return replace(self, **chosen)
 
     def shortened(self, text: str) -> Clocks:
         """These clocks with some that run out sooner: `first_byte=30, idle=10.5`. Raises: BadRequest."""

@@ -5,6 +5,7 @@ Written as `name=url, name=url`, or in a TOML file with a table for each name:
     [openai]
     url = "https://api.openai.com"
     headers = { Authorization = "Bearer ${OPENAI_API_KEY}" }   # callers need no key of the vendor's, and theirs is not sent
+    seconds = { first_byte = 900, idle = 600 }                 # its clocks, where they are others than everybody's
 
     [ours]
     url = "private:http://models.example.com:8000"
@@ -21,15 +22,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from streamkeep.proxy.rules.access import SDK_KEY_HEADERS
 from streamkeep.proxy.rules.allowlist import Allowed, Allowlist, AllowlistError, Refused
+from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.headers import InvalidHeader, forwarded_headers
 
 DEFAULT = "openai=https://api.openai.com,anthropic=https://api.anthropic.com,demo=http://127.0.0.1:4001"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_FIELDS = frozenset({"url", "headers"})
+_FIELDS = frozenset({"url", "headers", "seconds"})
 _MARK = "private:"
+_ANY_CLOCKS = Clocks(1.0, 1.0, 1.0, 1.0)
 
 
 class InvalidUpstream(ValueError):
@@ -38,17 +42,19 @@ class InvalidUpstream(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A vendor by name. `headers` are sent with every request in the place of the caller's."""
+    """A vendor by name. `headers` are sent with every request in the place of the caller's; `times` are those of its
+    clocks that are its own."""
 
     name: str
     url: str
     headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    times: Mapping[str, float]
     _allow: Allowlist = field(repr=False)
 
     @property
     def has_credentials(self) -> bool:
-        """Whether callers need none of the vendor's: an `Authorization` of theirs is then meant for us."""
-        return bool(self.headers)
+        """Whether callers need none of the vendor's: what their SDK sends as a key is then meant for us."""
+        return any(name.lower() in SDK_KEY_HEADERS for name, _ in self.headers)
 
     def decide(self, path: str) -> tuple[str, Allowed | Refused]:
         """The URL for a path, which begins with a slash and may carry a query, and whether it may be called."""
@@ -110,7 +116,18 @@ def _upstream(name: str, table: object, environ: Mapping[str, str]) -> Upstream:
         allow = Allowlist.parse([f"{glob}/**"])
     except AllowlistError as exc:
         raise InvalidUpstream(f"{name}: {exc.reason}") from None
-    return Upstream(name, url, _headers(name, table.get("headers", {}), environ), allow)
+    return Upstream(name, url, _headers(name, table.get("headers", {}), environ), _times(name, table), allow)
+
+
+def _times(name: str, table: Mapping[str, Any]) -> Mapping[str, float]:
+    times = table.get("seconds", {})
+    if not isinstance(times, dict):
+        raise InvalidUpstream(f"{name}: seconds is a table of numbers")
+    try:
+        _ANY_CLOCKS.with_times(times)
+    except ValueError as exc:
+        raise InvalidUpstream(f"{name}: {exc}") from None
+    return times
 
 
 def _headers(name: str, table: object, environ: Mapping[str, str]) -> tuple[tuple[bytes, bytes], ...]:
