@@ -9,6 +9,7 @@ from streamkeep.proxy.rules.headers import (
     MAX_FORWARDED_HEADERS,
     MAX_KEPT_BYTES,
     MAX_KEPT_HEADERS,
+    ForwardRule,
     HeadersTooLarge,
     InvalidHeader,
     forwarded_headers,
@@ -176,3 +177,25 @@ def test_kept_headers_are_bounded_in_number() -> None:
 def test_kept_headers_are_bounded_in_size_and_small_ones_still_fit() -> None:
     raw = [(b"link", b"x" * (MAX_KEPT_BYTES - 20)), (b"link", b"y" * 100), (b"cf-ray", b"z")]
     assert [name for name, _ in kept_headers(raw)] == ["link", "cf-ray"]
+
+
+def test_a_rule_admits_what_it_names_and_nothing_that_never_passes() -> None:
+    rule = ForwardRule.parse(["Authorization", "anthropic-*", "cookie", "x-forwarded-*"])
+    names = [
+        "AUTHORIZATION",
+        "Anthropic-Version",
+        "anthropic",
+        "Content-Type",
+        "User-Agent",
+        "Cookie",
+        "X-Forwarded-For",
+    ]
+    raw = [(name.encode(), b"x") for name in names]
+    assert [name.decode() for name, _ in forwarded_headers(raw, rule)] == [*names[:2], "Content-Type"]
+    assert forwarded_headers(raw, ForwardRule.parse([])) == [(b"Content-Type", b"x")]
+
+
+@pytest.mark.parametrize("text", ["a b", "x-*-y", "*x", "a:b", "ä"])
+def test_a_rule_that_cannot_be_used_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match="neither"):
+        ForwardRule.parse([text])

@@ -84,7 +84,7 @@ class Forwarder:
         clocks = self._clocks(destination, scope)
         # The answer looks at it, and then it is too late to refuse.
         wire.view_header(scope["headers"])
-        headers = _replaced(forwarded_headers(scope["headers"]), destination)
+        headers = _replaced(forwarded_headers(scope["headers"], self._settings.forward_headers), destination)
         limit = self._settings.max_request_bytes
         content_length = wire.single_headers(scope["headers"], ("Content-Length",))["Content-Length"]
         if content_length is not None and int(content_length) > limit:

@@ -15,7 +15,7 @@ from streamkeep.proxy.rules import webhook_urls
 from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.proxy.rules.allowlist import Allowlist, AllowlistError
 from streamkeep.proxy.rules.clocks import Clocks
-from streamkeep.proxy.rules.headers import further_kept
+from streamkeep.proxy.rules.headers import ANY_HEADER, ForwardRule, further_kept
 from streamkeep.proxy.rules.signing import MAX_LIFETIME_SECONDS
 from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.proxy.rules.wire import cancel_after_seconds
@@ -52,6 +52,7 @@ class Settings:
     jwt_issuer: str | None = None
     jwt_tenant_claim: str = "tenant"
     origins: tuple[str, ...] = ("*",)
+    forward_headers: ForwardRule = ANY_HEADER
     keep_headers: frozenset[bytes] = frozenset()
     log_level: str = "info"
     log_format: LogFormat | None = None
@@ -285,6 +286,7 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "jwt_tenant_claim": str.strip,
     "url_seconds": _url_seconds,
     "origins": _list,
+    "forward_headers": lambda text: ForwardRule.parse(_list(text)),
     "keep_headers": lambda text: further_kept(_list(text)),
     "log_level": _level,
     "log_format": _log_format,

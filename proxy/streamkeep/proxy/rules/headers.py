@@ -9,7 +9,8 @@ and served again from our own origin.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 MAX_FORWARDED_HEADERS = 128
 MAX_FORWARDED_BYTES = 64 * 1024
@@ -69,6 +70,8 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     b"referer",
     b"priority",  # a browser's order among its own requests
 }
+# Without them upstream cannot read the body, whatever the rule.
+_FRAMING = frozenset({b"content-type", b"content-encoding"})
 _NOT_FORWARDED_PREFIXES = (
     b"x-proxy-",  # the wire between our client and us
     b"streamkeep-",
@@ -154,7 +157,34 @@ class HeadersTooLarge(ValueError):
         )
 
 
-def forwarded_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+@dataclass(frozen=True, slots=True)
+class ForwardRule:
+    """Which of a caller's headers an operator lets through to upstream; what may never pass does not pass by any rule."""
+
+    _names: frozenset[bytes] = frozenset()
+    _prefixes: tuple[bytes, ...] = (b"",)
+
+    @classmethod
+    def parse(cls, texts: Sequence[str]) -> ForwardRule:
+        """Names, and beginnings of names with `*` behind them. Raises: ValueError."""
+        for text in texts:
+            if not _TOKEN.fullmatch(text.encode()) or "*" in text[:-1]:
+                raise ValueError(f"{text[:64]!r} is neither a header's name nor the beginning of one with * behind it")
+        lower = [text.lower().encode() for text in texts]
+        return cls(
+            frozenset(text for text in lower if not text.endswith(b"*")),
+            tuple(text[:-1] for text in lower if text.endswith(b"*")),
+        )
+
+    def admits(self, name: bytes) -> bool:
+        """Whether a header passes; the name is in lower case."""
+        return name.startswith(self._prefixes) or name in self._names or name in _FRAMING
+
+
+ANY_HEADER = ForwardRule()
+
+
+def forwarded_headers(raw: Iterable[tuple[bytes, bytes]], rule: ForwardRule = ANY_HEADER) -> list[tuple[bytes, bytes]]:
     """A request's headers as they go upstream, in their order; connection-bound ones, named in `Connection` too, do not.
 
     Raises:
@@ -169,7 +199,9 @@ def forwarded_headers(raw: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, b
     forwarded = [
         (name, value)
         for name, value in headers
-        if name.lower() not in dropped and not name.lower().startswith(_NOT_FORWARDED_PREFIXES)
+        if name.lower() not in dropped
+        and not name.lower().startswith(_NOT_FORWARDED_PREFIXES)
+        and rule.admits(name.lower())
     ]
     size_bytes = sum(len(name) + len(value) for name, value in forwarded)
     if len(forwarded) > MAX_FORWARDED_HEADERS or size_bytes > MAX_FORWARDED_BYTES:
