@@ -132,7 +132,8 @@ class Visitor:
 async def test_nothing_is_left_of_two_thousand_generations(database_url: str) -> None:
     async with upstream(play) as vendor:
         upstreams = Upstreams.parse(f"vendor={vendor.url}")
-        async with serving(PostgresStore(database_url), upstreams=upstreams) as proxy:
+        async with serving(PostgresStore(database_url, pool_size=4), upstreams=upstreams) as proxy:
+            # The pool is small, so that the first crowd opens all of it.
             await crowd(proxy, vendor.url, range(AT_ONCE))
             before = await settled(proxy)
             await crowd(proxy, vendor.url, range(AT_ONCE, GENERATIONS))
