@@ -283,7 +283,7 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 @pytest.mark.parametrize("url", URLS)
 @pytest.mark.parametrize("route", ROUTES)
-async def test_a_hostile_url_gets_no_socket(proxy: Proxy, canary: Canary, route: str, url: str) -> None:
+async def test_t35_a_hostile_url_gets_no_socket(proxy: Proxy, canary: Canary, route: str, url: str) -> None:
     with CONNECTS.watching(proxy):
         status = await ROUTES[route](proxy, url.replace(PORT, str(canary.port)))
     assert CONNECTS.addresses == []
@@ -303,7 +303,7 @@ async def test_a_spelled_address_is_reached_so_the_canary_hears(canary: Canary, 
 
 
 @pytest.mark.parametrize("route", ROUTES)
-async def test_a_name_that_changes_its_answer_is_asked_once_and_believed_once(canary: Canary, route: str) -> None:
+async def test_t35_a_name_that_changes_its_answer_is_asked_once_and_believed_once(canary: Canary, route: str) -> None:
     resolver = Resolver()
     resolver.scripts["rebinding.example"] = iter([[UNROUTED], ["127.0.0.1"], ["127.0.0.1"]])
     async with exposed(resolver) as proxy:
@@ -319,7 +319,7 @@ async def test_a_name_that_changes_its_answer_is_asked_once_and_believed_once(ca
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("route", ROUTES)
-async def test_a_redirect_is_not_followed(canary: Canary, route: str, status: int) -> None:
+async def test_t35_a_redirect_is_not_followed(canary: Canary, route: str, status: int) -> None:
     async def play(exchange: Exchange) -> None:
         location = f"http://127.0.0.1:{canary.port}/"
         await exchange.answer(status, b"", {"Location": location, "Refresh": f"0;url={location}"})
@@ -346,7 +346,7 @@ async def test_a_redirect_is_not_followed(canary: Canary, route: str, status: in
         ),
     ],
 )
-async def test_a_path_does_not_leave_its_named_upstream(canary: Canary, rest: str) -> None:
+async def test_t35_a_path_does_not_leave_its_named_upstream(canary: Canary, rest: str) -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.answer(200, b"ok", {"Content-Type": "text/plain"})
 
@@ -361,7 +361,7 @@ async def test_a_path_does_not_leave_its_named_upstream(canary: Canary, rest: st
     assert not canary.heard()
 
 
-async def test_a_named_upstreams_redirect_is_not_followed(canary: Canary) -> None:
+async def test_t35_a_named_upstreams_redirect_is_not_followed(canary: Canary) -> None:
     async def play(exchange: Exchange) -> None:
         await exchange.answer(307, b"", {"Location": f"http://127.0.0.1:{canary.port}/"})
 
