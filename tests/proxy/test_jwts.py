@@ -268,6 +268,8 @@ def test_claims_say_who_it_is_and_what_it_may_do() -> None:
         {"tenant": "a", "sub": 1},
         {"tenant": "a", "sub": ""},
         {"tenant": "a", "sub": "x" * 257},
+        {"tenant": "a", "sub": "ann\0"},
+        {"tenant": "a", "sub": "\ud800"},
         {"tenant": "a", "upstreams": "openai"},
         {"tenant": "a", "upstreams": [1]},
         {"tenant": "a", "upstreams": ["https://**"]},

@@ -303,6 +303,9 @@ def principal_of_claims(claims: Mapping[str, object], *, tenant_claim: str | Non
         raise InvalidCredentials(f"the token has no claim {tenant_claim!r} with a tenant's name")
     if subject is not None and not (isinstance(subject, str) and 0 < len(subject) <= _MAX_SUBJECT_CHARACTERS):
         raise InvalidCredentials("the claim 'sub' must be a short text")
+    # JSON also spells NUL and halves of characters, which no database takes.
+    if subject is not None and not subject.isprintable():
+        raise InvalidCredentials("the claim 'sub' holds characters that cannot be printed")
     if not isinstance(is_operator, bool):
         raise InvalidCredentials("the claim 'operator' must be true or false")
     try:
