@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
@@ -205,6 +206,47 @@ async def test_an_early_answer_is_delivered_and_stops_the_upload(transport: Upst
         assert transport.idle_connections == 0
         await peer.closed()
         assert produced == produced_until_then
+
+
+async def test_an_answer_that_only_begins_early_gets_the_rest_of_the_request(transport: UpstreamTransport) -> None:
+    body = bytes(range(256)) * 40_000
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 100_000):
+            yield body[start : start + 100_000]
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nbegun ")
+        received = await reader.readexactly(len(body))
+        writer.write(hashlib.sha256(received).hexdigest().encode())
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    async with server, asyncio.timeout(10):
+        headers = {"Content-Length": str(len(body))}
+        response = await send(transport, url, "POST", headers=headers, content=pieces())
+        assert await body_of(response) == b"begun " + hashlib.sha256(body).hexdigest().encode()
+
+
+async def test_an_upload_that_fails_behind_the_beginning_of_an_answer_is_no_request(
+    transport: UpstreamTransport,
+) -> None:
+    async def failing() -> AsyncIterator[bytes]:
+        yield b"abc"
+        [connection] = transport._open
+        await until(lambda: connection._decoder is not None and connection._decoder.head is not None)
+        raise LookupError("the caller left")
+
+    async with RawServer() as server:
+        answer = asyncio.create_task(send(transport, server.url, "POST", content=failing()))
+        peer = await server.accept()
+        await peer.head()
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\nbegun")
+        with pytest.raises(httpx.WriteError, match="broke off"):
+            await answer
+        await peer.closed()
 
 
 async def test_an_early_answer_outlives_the_reset_that_follows_it(transport: UpstreamTransport) -> None:

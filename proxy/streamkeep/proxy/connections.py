@@ -29,6 +29,8 @@ from streamkeep.proxy.http1 import MalformedResponse, ResponseDecoder, ResponseH
 
 # What may be saved from a socket that failed while it was written to. More can only wait there when we did not read.
 _MAX_SAVED_BYTES = 1024 * 1024
+# How long an upstream that has begun to answer may take none of the rest of a request, before it is not sent any more.
+_STUCK_SECONDS = 5.0
 _KEEPALIVE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
@@ -63,6 +65,7 @@ class Connection(asyncio.BufferedProtocol):
         self._progress: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._is_write_paused = False
+        self._stuck_at: float | None = None
         self._is_read_paused = False
         self._is_sent = True
 
@@ -100,8 +103,9 @@ class Connection(asyncio.BufferedProtocol):
     ) -> ResponseHead:
         """Send a request and return the head of its answer. After any exception the connection is to be aborted.
 
-        `prelude` is the request's head with as much of its body as there is, `upload` the rest, framed for the wire. An
-        answer that comes before all of it was sent ends the sending.
+        `prelude` is the request's head with as much of its body as there is, `upload` the rest, framed for the wire. A
+        refusal, or a whole answer, that comes before all of it was sent ends the sending. An answer that has only begun
+        does not, while upstream takes the rest: it may need all of it to go on.
 
         Raises:
             httpx.ConnectError: nothing was sent, the connection was closed already.
@@ -116,7 +120,7 @@ class Connection(asyncio.BufferedProtocol):
         if upload is None and not self._is_write_paused:
             self._is_sent = True
         else:
-            await self._send_until_answered(upload, write_seconds)
+            await self._send_while_wanted(upload, write_seconds)
         try:
             async with asyncio.timeout(read_seconds):
                 return await self._head()
@@ -174,25 +178,38 @@ class Connection(asyncio.BufferedProtocol):
             self._decoder.stop()
         self._transport.abort()
 
-    async def _send_until_answered(
-        self, upload: AsyncGenerator[bytes, None] | None, write_seconds: float | None
-    ) -> None:
-        """Send the rest of a request; return when it is sent, or answered before.
+    async def _send_while_wanted(self, upload: AsyncGenerator[bytes, None] | None, write_seconds: float | None) -> None:
+        """Send the rest of a request; return when it is sent, or upstream does not want it any more.
 
-        Raises: what the upload raises, if there is neither an answer nor a failure of the connection to report.
+        Raises: what the upload raises, if there is neither an answer nor a failure of the connection to report;
+            httpx.WriteError when the upload fails behind the beginning of an answer.
         """
         decoder = self._in_exchange()
         sending = asyncio.create_task(self._send(upload, write_seconds))
         sending.add_done_callback(lambda _: self._wake())
         try:
-            while not sending.done() and decoder.head is None and self._failure is None:
-                await self._wait()
+            while not sending.done() and self._failure is None and not self._is_unwanted(decoder):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._stuck_at if decoder.head is not None else None):
+                        await self._wait()
         finally:
             sending.cancel()
             await asyncio.wait([sending])
             failed = None if sending.cancelled() else sending.exception()
-        if failed is not None and decoder.head is None and self._failure is None:
+        if failed is None or self._failure is not None or self._is_unwanted(decoder):
+            return
+        if decoder.head is None:
             raise failed
+        # Whatever went wrong here, upstream has begun to act on the request.
+        raise httpx.WriteError("the request's body broke off") from failed
+
+    def _is_unwanted(self, decoder: ResponseDecoder) -> bool:
+        """Whether the rest of a request is of no more use to an upstream that has answered, or begun to."""
+        head = decoder.head
+        if head is None:
+            return False
+        is_stuck = self._stuck_at is not None and self._loop.time() >= self._stuck_at
+        return head.status >= 300 or decoder.is_complete or is_stuck
 
     async def _send(self, upload: AsyncGenerator[bytes, None] | None, write_seconds: float | None) -> None:
         await self._drained(write_seconds)
@@ -286,9 +303,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
+        self._stuck_at = self._loop.time() + _STUCK_SECONDS
+        self._wake()
 
     def resume_writing(self) -> None:
         self._is_write_paused = False
+        self._stuck_at = None
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
 
