@@ -23,11 +23,16 @@ CURL_VIEW = next(code for language, code in BLOCKS if language == "sh" and "as=j
 VARIABLES = set(re.findall(r"`(STREAMKEEP_[A-Z_]+|DATABASE_URL)`", README))
 
 
+def examples(heading: str) -> list[str]:
+    """The Python examples under a heading."""
+    section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    assert section is not None, heading
+    return re.findall(r"^```python\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
+
+
 def example(heading: str) -> str:
     """The first Python example under a heading."""
-    found = re.search(rf"^## {re.escape(heading)}\n.*?^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    assert found is not None, heading
-    return found[1]
+    return examples(heading)[0]
 
 
 @pytest.fixture
@@ -103,10 +108,13 @@ async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, ven
 async def test_the_streams_example_reads_on_from_where_it_was(
     proxy: ServedProcess, vendor_url: str, tmp_path: Path
 ) -> None:
-    printed = await run(sys.executable, "-c", here(example("Streams from Python"), proxy, vendor_url), home=tmp_path)
-    first, last = printed.splitlines()
+    reading, producing = (here(text, proxy, vendor_url) for text in examples("Streams from Python"))
+    first, last = (await run(sys.executable, "-c", reading, home=tmp_path)).splitlines()
     assert first.startswith("[{'step': 1}, {'step': 2}] 0000")
     assert last == "and then {'step': 3}"
+    for stored in (1000, 2000):
+        printed = await run(sys.executable, "-c", producing, home=tmp_path)
+        assert printed == f"{stored} messages are stored\n"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

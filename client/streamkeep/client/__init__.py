@@ -31,6 +31,7 @@ from streamkeep.client._errors import (
 )
 from streamkeep.client._fetch import AsyncFetchClient, FetchClient, GenerationInfo
 from streamkeep.client._handles import AsyncDurableStream, DurableStream
+from streamkeep.client._producer import AsyncIdempotentProducer, IdempotentProducer
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules.decoding import JsonBatch, ServerSentEvent, StreamChunk
 from streamkeep.client._stores import GenerationRecord, GenerationStore, MemoryStore, RecordState, SQLiteStore
@@ -56,8 +57,10 @@ __all__ = [  # noqa: RUF022  # in groups
     # Streams of the open protocol
     "Appended",
     "AsyncDurableStream",
+    "AsyncIdempotentProducer",
     "AsyncStreamResponse",
     "DurableStream",
+    "IdempotentProducer",
     "JsonBatch",
     "LiveMode",
     "ServerSentEvent",

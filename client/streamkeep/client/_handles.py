@@ -373,12 +373,12 @@ class HandleCore:
         if not body:
             raise ValueError("an append has at least one byte")
         headers = {} if seq is None else {protocol.SEQUENCE: seq}
-        return await self.post(headers, body, closes=close, is_repeatable=False)
+        return appended(await self.send(headers, body, closes=close, is_repeatable=False))
 
     async def close(self, data: object) -> str:
         if data is not None:
             return (await self.append(data, None, True)).offset
-        return (await self.post({}, b"", closes=True, is_repeatable=True)).offset
+        return appended(await self.send({}, b"", closes=True, is_repeatable=True)).offset
 
     async def delete(self) -> None:
         await self.peer.ask("DELETE")
@@ -419,20 +419,21 @@ class HandleCore:
             await self.head()
         return self.content_type or OCTETS
 
-    async def post(self, headers: dict[str, str], body: bytes, *, closes: bool, is_repeatable: bool) -> Appended:
+    async def send(self, headers: dict[str, str], body: bytes, *, closes: bool, is_repeatable: bool) -> PeerAnswer:
         """Append a body, close the stream, or both."""
         if body:
             headers = {**headers, "Content-Type": await self.known_type()}
         if closes:
             headers = {**headers, wire.CLOSED: "true"}
-        return _appended(await self.peer.ask("POST", headers, body, is_repeatable=is_repeatable))
+        return await self.peer.ask("POST", headers, body, is_repeatable=is_repeatable)
 
     def _body(self, data: object) -> bytes:
         payload = protocol.payload(data, self.content_type)
         return protocol.body_of([payload], self.content_type) if payload else b""
 
 
-def _appended(answer: PeerAnswer) -> Appended:
+def appended(answer: PeerAnswer) -> Appended:
+    """Raises: ProtocolError."""
     offset = answer.headers.get(wire.NEXT_OFFSET)
     # A repeat that the server knows is answered without an offset by some.
     is_closed = protocol.is_true(answer.headers.get(wire.CLOSED))

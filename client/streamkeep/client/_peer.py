@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 
 from streamkeep.client._channel import Channel, Reply
-from streamkeep.client._errors import ConnectionFailed, ProtocolError, ServerError, StreamNotFound
+from streamkeep.client._errors import ConnectionFailed, ProducerFenced, ProtocolError, ServerError, StreamNotFound
 from streamkeep.client._retry import Interrupted, Patience, repeatedly
 from streamkeep.client._rules import protocol, wire
 from streamkeep.client._server import USER_AGENT, Timeouts, next_piece
@@ -69,12 +69,12 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswer:
-    """A whole answer with success. `url` is where the request went."""
+    """A whole answer with success. `may_be_repeat` when an earlier attempt may have been done, and not answered."""
 
     status: int
     headers: httpx.Headers
     content: bytes
-    url: str
+    may_be_repeat: bool = False
 
 
 class Peer:
@@ -109,21 +109,30 @@ class Peer:
             ServerError: refused. ProtocolError: answered by something else.
             ConnectionFailed: not answered; an append may be stored or not.
         """
-        attempts = 0
+        may_be_repeat = False
 
         async def attempt() -> PeerAnswer:
-            nonlocal attempts
-            attempts += 1
-            return await self._attempt(method, headers or {}, content, is_repeatable=is_repeatable)
+            nonlocal may_be_repeat
+            try:
+                answer = await self._attempt(method, headers or {}, content, is_repeatable=is_repeatable)
+            except Interrupted as exc:
+                cause = exc.__cause__
+                is_refused = isinstance(cause, ServerError) and cause.status in (401, 429)
+                may_be_repeat = may_be_repeat or not (is_refused or isinstance(cause, _NOT_SENT))
+                raise
+            return replace(answer, may_be_repeat=may_be_repeat)
 
         try:
             return await repeatedly(
                 attempt, channel=self.channel, patience=self.patience, failure=f"{method} at {self.address!r} failed"
             )
         except StreamNotFound:
-            if method == "DELETE" and attempts > 1:
-                # The attempt before, whose answer was lost, did the work.
-                return PeerAnswer(204, httpx.Headers(), b"", "")
+            if method == "DELETE" and may_be_repeat:
+                return PeerAnswer(204, httpx.Headers(), b"", may_be_repeat=True)
+            raise
+        except ProducerFenced as exc:
+            if may_be_repeat:
+                raise ConnectionFailed("an append was not answered, and its repeat came too late to tell") from exc
             raise
 
     async def open(self, query: Mapping[str, str | None], *, accept: str, read_seconds: float) -> Reply:
@@ -153,7 +162,7 @@ class Peer:
         try:
             reply, url = await self._send(method, headers, content, {}, self.within.read or _ANSWER_SECONDS)
             try:
-                answer = PeerAnswer(reply.status, reply.headers, await _read_all(reply), url)
+                answer = PeerAnswer(reply.status, reply.headers, await _read_all(reply))
             finally:
                 await reply.close()
         except (Interrupted, httpx.ReadTimeout) as exc:
