@@ -41,7 +41,7 @@ HASTY = Patience(send_seconds=1.0, silence_seconds=0.5, stall_seconds=0.3, pause
 UPSTREAM = "http://127.0.0.1:9/"
 
 
-async def test_a_connection_cut_anywhere_is_taken_up_at_the_next_byte(make_client: MakeClient) -> None:
+async def test_t1_a_connection_cut_anywhere_is_taken_up_at_the_next_byte(make_client: MakeClient) -> None:
     wire = control_event(0) + b"".join(
         data_event(BODY[at : at + 2], at + 2) + control_event(at + 2) for at in range(0, 10, 2)
     )

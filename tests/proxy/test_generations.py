@@ -110,6 +110,19 @@ async def test_t31_bytes_are_equal_on_every_way_to_read(proxy: Proxy, name: str,
         assert await sse_bytes(proxy, "chat", "1") == body
 
 
+async def test_t1_every_way_to_read_goes_on_from_every_byte(proxy: Proxy) -> None:
+    body = "Grüße 🌊\r\n\n水の流れ 🌊🌊\r\n".encode()
+    async with upstream(whole(body, "text/plain", chunk_bytes=7)) as server:
+        await proxy.create("chat", "1", server.url)
+        await proxy.ending("chat", "1")
+        for cut in range(len(body) + 1):
+            offset = f"{0:016d}_{cut:016d}"
+            caught_up = (await proxy.read("chat", "1", offset=offset)).content
+            pushed = await sse_bytes(proxy, "chat", "1", cut)
+            polled = await proxy.read_all("chat", "1", offset)
+            assert {body[:cut] + rest for rest in (caught_up, pushed, polled)} == {body}
+
+
 async def test_an_encoded_body_is_stored_as_it_came_and_said_so(proxy: Proxy) -> None:
     body = gzip.compress(b"hello" * 100)
 
