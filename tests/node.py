@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import shutil
@@ -34,18 +35,22 @@ def project(folder: Path) -> Path:
     digest = hashlib.sha256((folder / "package.json").read_bytes()).hexdigest()[:16]
     home = _CACHE / f"{folder.name}-{digest}"
     home.mkdir(parents=True, exist_ok=True)
-    for script in (folder / "package.json", *folder.glob("*.mjs")):
-        shutil.copy(script, home)
-    if not (home / ".installed").exists():
-        options = ("--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error")
-        command = [str(NODE), str(_NPM), "install", *options]
-        done = subprocess.run(
-            command, cwd=home, env=_environ(), timeout=_INSTALL_SECONDS, capture_output=True, check=False
-        )
-        if done.returncode:
-            raise InstallFailed(f"npm install failed: {done.stdout!r} {done.stderr!r}")
-        (home / ".installed").touch()
+    with (home / ".lock").open("w") as lock:  # Several test processes may want it at once.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for script in (folder / "package.json", *folder.glob("*.mjs")):
+            shutil.copy(script, home)
+        if not (home / ".installed").exists():
+            _install(home)
     return home
+
+
+def _install(home: Path) -> None:
+    options = ("--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error")
+    command = [str(NODE), str(_NPM), "install", *options]
+    done = subprocess.run(command, cwd=home, env=_environ(), timeout=_INSTALL_SECONDS, capture_output=True, check=False)
+    if done.returncode:
+        raise InstallFailed(f"npm install failed: {done.stdout!r} {done.stderr!r}")
+    (home / ".installed").touch()
 
 
 async def run(

@@ -29,7 +29,7 @@ from streamkeep.storage.embedded import (
     ServerFailed,
     WrongMajorVersion,
 )
-from streamkeep.storage.embedded._processes import _postmasters_by_command_line, server_processes
+from streamkeep.storage.embedded._processes import _postmasters_by_command_line, send, server_processes
 from streamkeep.storage.embedded._programs import Programs, find_programs
 
 DEBIAN_15 = Path("/usr/lib/postgresql/15/bin")
@@ -371,7 +371,7 @@ def test_a_crash_of_every_process_loses_nothing(data_dir: Path, use: Callable[..
     query(user.dsn, "INSERT INTO kept SELECT generate_series(1, 200000)")
     os.kill(user.pid, signal.SIGSTOP)
     for pid in server_processes(data_dir / "postgres"):
-        os.kill(pid, signal.SIGKILL)
+        send(pid, signal.SIGKILL)
     user.kill()
     with EmbeddedPostgres.start(data_dir) as server:
         assert count_kept(server.dsn) == 200_000
