@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamkeep.proxy.rules.json_mode import InvalidJson, split_messages
+from streamkeep.proxy.rules.json_mode import MAX_ARRAYS, InvalidJson, is_one_value, split_messages
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -75,3 +75,12 @@ def test_arbitrary_bytes_are_messages_or_refused(body: bytes) -> None:
         return
     for message in messages:
         json.loads(message)
+
+
+def test_a_body_of_too_many_arrays_is_refused_before_anything_is_made_of_it() -> None:
+    most = b"[" + b",".join([b"[]"] * (MAX_ARRAYS - 1)) + b"]"
+    assert len(split_messages(most)) == MAX_ARRAYS - 1
+    more = b'{"a":[' + b",".join([b"[]"] * MAX_ARRAYS) + b"]}"
+    with pytest.raises(InvalidJson, match="arrays"):
+        split_messages(more)
+    assert not is_one_value(more.decode())
