@@ -121,13 +121,15 @@ class Reads:
         part before it is sent. The peer cannot come back for more, so a store that is away is waited for.
 
         Returns whether the stream came to its end, and not the peer or the patience.
+
+        Raises:
+            StoreError: the stream cannot be read; nothing was sent.
         """
         began_at = time.monotonic()
         self._note_beginning(ReadMode.DIRECT, format_offset(position) if position else START)
         async with self._following(target, position, receive, scope, ReadMode.DIRECT, is_steady=True) as reader:
-            for message in start:
-                await send(message)
             feed = reader.feed
+            has_begun = False
             away_since: float | None = None
             while True:
                 try:
@@ -138,8 +140,14 @@ class Reads:
                     away_since = away_since or time.monotonic()
                     if time.monotonic() - away_since > self._settings.storage_outage_seconds:
                         return False
-                except StreamNotFound:
-                    return False
+                except StoreError:
+                    if has_begun:
+                        return False
+                    raise
+                if not has_begun:
+                    has_begun = True
+                    for message in start:
+                        await send(message)
                 if pieces:
                     self._parts.readers.delivering(pieces, since=began_at)
                     body = b"".join(piece.data for piece in pieces)

@@ -27,7 +27,7 @@ from streamkeep.proxy.rules.event_source import EventId, EventIds
 from streamkeep.proxy.rules.request_ids import ids_of
 from streamkeep.proxy.rules.upstreams import Upstream
 from streamkeep.proxy.service import Service
-from streamkeep.storage import Generation, GenerationKey, State
+from streamkeep.storage import Generation, GenerationKey, State, StreamNotFound
 
 _EVENT_STREAM = "text/event-stream"
 _WITHOUT_BODY = (204, 205)
@@ -126,9 +126,14 @@ class DropIn:
             change = ids.feed
         target = Target(row.data_stream, head.content_type or "")
         with self._service.audiences.attended(row, receive) as receive_and_look:
-            is_whole = await self._reads.pass_on(
-                target, position, scope, receive_and_look, send, start=start, change=change
-            )
+            try:
+                is_whole = await self._reads.pass_on(
+                    target, position, scope, receive_and_look, send, start=start, change=change
+                )
+            except StreamNotFound:
+                # Its data went before anything of them was sent: say why.
+                await self._service.generations.find(row.key)
+                raise
         if is_whole:
             ended = await self._service.store.generation(row.key)
             if ended is not None and ended.state is State.DONE:
