@@ -39,7 +39,7 @@ PROCESS_BUDGET_BYTES = 8 * MIB
 # driver sends them, once in the transport.
 COMMIT_BYTES = 3 * (4 * MIB + STREAM_BUDGET_BYTES)
 # What is sent to a reader at once, encoded, and the read or the page of the log that it was made of.
-READER_BYTES = 3 * MIB // 2
+READER_BYTES = MIB // 2
 # Interpreter, connections, and what the allocator does not give back.
 REST_BYTES = 16 * MIB
 
@@ -50,11 +50,11 @@ class Scale:
 
     generations: int = 8
     size_bytes: int = 200 * MIB
-    readers: int = 10
+    readers: int = 40
     frozen_seconds: float = 20.0
 
 
-SHORT = Scale(generations=6, size_bytes=24 * MIB, readers=5, frozen_seconds=5.0)
+SHORT = Scale(generations=6, size_bytes=24 * MIB, readers=20, frozen_seconds=5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ async def measure(scale: Scale, home: Path) -> Measured:
 async def _measure(process: ServedProcess, database: PrivateServer, scale: Scale) -> Measured:
     names = [str(number) for number in range(scale.generations)]
     await _warm_up(process)
-    with _stuck_readers() as readers:
+    with stuck_readers() as readers:
         async with _growth_of(process) as peak:
             for name in names:
                 readers.ask(process, f"POST /u/vendor/{name}", _ids(name))
@@ -160,7 +160,7 @@ def _ids(name: str) -> str:
     return f"X-Session-ID: {SESSION}\r\nX-Request-ID: {name}\r\nContent-Length: 0\r\n"
 
 
-class _StuckReaders:
+class StuckReaders:
     """Peers that ask and never read."""
 
     def __init__(self) -> None:
@@ -180,8 +180,8 @@ class _StuckReaders:
 
 
 @contextmanager
-def _stuck_readers() -> Iterator[_StuckReaders]:
-    readers = _StuckReaders()
+def stuck_readers() -> Iterator[StuckReaders]:
+    readers = StuckReaders()
     try:
         yield readers
     finally:

@@ -150,8 +150,9 @@ class Reads:
                         await send(message)
                 if pieces:
                     self._parts.readers.delivering(pieces, since=began_at)
-                    body = b"".join(piece.data for piece in pieces)
-                    await _send_body(reader, body if change is None else change(body), send)
+                    parts = [piece.data for piece in pieces]
+                    pieces.clear()
+                    await _send_body(reader, parts if change is None else [change(b"".join(parts))], send)
                 elif reader.is_at_end:
                     return True
                 elif reader.is_gone or feed.is_gone:
@@ -300,28 +301,15 @@ class Reads:
         is_first = True
         while is_first or not (reader.is_gone or feed.is_gone or time.monotonic() >= rotate_at):
             is_closed = reader.is_at_end
-            frames: list[bytes] = []
-            for piece in pieces:
-                frame, held = piece.frame(encoding, held)
-                if frame:
-                    frames.append(frame)
-                    offset = format_offset(piece.end - len(held))
-                    is_last = piece is pieces[-1]
-                    is_up_to_date = is_last and reader.is_up_to_date
-                    if not (is_last and is_closed):
-                        frames.append(sse.control_frame(offset, cursor, is_up_to_date=is_up_to_date))
-            if is_closed:
-                if held:
-                    frames.append(sse.data_frame(held.decode("utf-8", "replace"), format_offset(reader.position)))
-                frames.append(sse.closing_frame(format_offset(reader.resume_position)))
-            elif is_first and not frames:
-                is_up_to_date = reader.is_up_to_date
-                frames.append(sse.control_frame(_offset(reader, held), cursor, is_up_to_date=is_up_to_date))
+            frames, held = _frames(reader, pieces, held, encoding, cursor)
+            if is_first and not frames:
+                frames.append(sse.control_frame(_offset(reader, held), cursor, is_up_to_date=reader.is_up_to_date))
             is_first = False
             if frames:
                 if pieces:
                     readers.delivering(pieces, since=began_at)
-                await _send_body(reader, b"".join(frames), send, is_last=is_closed)
+                    pieces.clear()
+                await _send_body(reader, frames, send, is_last=is_closed)
             if is_closed:
                 return
             try:
@@ -333,7 +321,7 @@ class Reads:
                     beat_at = now + self._settings.heartbeat_seconds
                     await reader.wait(min(beat_at, rotate_at))
                     if time.monotonic() >= beat_at:
-                        await _send_body(reader, sse.HEARTBEAT, send)
+                        await _send_body(reader, [sse.HEARTBEAT], send)
                     pieces = await readers.pieces(reader)
             except StoreError:
                 # The answer has begun: end it without an end mark, and the reader comes back.
@@ -384,10 +372,34 @@ class Reads:
                 watch.cancel()
 
 
-async def _send_body(reader: Reader, body: bytes, send: Send, *, is_last: bool = False) -> None:
-    """Send, and let it be seen how long the peer takes."""
+def _frames(
+    reader: Reader, pieces: Sequence[Piece], held: bytes, encoding: Encoding, cursor: str
+) -> tuple[list[bytes], bytes]:
+    """The events for pieces that a reader just took, to the last of a closed stream; and what it holds back behind them."""
+    is_closed = reader.is_at_end
+    frames: list[bytes] = []
+    for piece in pieces:
+        frame, held = piece.frame(encoding, held)
+        if frame:
+            frames.append(frame)
+            offset = format_offset(piece.end - len(held))
+            is_last = piece is pieces[-1]
+            is_up_to_date = is_last and reader.is_up_to_date
+            if not (is_last and is_closed):
+                frames.append(sse.control_frame(offset, cursor, is_up_to_date=is_up_to_date))
+    if is_closed:
+        if held:
+            frames.append(sse.data_frame(held.decode("utf-8", "replace"), format_offset(reader.position)))
+        frames.append(sse.closing_frame(format_offset(reader.resume_position)))
+    return frames, held
+
+
+async def _send_body(reader: Reader, parts: list[bytes], send: Send, *, is_last: bool = False) -> None:
+    """Send, and let it be seen how long the peer takes. That may be long: the parts are let go of first."""
+    message = {"type": "http.response.body", "body": b"".join(parts), "more_body": not is_last}
+    parts.clear()
     reader.sending_since = time.monotonic()
-    await send({"type": "http.response.body", "body": body, "more_body": not is_last})
+    await send(message)
     reader.sending_since = None
 
 
