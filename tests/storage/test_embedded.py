@@ -402,15 +402,19 @@ def test_ctrl_c_does_not_reach_the_server_before_its_parent_stops_it(data_dir: P
 
 def test_without_a_parent_death_signal_an_onlooker_interrupts() -> None:
     script = """
-        import os
+        import os, signal
         from streamkeep.storage.embedded import _launch
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Whoever runs the tests in the background ignores it.
         _launch.interrupt_at_end_of_input(os.getpid())
         os.execvp("sleep", ["sleep", "600"])
     """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         process.stdin.close()
-        assert process.wait(60) == -signal.SIGINT
+        try:
+            assert process.wait(60) == -signal.SIGINT
+        finally:
+            process.kill()
 
 
 def test_without_proc_a_postmaster_is_found_by_its_command_line(data_dir: Path) -> None:
