@@ -120,6 +120,22 @@ def _expected(stream_id: str, position: str) -> str:
     end"""
 
 
+def _write(position: str) -> str:
+    """Insert a row for each item, at a position that is an expression over it."""
+    return f"""
+        insert into streamkeep.chunks (stream_id, position, size, encoding, data)
+        select item.stream_id,
+               {position},
+               {size_of("item.data", "item.is_sealed")},
+               {encoding_of("item.is_sealed")},
+               item.data
+        from fence
+        cross join unnest($4::bigint[], $5::bigint[], $6::bytea[], $7::boolean[], $8::boolean[])
+            as item (stream_id, position, data, is_known, is_sealed)
+        order by item.stream_id
+    """
+
+
 class PostgresStore:
     """The store on one PostgreSQL server, 15 or newer; see `Store` for what each method means.
 
@@ -567,20 +583,15 @@ class PostgresStore:
 
     # Bytes
 
-    _WRITE = f"""
-        insert into streamkeep.chunks (stream_id, position, size, encoding, data)
-        select item.stream_id,
-               case when item.is_known then item.position else {_expected("item.stream_id", "item.position")} end,
-               {size_of("item.data", "item.is_sealed")},
-               {encoding_of("item.is_sealed")},
-               item.data
-        from fence
-        cross join unnest($4::bigint[], $5::bigint[], $6::bytea[], $7::boolean[], $8::boolean[])
-            as item (stream_id, position, data, is_known, is_sealed)
-        order by item.stream_id
-    """
+    _WRITE = _write(
+        f"case when item.is_known then item.position else {_expected('item.stream_id', 'item.position')} end"
+    )
 
     _APPEND = f"with {_fence('and settled = $3')} {_WRITE}"
+
+    # What nearly every commit is. The comparison's estimated cost makes the server plan each of them anew, for as long as
+    # all the rest of it takes; without it one plan serves all.
+    _APPEND_TO_KNOWN = f"with {_fence('and settled = $3')} {_write('item.position')}"
 
     # One snapshot for all: an ending's `position` is the data stream's tail before this statement.
     _APPEND_AND_END = f"""
@@ -630,7 +641,8 @@ class PostgresStore:
         values = (owner.id, owner.epoch, self._settled.get(owner, 0), *self._append_arrays(appends, known))
         ended: frozenset[int] = frozenset()
         if appends and not endings:
-            is_fresh = await self._database.execute(self._APPEND, *values, is_urgent=True) > 0
+            statement = self._APPEND_TO_KNOWN if all(known) else self._APPEND
+            is_fresh = await self._database.execute(statement, *values, is_urgent=True) > 0
         else:
             row = _one(
                 await self._database.fetch_row(
