@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi, openapi
-from streamkeep.proxy.asgi import Guarded
+from streamkeep.proxy.asgi import Guarded, RawRoutes
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.front import Front
@@ -65,20 +66,33 @@ def create_app(
         async with service.open():
             yield
 
-    app = FastAPI(title="streamkeep", version=version("streamkeep"), lifespan=lifespan, redirect_slashes=False)
-    app.state.service = service
-    app.router.routes.extend(_raw_routes(service))
+    app = _Application(service, lifespan)
     app.include_router(transport.router(service))
     app.include_router(operations.router(service))
     app.add_api_route("/", _welcome, include_in_schema=False)
-    app.add_middleware(Cors, origins=settings.origins)
-    app.add_middleware(Front, tally=service.requests)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     for foreseen in _FORESEEN:
         app.add_exception_handler(foreseen, _problem_error)
     app.openapi = lambda: _schema(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
+
+
+class _Application(FastAPI):
+    """FastAPI behind our own front: requests that a raw route takes go to it directly, all others to the framework, which
+    knows the raw routes too and so can tell a wrong method from an unknown path."""
+
+    def __init__(self, service: Service, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> None:
+        super().__init__(title="streamkeep", version=version("streamkeep"), lifespan=lifespan, redirect_slashes=False)
+        self.state.service = service
+        routes = _raw_routes(service)
+        self.router.routes.extend(routes)
+        self._front = Front(
+            Cors(RawRoutes(super().__call__, routes), origins=service.settings.origins), tally=service.requests
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._front(scope, receive, send)
 
 
 def _raw_routes(service: Service) -> list[Route]:

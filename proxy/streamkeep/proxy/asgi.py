@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamkeep.proxy.errors import Problem, problem_of
@@ -49,9 +50,11 @@ async def answer_problem(send: Send, problem: Problem) -> None:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request and its answer, for whoever stands around the routes: `of(scope)` finds it."""
+    """One request and its answer, for whoever stands around the routes: `of(scope)` finds it. `send` is the server's own:
+    once an answer has started nobody around the routes looks at what follows, and a stream's body may go there directly."""
 
     request_id: str
+    send: Send
     has_started: bool = False
     error: str | None = None
 
@@ -59,6 +62,25 @@ class Exchange:
     def of(scope: Scope) -> Exchange:
         exchange: Exchange = scope["streamkeep.exchange"]
         return exchange
+
+
+class RawRoutes:
+    """ASGI middleware: what a route takes whole goes to its application, and all else on to the next. Nothing of a
+    framework then stands between a route and the server."""
+
+    def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            for route in self._routes:
+                match, of_route = route.matches(scope)
+                if match is Match.FULL:
+                    scope.update(of_route)
+                    await route.app(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
 
 
 class Guarded:

@@ -28,7 +28,7 @@ class Front:
             return
         given = header(scope, _HEADER)
         request_id = given if given is not None and wire.is_id(given) else secrets.token_hex(8)
-        exchange = scope["streamkeep.exchange"] = Exchange(request_id)
+        exchange = scope["streamkeep.exchange"] = Exchange(request_id, send)
         REQUEST_ID.set(request_id)
 
         async def watched_send(message: Message) -> None:

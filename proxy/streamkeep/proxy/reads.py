@@ -290,7 +290,7 @@ class Reads:
             if encoding.is_base64:
                 headers.append((wire.SSE_DATA_ENCODING, "base64"))
             await send({"type": "http.response.start", "status": 200, "headers": asgi.raw_headers(headers)})
-            await self._sse_body(reader, pieces, encoding, _cursor(query), send)
+            await self._sse_body(reader, pieces, encoding, _cursor(query), asgi.Exchange.of(scope).send)
 
     async def _sse_body(self, reader: Reader, pieces: list[Piece], encoding: Encoding, cursor: str, send: Send) -> None:
         """Frames until the end of the stream or of the connection's time. One send for all that has gathered."""
