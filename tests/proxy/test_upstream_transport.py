@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from streamkeep.proxy.connections import ResponseBody
 from streamkeep.proxy.upstream import PRIVATE, AddressRefused, RequestRefused, UpstreamTransport
 from tests.raw_http import DEADLINE_SECONDS, Peer, RawServer, answering, client_tls, server_tls
 from tests.upstream import full_server
@@ -75,6 +76,11 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+async def answer_to(peer: Peer, answer: asyncio.Task[httpx.Response], wire: bytes) -> httpx.Response:
+    await peer.send(wire)
+    return await answer
 
 
 # Requests
@@ -536,6 +542,94 @@ async def test_a_stream_says_the_same_again_after_its_end(transport: UpstreamTra
             await anext(ended)
         with pytest.raises(httpx.RemoteProtocolError):
             await anext(broken)
+
+
+def poured_from(response: httpx.Response) -> ResponseBody:
+    assert isinstance(response.stream, ResponseBody)
+    return response.stream
+
+
+async def test_a_body_is_poured_as_it_comes(transport: UpstreamTransport) -> None:
+    async with RawServer() as server:
+        answer = asyncio.create_task(send(transport, server.url))
+        peer = await server.accept()
+        await peer.head()
+        await peer.send(CHUNKED + b"1\r\na\r\n")
+        received: list[bytes] = []
+
+        def receive(data: bytes) -> bool:
+            received.append(data)
+            return True
+
+        body = poured_from(await answer)
+        pouring = asyncio.create_task(body.pour(receive))
+        await until(lambda: received == [b"a"])
+        await peer.send(b"1\r\nb\r\n")
+        await until(lambda: received == [b"a", b"b"])
+        await peer.send(b"1\r\nc\r\n")
+        await until(lambda: len(received) == 3)
+        await peer.send(b"0\r\n\r\n")
+        assert await pouring
+        assert received == [b"a", b"b", b"c"]
+        assert await body.pour(receive)
+        assert transport.idle_connections == 1
+
+
+async def test_a_receiver_that_wants_no_more_gets_the_rest_later(transport: UpstreamTransport) -> None:
+    async with RawServer() as server:
+        answer = asyncio.create_task(send(transport, server.url))
+        peer = await server.accept()
+        await peer.head()
+        body = poured_from(await answer_to(peer, answer, CHUNKED))
+        received: list[bytes] = []
+
+        def receive(data: bytes) -> bool:
+            received.append(data)
+            return False
+
+        pouring = asyncio.create_task(body.pour(receive))
+        await peer.send(b"1\r\na\r\n")
+        assert not await pouring
+        await peer.send(b"1\r\nb\r\n0\r\n\r\n")
+        assert not await body.pour(receive)
+        assert received == [b"a", b"b"]
+        assert await body.pour(receive)
+
+
+async def test_what_breaks_off_is_poured_before_it_is_told(transport: UpstreamTransport) -> None:
+    async with RawServer(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok")) as server:
+        body = poured_from(await send(transport, server.url))
+        received = bytearray()
+
+        def receive(data: bytes) -> bool:
+            received.extend(data)
+            return True
+
+        for _ in range(2):
+            with pytest.raises(httpx.RemoteProtocolError):
+                await body.pour(receive)
+        assert received == b"ok"
+
+
+async def test_a_receivers_failure_is_its_own(transport: UpstreamTransport) -> None:
+    async with RawServer() as server:
+        answer = asyncio.create_task(send(transport, server.url))
+        peer = await server.accept()
+        await peer.head()
+        body = poured_from(await answer_to(peer, answer, CHUNKED))
+        received: list[bytes] = []
+
+        def fail(data: bytes) -> bool:
+            received.append(data)
+            raise LookupError
+
+        pouring = asyncio.create_task(body.pour(fail))
+        await peer.send(b"1\r\na\r\n")
+        with pytest.raises(LookupError):
+            await pouring
+        assert received == [b"a"]
+        await body.aclose()
+        await peer.closed()
 
 
 async def test_only_one_task_may_read_a_response(transport: UpstreamTransport) -> None:

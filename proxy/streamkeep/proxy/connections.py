@@ -2,7 +2,8 @@
 
 The event loop calls in from below (`buffer_updated`, `eof_received`, `connection_lost`), one task asks from above
 (`exchange`, then `read` until it gives nothing). Between them stands a `ResponseDecoder` and one future, `_progress`,
-on which the task waits when there is nothing to take. A chunk costs neither a task nor a timer nor a lock.
+on which the task waits when there is nothing to take. A chunk costs neither a task nor a timer nor a lock; to one who
+pours, it does not even cost a wake-up.
 
 *Buffered bytes first.* A failure is kept until everything before it has been taken. That includes what the transport
 had not handed over when it died: see `_take_rest`.
@@ -63,6 +64,8 @@ class Connection(asyncio.BufferedProtocol):
         self._decoder: ResponseDecoder | None = None
         self._failure: httpx.TransportError | None = None
         self._progress: asyncio.Future[None] | None = None
+        self._receiver: Callable[[bytes], bool] | None = None
+        self._receivers_failure: Exception | None = None
         self._writable: asyncio.Future[None] | None = None
         self._is_write_paused = False
         self._stuck_at: float | None = None
@@ -145,6 +148,29 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_read_paused:
             self._resume_reading()
         return data
+
+    async def pour(self, receiver: Callable[[bytes], bool]) -> bool:
+        """Give the body to `receiver` as it comes, within the event loop's own calls, for as long as it answers True.
+
+        Returns whether all of the body was given; what was not can be poured or read later.
+
+        Raises:
+            httpx.RemoteProtocolError, httpx.ReadError: as `read` does, behind all bytes that came before.
+            Exception: whatever `receiver` raised.
+        """
+        decoder = self._in_exchange()
+        self._receiver = receiver
+        try:
+            self._give(decoder)
+            while self._receiver is not None and not decoder.is_complete:
+                if self._failure is not None:
+                    raise self._failure
+                await self._wait()
+            if self._receivers_failure is not None:
+                raise self._receivers_failure
+            return self._receiver is not None
+        finally:
+            self._receiver = None
 
     def rest(self) -> bool:
         """The exchange is over; return whether the connection can carry another one. If not, it is to be aborted."""
@@ -323,7 +349,28 @@ class Connection(asyncio.BufferedProtocol):
             return
         if decoder.has_surplus:
             self._transport.abort()
-        self._wake()
+        if self._receiver is None:
+            self._wake()
+            return
+        self._give(decoder)
+        if self._receiver is None or decoder.is_complete:
+            self._wake()
+
+    def _give(self, decoder: ResponseDecoder) -> None:
+        """Give what waits to the receiver, and forget the receiver when it wants no more, or fails."""
+        receiver = self._receiver
+        if receiver is None or not decoder.buffered_bytes:
+            return
+        data = decoder.take()
+        if self._is_read_paused:
+            self._resume_reading()
+        try:
+            wants_more = receiver(data)
+        except Exception as exc:  # noqa: BLE001  # `pour` raises it: here it would take the connection for broken
+            self._receivers_failure = exc
+            wants_more = False
+        if not wants_more:
+            self._receiver = None
 
     def _take_rest(self) -> bool:
         """Feed what the transport did not hand over before it died; return whether upstream had ended its side in order.
@@ -419,6 +466,25 @@ class ResponseBody(httpx.AsyncByteStream):
             self._settle(StopAsyncIteration())
             raise StopAsyncIteration
         return data
+
+    async def pour(self, receiver: Callable[[bytes], bool]) -> bool:
+        """Give what is left to `receiver`, as it comes, for as long as it answers True; return whether that was all.
+
+        Raises: as iterating does, or what `receiver` raised.
+        """
+        connection = self._connection
+        if connection is None:
+            if isinstance(self._outcome, StopAsyncIteration):
+                return True
+            raise self._outcome
+        try:
+            is_over = await connection.pour(receiver)
+        except httpx.TransportError as exc:
+            self._settle(exc)
+            raise
+        if is_over:
+            self._settle(StopAsyncIteration())
+        return is_over
 
     async def aclose(self) -> None:
         """Let go of the connection; before the end of the body its socket is closed, in this very call."""

@@ -25,7 +25,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import httpx
@@ -41,6 +40,7 @@ from tenacity import (
 )
 
 from streamkeep.proxy.audiences import COUNTED_SECONDS, Audiences
+from streamkeep.proxy.connections import ResponseBody
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, ApiError, gone, not_found, problem
 from streamkeep.proxy.logs import GENERATION
 from streamkeep.proxy.readers import Readers
@@ -243,12 +243,7 @@ class Generations:
         self._owner: Owner | None = None
         self._registering = asyncio.Lock()
         self._audience_watch = AudienceWatch(max_gap_seconds=_MAX_AUDIENCE_GAP_SECONDS, settle_seconds=COUNTED_SECONDS)
-        self._client = httpx.AsyncClient(
-            transport=UpstreamTransport(resolve=resolve),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            follow_redirects=False,
-            trust_env=False,
-        )
+        self._transport = UpstreamTransport(resolve=resolve)
 
     def __repr__(self) -> str:
         return f"Generations(calls={len(self._calls)}, owner={self._owner})"
@@ -262,7 +257,7 @@ class Generations:
         await self._stop_all(Code.SHUTDOWN)
         for task in list(self._tasks):
             task.cancel()
-        await self._client.aclose()
+        await self._transport.aclose()
         if self._owner is not None:
             with suppress(StoreError):
                 await self._store.release(self._owner)
@@ -543,12 +538,11 @@ class Generations:
             began_at = time.monotonic()
             response = await self._open(call, request)
             self.tally.upstream_seconds.observe(time.monotonic() - began_at)
-            # A response would keep its request, and with it the body, for as long as it streams.
-            response.request = httpx.Request(request.method, request.url)
             request.body.release()
             try:
                 call.relay = await self._accept(call, request, response)
-                return await call.relay.run(_body_of(response))
+                assert isinstance(response.stream, ResponseBody)
+                return await call.relay.run(response.stream)
             finally:
                 await response.aclose()
         except _Unknown as unknown:
@@ -657,7 +651,7 @@ class Generations:
             extensions={"timeout": timeout.as_dict(), "streamkeep.private": request.may_be_private},
         )
         try:
-            response = await self._client.send(sent, stream=True)
+            response = await self._transport.handle_async_request(sent)
             if 200 <= response.status_code < 300:
                 return response
             try:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
 import httpx
 
+from streamkeep.proxy.connections import ResponseBody
 from streamkeep.proxy.rules.endings import EndingObserver, Observation
 from streamkeep.storage import Code, Terminal, Usage
 from streamkeep.storage.rules.offsets import format_offset
@@ -51,10 +52,11 @@ class Relay:
         self._observer = observer
         self._seen: Observation | None = None
         self._max_bytes = max_bytes
+        self._is_too_large = False
         self._on_first_chunk = on_first_chunk
         self._digest = hashlib.sha256()
 
-    async def run(self, body: AsyncGenerator[bytes, None]) -> End:
+    async def run(self, body: ResponseBody) -> End:
         """Relay until the body ends, one way or another.
 
         Raises:
@@ -90,40 +92,39 @@ class Relay:
             detail=end.detail,
         )
 
-    async def _pump(self, body: AsyncGenerator[bytes, None]) -> bool:
+    async def _pump(self, body: ResponseBody) -> bool:
         """Whether the body came to its end within the limit."""
-        recorder, digest, observer = self.recorder, self._digest, self._observer
-        since = self.waiting_since = time.monotonic()
-        async for data in body:
-            if not data:
-                continue
-            if not self.size_bytes:
-                self._on_first_chunk()
-            is_too_large = self.size_bytes + len(data) > self._max_bytes
-            if is_too_large:
-                data = data[: self._max_bytes - self.size_bytes]
-            self.size_bytes += len(data)
-            digest.update(data)
-            recorder.append(data)
-            is_content = observer is None or observer.feed(data)
-            if is_too_large:
+        self.waiting_since = time.monotonic()
+        while not await body.pour(self._take):
+            if self._is_too_large:
                 return False
-            if recorder.is_full:
-                since += await self._pause()
-            if recorder.ended.done():
+            if self.recorder.ended.done():
                 raise Lost
-            if is_content:
-                since = time.monotonic()
-            self.waiting_since = since
+            await self._pause()
         return True
 
-    async def _pause(self) -> float:
-        """Wait until there is room; for how long."""
-        self.waiting_since, paused_at = None, time.monotonic()
+    def _take(self, data: bytes) -> bool:
+        """Take what upstream sent, in the event loop's own call; whether more may come now."""
+        if not self.size_bytes:
+            self._on_first_chunk()
+        if self.size_bytes + len(data) > self._max_bytes:
+            self._is_too_large = True
+            data = data[: self._max_bytes - self.size_bytes]
+        recorder = self.recorder
+        self.size_bytes += len(data)
+        self._digest.update(data)
+        recorder.append(data)
+        if self._observer is None or self._observer.feed(data):
+            self.waiting_since = time.monotonic()
+        return not (self._is_too_large or recorder.is_full or recorder.ended.done())
+
+    async def _pause(self) -> None:
+        """Wait until there is room."""
+        since, self.waiting_since, paused_at = self.waiting_since, None, time.monotonic()
         await self.recorder.room()
         seconds = time.monotonic() - paused_at
         self.paused_seconds += seconds
-        return seconds
+        self.waiting_since = None if since is None else since + seconds
 
     def observation(self) -> Observation | None:
         """What was seen in the body, once no more of it comes."""

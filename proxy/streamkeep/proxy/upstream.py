@@ -14,7 +14,7 @@ limit on connections, no decoding. What holds for callers:
   for a place in the pool.
 - *Bodies* come as described in `connections.py`: as many bytes as have arrived, buffered ones before any failure.
 
-Send with `httpx.Request(...)` and `client.send(request, stream=True)`: `client.build_request` would add headers.
+Send `httpx.Request(...)` with `handle_async_request`: a client would add headers, cookies and layers around each chunk.
 """
 
 from __future__ import annotations

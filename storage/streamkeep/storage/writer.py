@@ -172,6 +172,8 @@ class Writer:
         """Commit for as long as the process lives; cancelled when everything has ended."""
         while True:
             await self._work.wait()
+            # What one turn of the loop brings is committed together, a stream's end with its last bytes.
+            await asyncio.sleep(0)
             self._work.clear()
             while self._dirty:
                 batch = self._take()
