@@ -1,6 +1,8 @@
-"""Bindings of the client to SDKs and to the browser, one module for each.
+"""Bindings of the client to SDKs, one module for each.
 
-Import the module that you need, as in `streamkeep.adapters.NAME`: each wants an SDK that the others do not.
+Import the module that you need, as in `streamkeep.adapters.openai`: each wants an SDK that the others do not.
 """
 
-__all__: list[str] = []
+from streamkeep.adapters._resuming import resume_headers
+
+__all__ = ["resume_headers"]

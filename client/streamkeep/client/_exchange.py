@@ -37,6 +37,11 @@ class Call:
     replays: bool = False
     ttl_seconds: float = 3600.0
 
+    @property
+    def replays_by_name(self) -> bool:
+        """Whether a named generation is wanted from its first byte on: it is, also when it was delivered before."""
+        return self.request_id is not None and self.replays
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -127,7 +132,7 @@ class Exchange:
             if datetime.now(UTC) - record.updated_at > timedelta(seconds=call.ttl_seconds):
                 expired.add(record.request_id)
                 reasons.append(ResumeReason.EXPIRED)
-            elif record.state is RecordState.ENDED and not (call.request_id is not None and call.replays):
+            elif record.state is RecordState.ENDED and not call.replays_by_name:
                 reasons.append(ResumeReason.ENDED)
             else:
                 resumed = await self._reopen(record, call)
@@ -153,7 +158,8 @@ class Exchange:
                 raise
             await bookmark.remove()
             return ResumeReason.EXPIRED if exc.status == 410 else ResumeReason.NONE
-        if self._skips_finished and record.state is RecordState.LEFT and creation.state == "done":
+        is_left = record.state is RecordState.LEFT and not call.replays_by_name
+        if self._skips_finished and is_left and creation.state == "done":
             ending = await self.server.ending(creation)
             if ending is not None and ending.position == record.handed_position:
                 await bookmark.ended(ending.position)

@@ -1,0 +1,55 @@
+"""The examples of the adapters, as programs: killed in the middle of an answer, the next run has all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests.serving import Proxy
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("resume_*.py"))
+HOW_TOS = re.findall(r"```python\n(.*?)```", (ROOT / "adapters" / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+async def test_an_example_that_was_killed_is_run_again(
+    proxy: Proxy, vendor: str, tmp_path: Path, example: Path
+) -> None:
+    async def start() -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, str(example), proxy.url, vendor),
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        )
+
+    before = await number_of_calls(proxy, vendor)
+    killed = await start()
+    assert killed.stdout is not None
+    heard = await killed.stdout.readexactly(20)
+    killed.kill()
+    heard += (await killed.communicate())[0]
+    second = await start()
+    answer = (await second.communicate())[0]
+    assert second.returncode == 0
+    assert answer.startswith(heard)
+    assert len(answer) > len(heard)
+    assert await number_of_calls(proxy, vendor) == before + 1
+
+
+async def number_of_calls(proxy: Proxy, vendor: str) -> int:
+    count: int = (await proxy.client.get(f"{vendor}/_fake/calls")).json()["count"]
+    return count
+
+
+def test_what_the_how_tos_show_is_what_the_examples_run() -> None:
+    sources = [path.read_text("utf-8") for path in EXAMPLES]
+    assert len(HOW_TOS) == len(EXAMPLES)
+    for shown in HOW_TOS:
+        assert any(textwrap.indent(shown, "    ") in source for source in sources), shown
