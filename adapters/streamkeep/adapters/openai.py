@@ -5,7 +5,7 @@ The clients are the package's own, over `DurableTransport`, so whatever they can
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any, overload
 
 from openai import AsyncOpenAI, AsyncStream, DefaultAsyncHttpxClient, DefaultHttpxClient, OpenAI, Stream
@@ -51,10 +51,10 @@ def resume_chat(client: OpenAI, session_id: str, *, request_id: str | None = Non
 @overload
 def resume_chat(
     client: AsyncOpenAI, session_id: str, *, request_id: str | None = None
-) -> Awaitable[AsyncStream[ChatCompletionChunk]]: ...
+) -> Coroutine[Any, Any, AsyncStream[ChatCompletionChunk]]: ...
 def resume_chat(
     client: OpenAI | AsyncOpenAI, session_id: str, *, request_id: str | None = None
-) -> Stream[ChatCompletionChunk] | Awaitable[AsyncStream[ChatCompletionChunk]]:
+) -> Stream[ChatCompletionChunk] | Coroutine[Any, Any, AsyncStream[ChatCompletionChunk]]:
     """The session's newest streamed chat completion, or the named one, from its first chunk on.
 
     Raises:
@@ -71,10 +71,10 @@ def resume_response(
 @overload
 def resume_response(
     client: AsyncOpenAI, session_id: str, *, request_id: str | None = None
-) -> Awaitable[AsyncStream[ResponseStreamEvent]]: ...
+) -> Coroutine[Any, Any, AsyncStream[ResponseStreamEvent]]: ...
 def resume_response(
     client: OpenAI | AsyncOpenAI, session_id: str, *, request_id: str | None = None
-) -> Stream[ResponseStreamEvent] | Awaitable[AsyncStream[ResponseStreamEvent]]:
+) -> Stream[ResponseStreamEvent] | Coroutine[Any, Any, AsyncStream[ResponseStreamEvent]]:
     """The session's newest streamed answer of the Responses API, or the named one, from its first event on.
 
     Raises:
