@@ -105,16 +105,17 @@ async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, ven
     assert calls["count"] == 1
 
 
-async def test_the_streams_example_reads_on_from_where_it_was(
+async def test_the_streams_examples_read_on_produce_and_work(
     proxy: ServedProcess, vendor_url: str, tmp_path: Path
 ) -> None:
-    reading, producing = (here(text, proxy, vendor_url) for text in examples("Streams from Python"))
+    reading, producing, working = (here(text, proxy, vendor_url) for text in examples("Streams from Python"))
     first, last = (await run(sys.executable, "-c", reading, home=tmp_path)).splitlines()
     assert first.startswith("[{'step': 1}, {'step': 2}] 0000")
     assert last == "and then {'step': 3}"
     for stored in (1000, 2000):
         printed = await run(sys.executable, "-c", producing, home=tmp_path)
         assert printed == f"{stored} messages are stored\n"
+    assert await run(sys.executable, "-c", working, home=tmp_path) == "jobs/today [{'job': 1}]\n"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -7,6 +7,7 @@ from streamkeep.client._errors import (
     GenerationCancelled,
     GenerationError,
     InvalidOffset,
+    LeaseLost,
     LocalStoreFailed,
     NothingToResume,
     OwnerLost,
@@ -28,12 +29,14 @@ from streamkeep.client._errors import (
     TooLarge,
     Truncated,
     UpstreamFailed,
+    WebhookRefused,
 )
 from streamkeep.client._fetch import AsyncFetchClient, FetchClient, GenerationInfo
 from streamkeep.client._handles import AsyncDurableStream, DurableStream
 from streamkeep.client._producer import AsyncIdempotentProducer, IdempotentProducer
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules.decoding import JsonBatch, ServerSentEvent, StreamChunk
+from streamkeep.client._rules.subscriptions import SubscribedStream, Subscription
 from streamkeep.client._stores import GenerationRecord, GenerationStore, MemoryStore, RecordState, SQLiteStore
 from streamkeep.client._streams import (
     Appended,
@@ -44,6 +47,16 @@ from streamkeep.client._streams import (
     StreamResponse,
     astream,
     stream,
+)
+from streamkeep.client._subscriptions import (
+    AsyncSubscriptions,
+    AsyncWebhookKeys,
+    AsyncWork,
+    AsyncWorker,
+    Subscriptions,
+    WebhookKeys,
+    Work,
+    Worker,
 )
 from streamkeep.client._transport import DurableTransport
 
@@ -70,6 +83,17 @@ __all__ = [  # noqa: RUF022  # in groups
     "StreamResponse",
     "astream",
     "stream",
+    # Subscriptions
+    "AsyncSubscriptions",
+    "AsyncWebhookKeys",
+    "AsyncWork",
+    "AsyncWorker",
+    "SubscribedStream",
+    "Subscription",
+    "Subscriptions",
+    "WebhookKeys",
+    "Work",
+    "Worker",
     # Local stores
     "GenerationRecord",
     "GenerationStore",
@@ -83,6 +107,7 @@ __all__ = [  # noqa: RUF022  # in groups
     "GenerationCancelled",
     "GenerationError",
     "InvalidOffset",
+    "LeaseLost",
     "LocalStoreFailed",
     "NothingToResume",
     "OwnerLost",
@@ -104,4 +129,5 @@ __all__ = [  # noqa: RUF022  # in groups
     "TooLarge",
     "Truncated",
     "UpstreamFailed",
+    "WebhookRefused",
 ]

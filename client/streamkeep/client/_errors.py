@@ -12,6 +12,8 @@ StreamkeepError
 │   ├── SequenceConflict   a later `seq` was appended before
 │   ├── SequenceGap        an append of this producer is missing: `expected`, `received`
 │   └── ProducerFenced     a newer producer has taken over: `current_epoch`
+├── LeaseLost              a worker's lease went to somebody else; what it did last does not count
+├── WebhookRefused         a webhook is not what its signature says
 ├── DeliveryFailed         a producer gave up: `undelivered` names what was not stored
 ├── BodyConsumed           the body was closed before it was read on
 ├── NothingToResume        `reason`: none, ended or expired
@@ -115,6 +117,14 @@ class DeliveryFailed(StreamkeepError):
         super().__init__(f"{len(undelivered)} messages were not stored, or are not known to be")
         self.undelivered = undelivered
         self.unknown = unknown
+
+
+class LeaseLost(StreamkeepError):
+    """The lease of a worker ended, so that another may have its work; what was not acknowledged does not count."""
+
+
+class WebhookRefused(StreamkeepError):
+    """A webhook has no signature, or one of somebody else, of something else, or of long ago: answer 401."""
 
 
 class BodyConsumed(StreamkeepError):
