@@ -290,4 +290,7 @@ async def test_an_append_during_which_the_database_is_lost_is_stored_once(databa
 
 
 async def content(proxy: Proxy) -> bytes:
-    return (await proxy.client.get("/v1/stream/written")).content
+    async with asyncio.timeout(30):
+        while (answer := await proxy.client.get("/v1/stream/written")).status_code == 503:
+            await asyncio.sleep(0.05)
+    return answer.content

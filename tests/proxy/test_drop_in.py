@@ -173,6 +173,25 @@ async def test_upstreams_error_comes_through_and_may_be_tried_again() -> None:
         assert (await made.ask(headers=KEY)).content == EVENTS
 
 
+async def test_a_conditional_request_gets_its_answer() -> None:
+    async def play(exchange: Exchange) -> None:
+        assert exchange.header("If-None-Match") == '"v1"'
+        await exchange.head(304, {}, is_chunked=False)
+
+    async with served(play) as made:
+        answer = await made.proxy.client.get("/u/vendor/v1/models", headers={"If-None-Match": '"v1"'})
+        assert (answer.status_code, answer.content) == (304, b"")
+
+
+async def test_a_content_type_of_any_length_is_not_passed_on() -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.answer(200, b"x", {"Content-Type": f"text/plain; note={'x' * 20_000}"})
+
+    async with served(play) as made:
+        answer = await made.ask()
+        assert (answer.content, answer.headers.get("Content-Type")) == (b"x", None)
+
+
 async def test_a_key_that_is_configured_here_replaces_the_callers() -> None:
     async with served(whole, 'headers = { Authorization = "Bearer ${SECRET}" }') as made:
         answer = await made.ask(headers={"Authorization": "Bearer the-callers", "X-Other": "kept"})

@@ -25,6 +25,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import httpx
@@ -99,6 +100,7 @@ _LAST_WRITES_SECONDS = 5.0
 _MAX_ERROR_BODY_BYTES = 64 * 1024
 _ERROR_BODY_SECONDS = 10.0
 _EARLY_ANSWER_SECONDS = 10.0
+_MAX_CONTENT_TYPE_CHARACTERS = 256
 _RETRYABLE_STATUSES = frozenset({429, 503})
 _BACK_OFF = wait_random_exponential(multiplier=0.2, max=5.0)
 # The status of a refusal that is ours to tell, not upstream's.
@@ -678,9 +680,9 @@ class Generations:
     async def _refusal_of(self, response: httpx.Response) -> _Refused:
         """Upstream's error, its body cut at 64 KiB and at ten seconds."""
         status = response.status_code
-        if 300 <= status < 400:
+        if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
             return _Refused(our_refusal(502, "redirect_refused", f"upstream answered {status}; redirects are refused"))
-        if not 400 <= status < 600:
+        if not 300 <= status < 600:
             return _Refused(
                 our_refusal(502, "upstream_failed", f"upstream answered {status}, which is no final status")
             )
@@ -860,10 +862,11 @@ def _retry_pause(state: RetryCallState) -> float:
 
 
 def _head_of(response: httpx.Response, further: frozenset[bytes]) -> UpstreamHead:
+    content_type = _header_of(response, b"content-type") or ""
     encoding = (_header_of(response, b"content-encoding") or "").lower()
     return UpstreamHead(
         status=response.status_code,
-        content_type=_header_of(response, b"content-type"),
+        content_type=content_type if 0 < len(content_type) <= _MAX_CONTENT_TYPE_CHARACTERS else None,
         content_encoding=encoding if encoding not in ("", "identity") else None,
         headers=kept_headers(response.headers.raw, further),
     )

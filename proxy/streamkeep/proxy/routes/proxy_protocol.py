@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from dataclasses import dataclass, replace
+from http import HTTPStatus
 
 from starlette.types import Receive, Scope, Send
 
@@ -189,6 +190,8 @@ class _Request:
         if refusal.head.status == NOT_UPSTREAMS:
             ours = json.loads(refusal.body)
             raise problem(ours["status"], ours["error"], ours["message"])
+        if refusal.head.status == HTTPStatus.NOT_MODIFIED:  # One of the 3xx, here, like all others.
+            raise problem(400, "redirect_refused", "upstream answered 304; this protocol takes no answers of its kind")
         headers = [(wire.UPSTREAM_STATUS, str(refusal.head.status)), asgi.NO_STORE, asgi.SANDBOX]
         if refusal.head.content_type is not None:
             headers.append(("Content-Type", refusal.head.content_type))
