@@ -165,7 +165,9 @@ async def heartbeat_once(exchange: Exchange) -> None:
 
 def answering(status: int, body: bytes = b"", **fields: str) -> Script:
     async def play(exchange: Exchange) -> None:
-        await exchange.answer(status, body, {name.replace("_", "-"): value for name, value in fields.items()})
+        headers = {name.replace("_", "-"): value for name, value in fields.items()}
+        # The connection ends with the answer; a client that did not know might ask on it once more.
+        await exchange.answer(status, body, {"Connection": "close", **headers})
 
     return play
 
