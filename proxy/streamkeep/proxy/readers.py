@@ -10,6 +10,9 @@ a slow poll, reads the log once for the whole process.
 
 A reader subscribes first, then reads, then waits. There is no await between looking at the feed and starting to wait.
 
+News is told once for each turn of the loop, after all that the turn brought. A reader that waits may have left a way to
+deliver it in the very call that tells of it; its task is woken for all else.
+
 Pieces of a message stream are whole messages, however the log is cut. A stream with a sliding TTL is touched for as long
 as it has a feed.
 """
@@ -113,11 +116,11 @@ class Piece:
 
     def _encode(self, encoding: Encoding, held: bytes) -> tuple[bytes, bytes]:
         if encoding is Encoding.BASE64:
-            return sse.data_frame(sse.base64_payload(self.data), format_offset(self.end)), b""
+            return sse.base64_frame(self.data, format_offset(self.end)), b""
         if encoding is Encoding.JSON:
             return sse.data_frame(sse.json_payload(self.data), format_offset(self.end)), b""
         if encoding is Encoding.JSON_BASE64:
-            return sse.data_frame(sse.base64_payload(to_array(self.data)), format_offset(self.end)), b""
+            return sse.base64_frame(to_array(self.data), format_offset(self.end)), b""
         text, rest = sse.split_text(held + self.data)
         return (sse.data_frame(text, format_offset(self.end - len(rest))) if text else b""), rest
 
@@ -153,17 +156,17 @@ class Feed:
             self.retained_bytes -= len(oldest.data) + _PIECE_OVERHEAD_BYTES
             if self._pieces.get(oldest.start) is oldest:
                 del self._pieces[oldest.start]
-        self.see(Tail(piece.end, False))
+        self.see(piece.end)
 
-    def see(self, tail: Tail) -> None:
-        """Learn of a tail; it never goes back. Wakes the readers if it is news."""
+    def see(self, position: int, *, is_closed: bool = False) -> bool:
+        """Learn of a tail; it never goes back. Returns whether it is news."""
         known = self.tail
         if known is not None:
-            tail = Tail(max(known.position, tail.position), known.is_closed or tail.is_closed)
-            if tail == known:
-                return
-        self.tail = tail
-        self.wake()
+            if position <= known.position and is_closed <= known.is_closed:
+                return False
+            position, is_closed = max(known.position, position), known.is_closed or is_closed
+        self.tail = Tail(position, is_closed)
+        return True
 
     def end(self) -> None:
         """There is nothing to read any more."""
@@ -180,7 +183,18 @@ class Reader:
     `sending_since` is set while the peer takes no bytes; `is_steady` says that the peer cannot reconnect and so is not
     told to."""
 
-    __slots__ = ("_waiter", "feed", "is_gone", "is_steady", "position", "sending_since", "stop", "viewer", "wake_at")
+    __slots__ = (
+        "_deliver",
+        "_waiter",
+        "feed",
+        "is_gone",
+        "is_steady",
+        "position",
+        "sending_since",
+        "stop",
+        "viewer",
+        "wake_at",
+    )
 
     def __init__(
         self,
@@ -200,6 +214,7 @@ class Reader:
         self.wake_at = float("inf")
         self.stop = stop
         self._waiter: asyncio.Future[None] | None = None
+        self._deliver: Callable[[], bool] | None = None
 
     @property
     def resume_position(self) -> int:
@@ -220,8 +235,11 @@ class Reader:
         return self.viewer is None or self.viewer.final is not None
 
     def wake(self) -> None:
+        """There may be news: deliver it, or end the wait."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
+        if waiter is None or waiter.done():
+            return
+        if self._deliver is None or not self._deliver():
             waiter.set_result(None)
 
     def leave(self) -> None:
@@ -229,14 +247,17 @@ class Reader:
         self.is_gone = True
         self.wake()
 
-    async def wait(self, until: float) -> None:
-        """Wait for news of the stream, for `leave`, or for a monotonic instant (checked once a second)."""
+    async def wait(self, until: float, deliver: Callable[[], bool] | None = None) -> None:
+        """Wait for news of the stream, for `leave`, or for a monotonic instant (checked once a second, and moved by
+        setting `wake_at`). While `deliver` answers that it has seen to the news itself, the wait goes on; it must not raise.
+        """
         self.wake_at = until
+        self._deliver = deliver
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
         finally:
-            self._waiter = None
+            self._waiter = self._deliver = None
             self.wake_at = float("inf")
 
 
@@ -258,6 +279,7 @@ class Readers:
         self._feeds: dict[int, Feed] = {}
         self._recorded_here: set[int] = set()
         self._stale: set[int] = set()
+        self._untold: dict[Feed, None] = {}
         self._refresh = asyncio.Event()
         self._is_closed = False
         self._steady_count = 0
@@ -333,21 +355,26 @@ class Readers:
         return viewed
 
     async def _log_pieces(self, reader: Reader) -> list[Piece]:
-        feed = reader.feed
-        found: list[Piece] = []
-        position, size = reader.position, 0
-        while (piece := feed.piece_at(position)) is not None and size < _READ_BYTES:
-            found.append(piece)
-            position = piece.end
-            size += len(piece.data)
+        feed, position = reader.feed, reader.position
+        found = self.at_hand(reader)
         if not found and (feed.tail is None or feed.tail.position != position):
             read = await self._read(feed, position)
             if read.tail.position < position:
                 raise InvalidOffset("the offset is beyond the tail")
-            feed.see(read.tail)
+            self._see(feed, read.tail)
             if read.data:
                 found.append(Piece(position, read.data))
-                position = read.end
+                reader.position = read.end
+        return found
+
+    def at_hand(self, reader: Reader) -> list[Piece]:
+        """The pieces in memory that a reader of the log comes to next; it stands behind them then."""
+        feed, position, size = reader.feed, reader.position, 0
+        found: list[Piece] = []
+        while (piece := feed.piece_at(position)) is not None and size < _READ_BYTES:
+            found.append(piece)
+            position = piece.end
+            size += len(piece.data)
         reader.position = position
         return found
 
@@ -393,6 +420,20 @@ class Readers:
             for reader in filter(is_meant, feed.readers):
                 reader.leave()
 
+    def _see(self, feed: Feed, tail: Tail) -> None:
+        if feed.see(tail.position, is_closed=tail.is_closed):
+            self._tell(feed)
+
+    def _tell(self, feed: Feed) -> None:
+        if not self._untold:
+            asyncio.get_running_loop().call_soon(self._tell_all)
+        self._untold[feed] = None
+
+    def _tell_all(self) -> None:
+        untold, self._untold = self._untold, {}
+        for feed in untold:
+            feed.wake()
+
     # Audience of the writer
 
     def appended(self, stream_id: int, position: int, data: bytes) -> None:
@@ -401,15 +442,16 @@ class Readers:
             return
         if len(data) <= _MAX_PIECE_BYTES:
             feed.add(Piece(position, data))
+            self._tell(feed)
         else:
             # Kept and sent as one, it would cost each feed as much, and each reader who is slow.
-            feed.see(Tail(position + len(data), False))
+            self._see(feed, Tail(position + len(data), False))
 
     def closed(self, stream_id: int, final_position: int) -> None:
         self._recorded_here.discard(stream_id)
         feed = self._feeds.get(stream_id)
         if feed is not None:
-            feed.see(Tail(final_position, True))
+            self._see(feed, Tail(final_position, True))
 
     # Listener of the store
 
@@ -463,7 +505,7 @@ class Readers:
                 except (StreamNotFound, KeyUnavailable):
                     feed.end()  # Its own trouble, and nobody else's.
                     continue
-            feed.see(tail)
+            self._see(feed, tail)
 
     async def _read_on(self, feed: Feed, position: int, tail: Tail) -> None:
         """One read for all readers at the tail. More than one read's worth they take from the log themselves."""
@@ -472,6 +514,7 @@ class Readers:
         read = await self._read(feed, position)
         if read.data and feed.tail is not None and feed.tail.position == position:
             feed.add(Piece(position, read.data))
+            self._tell(feed)
 
     async def _read(self, feed: Feed, position: int) -> Slice:
         return await read_whole(

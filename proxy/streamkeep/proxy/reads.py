@@ -290,43 +290,7 @@ class Reads:
             if encoding.is_base64:
                 headers.append((wire.SSE_DATA_ENCODING, "base64"))
             await send({"type": "http.response.start", "status": 200, "headers": asgi.raw_headers(headers)})
-            await self._sse_body(reader, pieces, encoding, _cursor(query), asgi.Exchange.of(scope).send)
-
-    async def _sse_body(self, reader: Reader, pieces: list[Piece], encoding: Encoding, cursor: str, send: Send) -> None:
-        """Frames until the end of the stream or of the connection's time. One send for all that has gathered."""
-        feed, readers = reader.feed, self._parts.readers
-        began_at = time.monotonic()
-        rotate_at = began_at + self._settings.sse_seconds
-        held = b""
-        is_first = True
-        while is_first or not (reader.is_gone or feed.is_gone or time.monotonic() >= rotate_at):
-            is_closed = reader.is_at_end
-            frames, held = _frames(reader, pieces, held, encoding, cursor)
-            if is_first and not frames:
-                frames.append(sse.control_frame(_offset(reader, held), cursor, is_up_to_date=reader.is_up_to_date))
-            is_first = False
-            if frames:
-                if pieces:
-                    readers.delivering(pieces, since=began_at)
-                    pieces.clear()
-                await _send_body(reader, frames, send, is_last=is_closed)
-            if is_closed:
-                return
-            try:
-                pieces = await readers.pieces(reader)
-                while not pieces and not reader.is_at_end:
-                    now = time.monotonic()
-                    if reader.is_gone or feed.is_gone or now >= rotate_at:
-                        break
-                    beat_at = now + self._settings.heartbeat_seconds
-                    await reader.wait(min(beat_at, rotate_at))
-                    if time.monotonic() >= beat_at:
-                        await _send_body(reader, [sse.HEARTBEAT], send)
-                    pieces = await readers.pieces(reader)
-            except StoreError:
-                # The answer has begun: end it without an end mark, and the reader comes back.
-                break
-        await send({"type": "http.response.body", "body": b""})
+            await _Events(reader, self._parts, encoding, _cursor(query), scope).send(pieces)
 
     @asynccontextmanager
     async def _following(
@@ -370,6 +334,90 @@ class Reads:
             finally:
                 following[mode] -= 1
                 watch.cancel()
+
+
+class _Events:
+    """The frames of one SSE answer that has started, until the end of its stream or of the connection's time.
+
+    News that finds the reader waiting goes to the socket in the call that tells of it, for as long as the stream goes on
+    and the peer takes what it is sent. In every other case the reader's task sees to it.
+    """
+
+    def __init__(self, reader: Reader, parts: Parts, encoding: Encoding, cursor: str, scope: Scope) -> None:
+        self._reader = reader
+        self._readers = parts.readers
+        self._heartbeat_seconds = parts.settings.heartbeat_seconds
+        self._encoding = encoding
+        self._cursor = cursor
+        self._send = asgi.Exchange.of(scope).send
+        self._write: Callable[[bytes], bool] | None = scope.get("streamkeep.write")
+        self._held = b""
+        self._began_at = time.monotonic()
+        self._rotate_at = self._began_at + parts.settings.sse_seconds
+        self._beat_at = 0.0
+
+    async def send(self, pieces: list[Piece]) -> None:
+        """Send these pieces and all that follow; one message for all that has gathered."""
+        reader = self._reader
+        is_first = True
+        while is_first or not self._is_over:
+            is_closed = reader.is_at_end
+            frames = self._take(pieces)
+            if is_first and not frames:
+                is_up_to_date = reader.is_up_to_date
+                frames.append(sse.control_frame(_offset(reader, self._held), self._cursor, is_up_to_date=is_up_to_date))
+            is_first = False
+            if frames:
+                if pieces:
+                    self._readers.delivering(pieces, since=self._began_at)
+                    pieces.clear()
+                await _send_body(reader, frames, self._send, is_last=is_closed)
+            if is_closed:
+                return
+            try:
+                pieces = await self._next()
+            except StoreError:
+                # The answer has begun: end it without an end mark, and the reader comes back.
+                break
+        await self._send({"type": "http.response.body", "body": b""})
+
+    @property
+    def _is_over(self) -> bool:
+        return self._reader.is_gone or self._reader.feed.is_gone or time.monotonic() >= self._rotate_at
+
+    def _take(self, pieces: Sequence[Piece]) -> list[bytes]:
+        frames, self._held = _frames(self._reader, pieces, self._held, self._encoding, self._cursor)
+        return frames
+
+    async def _next(self) -> list[Piece]:
+        """The next pieces; none when the stream or the answer is over."""
+        reader = self._reader
+        pieces = await self._readers.pieces(reader)
+        while not pieces and not reader.is_at_end and not self._is_over:
+            self._beat_at = time.monotonic() + self._heartbeat_seconds
+            await reader.wait(min(self._beat_at, self._rotate_at), self._deliver if reader.viewer is None else None)
+            if time.monotonic() >= self._beat_at:
+                await _send_body(reader, [sse.HEARTBEAT], self._send)
+            pieces = await self._readers.pieces(reader)
+        return pieces
+
+    def _deliver(self) -> bool:
+        """Send what is at hand without the reader's task; whether that could be done."""
+        reader, tail = self._reader, self._reader.feed.tail
+        if self._write is None or reader.is_gone or reader.feed.is_gone or tail is None or tail.is_closed:
+            return False
+        position, held = reader.position, self._held
+        pieces = self._readers.at_hand(reader)
+        if not pieces:
+            return False
+        frames = self._take(pieces)
+        if frames and not self._write(b"".join(frames)):
+            reader.position, self._held = position, held
+            return False
+        self._readers.delivering(pieces, since=self._began_at)
+        self._beat_at = time.monotonic() + self._heartbeat_seconds
+        reader.wake_at = min(self._beat_at, self._rotate_at)
+        return True
 
 
 def _frames(

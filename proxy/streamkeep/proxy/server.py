@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import signal
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import httptools
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from streamkeep.proxy.app import create_app
 from streamkeep.proxy.service import Service
@@ -46,7 +47,8 @@ _HEAD_TOO_LARGE = (
 
 class Connection(HttpToolsProtocol):
     """uvicorn's connection, with bounds for what it leaves open, and two ways out for routes: a cut, behind what was sent
-    and without the end of the answer, and an abort for a peer that takes no bytes, since a cut waits to flush.
+    and without the end of the answer, and an abort for a peer that takes no bytes, since a cut waits to flush. A third thing
+    for routes is a way to write a part of an answer without awaiting it.
 
     Bounded are the time for a request's head, and the bytes that are neither body nor complete anything: heads, trailers
     and chunk extensions without end. Trailers are dropped: they are not headers. What another server in front of this
@@ -136,6 +138,9 @@ class Connection(HttpToolsProtocol):
         self._has_progress = True
         self._head_is_there()
         super().on_headers_complete()
+        assert self.cycle is not None
+        scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # Servers may add to it.
+        scope["streamkeep.write"] = functools.partial(_write_at_once, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._has_progress = True
@@ -298,6 +303,14 @@ def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
     if version not in ("1.0", "1.1") or hosts > 1 or (version == "1.1" and not hosts):
         return False
     return not codings or (version == "1.1" and [coding.strip().lower() for coding in codings] == [b"chunked"])
+
+
+def _write_at_once(cycle: RequestResponseCycle, body: bytes) -> bool:
+    """Write a part of an answer's body that goes out in chunks, unless its peer is slow, or gone; whether it was written."""
+    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+        return False
+    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+    return True
 
 
 def _notice_dead_peers(peer: socket.socket | None) -> None:
