@@ -32,6 +32,9 @@ from streamkeep.storage.tallies import CommitTally
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_PAUSE_SECONDS = 0.5
+# A commit costs as much as ten chunks, whatever it holds, so each next one waits for some company. The first after a quiet
+# moment does not.
+_REST_SECONDS = 0.001
 
 
 class Audience(Protocol):
@@ -179,6 +182,7 @@ class Writer:
                 batch = self._take()
                 owner = batch[0].recorder.generation.owner
                 await self._commit(owner, [item for item in batch if item.recorder.generation.owner == owner])
+                await asyncio.sleep(_REST_SECONDS)
 
     def _queue(self, recorder: Recorder, size: int) -> None:
         if not self._dirty:
