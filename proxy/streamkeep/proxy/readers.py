@@ -90,10 +90,12 @@ class Piece:
         self.data = data
         self.known_at = 0.0
         self._frames: dict[tuple[Encoding, bytes], tuple[bytes, bytes]] = {}
-        self._viewed: dict[Held, tuple[Piece | None, Held]] = {}
+        self._viewed: dict[Held, tuple[Piece | None, Held]] | None = None
 
     def viewed(self, held: Held) -> tuple[Piece | None, Held]:
         """The messages for readers of the JSON view who hold back `held`, if there are any, and what they hold then."""
+        if self._viewed is None:
+            self._viewed = {}
         found = self._viewed.get(held)
         if found is None:
             messages, rest = event_messages.decode(held, self.data)
@@ -126,14 +128,15 @@ class Piece:
 
 
 class Feed:
-    """What this process knows of one stream that is read live here. `tail` is None until somebody looked; `is_gone` when
-    the store no longer has it."""
+    """What this process knows of one stream that is read live here: its tail's `position`, None until somebody looked; whether it
+    `is_closed` there; and `is_gone` when the store no longer has it."""
 
     def __init__(self, stream_id: int, *, is_message_stream: bool) -> None:
         self.stream_id = stream_id
         self.is_message_stream = is_message_stream
         self.keeper: asyncio.Task[None] | None = None
-        self.tail: Tail | None = None
+        self.position: int | None = None
+        self.is_closed = False
         self.is_gone = False
         self.readers: set[Reader] = set()
         self._pieces: dict[int, Piece] = {}
@@ -141,7 +144,9 @@ class Feed:
         self.retained_bytes = 0
 
     def __repr__(self) -> str:
-        return f"Feed({self.stream_id}, {self.tail}, readers={len(self.readers)})"
+        return (
+            f"Feed({self.stream_id}, position={self.position}, is_closed={self.is_closed}, readers={len(self.readers)})"
+        )
 
     def piece_at(self, position: int) -> Piece | None:
         return self._pieces.get(position)
@@ -160,12 +165,12 @@ class Feed:
 
     def see(self, position: int, *, is_closed: bool = False) -> bool:
         """Learn of a tail; it never goes back. Returns whether it is news."""
-        known = self.tail
-        if known is not None:
-            if position <= known.position and is_closed <= known.is_closed:
-                return False
-            position, is_closed = max(known.position, position), known.is_closed or is_closed
-        self.tail = Tail(position, is_closed)
+        is_further = self.position is None or position > self.position
+        if not is_further and is_closed <= self.is_closed:
+            return False
+        if is_further:
+            self.position = position
+        self.is_closed |= is_closed
         return True
 
     def end(self) -> None:
@@ -223,14 +228,13 @@ class Reader:
 
     @property
     def is_up_to_date(self) -> bool:
-        tail = self.feed.tail
-        return tail is not None and self.position >= tail.position
+        tail = self.feed.position
+        return tail is not None and self.position >= tail
 
     @property
     def is_at_end(self) -> bool:
         """Whether the stream is closed, and all of it was taken."""
-        tail = self.feed.tail
-        if tail is None or not tail.is_closed or self.position < tail.position:
+        if not self.feed.is_closed or not self.is_up_to_date:
             return False
         return self.viewer is None or self.viewer.final is not None
 
@@ -357,7 +361,7 @@ class Readers:
     async def _log_pieces(self, reader: Reader) -> list[Piece]:
         feed, position = reader.feed, reader.position
         found = self.at_hand(reader)
-        if not found and (feed.tail is None or feed.tail.position != position):
+        if not found and feed.position != position:
             read = await self._read(feed, position)
             if read.tail.position < position:
                 raise InvalidOffset("the offset is beyond the tail")
@@ -499,9 +503,9 @@ class Readers:
             if tail is None:
                 feed.end()
                 continue
-            if feed.tail is not None and stream_id not in self._recorded_here:
+            if feed.position is not None and stream_id not in self._recorded_here:
                 try:
-                    await self._read_on(feed, feed.tail.position, tail)
+                    await self._read_on(feed, feed.position, tail)
                 except (StreamNotFound, KeyUnavailable):
                     feed.end()  # Its own trouble, and nobody else's.
                     continue
@@ -512,7 +516,7 @@ class Readers:
         if tail.position <= position:
             return
         read = await self._read(feed, position)
-        if read.data and feed.tail is not None and feed.tail.position == position:
+        if read.data and feed.position == position:
             feed.add(Piece(position, read.data))
             self._tell(feed)
 
@@ -541,8 +545,7 @@ async def _viewed(reader: Reader, viewer: Viewer, pieces: list[Piece]) -> list[P
         messages, viewer.held = await viewer.decoded(len(piece.data), piece.viewed)
         if messages is not None:
             found.append(messages)
-    tail = reader.feed.tail
-    if tail is not None and tail.is_closed and reader.is_up_to_date and viewer.final is None:
+    if reader.feed.is_closed and reader.is_up_to_date and viewer.final is None:
         start = viewer.position
         last = await viewer.finish()
         if last:

@@ -403,8 +403,8 @@ class _Events:
 
     def _deliver(self) -> bool:
         """Send what is at hand without the reader's task; whether that could be done."""
-        reader, tail = self._reader, self._reader.feed.tail
-        if self._write is None or reader.is_gone or reader.feed.is_gone or tail is None or tail.is_closed:
+        reader, feed = self._reader, self._reader.feed
+        if self._write is None or reader.is_gone or feed.is_gone or feed.is_closed:
             return False
         position, held = reader.position, self._held
         pieces = self._readers.at_hand(reader)

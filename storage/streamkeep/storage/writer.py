@@ -108,7 +108,7 @@ class Recorder:
             self.ended.set_result(is_ended)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Item:
     recorder: Recorder
     position: int
@@ -181,7 +181,7 @@ class Writer:
             while self._dirty:
                 batch = self._take()
                 owner = batch[0].recorder.generation.owner
-                await self._commit(owner, [item for item in batch if item.recorder.generation.owner == owner])
+                await self._commit(owner, batch)
                 await asyncio.sleep(_REST_SECONDS)
 
     def _queue(self, recorder: Recorder, size: int) -> None:
