@@ -71,6 +71,8 @@ _EXPOSED = (
     wire.CONTROL_URL,
     wire.RECORDED_AS,
 )
+_ALWAYS_EXPOSED = b", ".join([b"*", *(name.encode() for name in _EXPOSED)])
+_KNOWN = frozenset(name.lower().encode() for name in _EXPOSED)
 _NEVER_EXPOSED = frozenset({b"vary", b"date", b"server", b"content-length", b"cache-control", b"set-cookie"})
 _MAX_AGE_SECONDS = 600
 
@@ -87,10 +89,9 @@ class Cors:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = dict(scope["headers"])
-        allowed = self._allowed(request.get(b"origin"))
+        allowed = self._allowed(scope)
         if scope["method"] == "OPTIONS":
-            await self._preflight(request, allowed, send)
+            await self._preflight(asgi.header(scope, b"access-control-request-headers"), allowed, send)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -100,39 +101,36 @@ class Cors:
 
         await self._app(scope, receive, send_with_headers)
 
-    def _allowed(self, origin: bytes | None) -> bytes | None:
+    def _allowed(self, scope: Scope) -> bytes | None:
         if self._any_origin:
             return b"*"
-        if origin is not None and origin.decode("latin-1") in self._origins:
-            return origin
-        return None
+        origin = asgi.header(scope, b"origin")
+        return origin.encode("latin-1") if origin is not None and origin in self._origins else None
 
     def _headers(self, answered: list[tuple[bytes, bytes]], allowed: bytes | None) -> list[tuple[bytes, bytes]]:
         vary = [] if self._any_origin else [(b"vary", b"Origin")]
         if allowed is None:
             return vary
-        known = {name.lower().encode() for name in _EXPOSED}
-        more = {name for name, _ in answered} - known - _NEVER_EXPOSED
-        exposed = b", ".join([b"*", *(name.encode() for name in _EXPOSED), *sorted(more)])
+        more = {name for name, _ in answered} - _KNOWN - _NEVER_EXPOSED
+        exposed = b", ".join([_ALWAYS_EXPOSED, *sorted(more)]) if more else _ALWAYS_EXPOSED
         return [(b"access-control-allow-origin", allowed), (b"access-control-expose-headers", exposed), *vary]
 
-    async def _preflight(self, request: dict[bytes, bytes], allowed: bytes | None, send: Send) -> None:
+    async def _preflight(self, asked: str | None, allowed: bytes | None, send: Send) -> None:
         headers = [(b"allow", _METHODS.encode()), *asgi.SECURITY_HEADERS]
         if allowed is not None:
             headers += [
                 (b"access-control-allow-origin", allowed),
                 (b"access-control-allow-methods", _METHODS.encode()),
-                (b"access-control-allow-headers", self._allow_headers(request)),
+                (b"access-control-allow-headers", self._allow_headers(asked)),
                 (b"access-control-max-age", str(_MAX_AGE_SECONDS).encode()),
                 (b"vary", b"Origin, Access-Control-Request-Headers"),
             ]
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
-    def _allow_headers(self, request: dict[bytes, bytes]) -> bytes:
+    def _allow_headers(self, asked: str | None) -> bytes:
         """Our own, and those that the page asks for: an SDK's headers travel on to upstream."""
-        asked = request.get(b"access-control-request-headers", b"")[:4096]
-        names = [name.strip() for name in asked.split(b",")]
+        names = [name.strip() for name in (asked or "")[:4096].encode("latin-1").split(b",")]
         ours = {name.lower().encode() for name in _REQUEST_HEADERS}
         more = [name for name in names if name and name.lower() not in ours and _is_token(name)]
         return b", ".join([*(name.encode() for name in _REQUEST_HEADERS), *more])
