@@ -1,7 +1,7 @@
 """Group commit: one transaction for whatever all generations of this process have pending.
 
-The loop takes what is pending, commits it, and takes what has gathered meanwhile. There is no timer: an idle system adds
-one commit of delay, a busy one makes larger batches. Appends of one stream within a batch become one row.
+The loop takes what is pending, commits it, rests for a millisecond, and takes what has gathered meanwhile: an idle system
+adds one commit of delay, a busy one makes larger batches. Appends of one stream within a batch become one row.
 
 What a relay hands over is visible to readers only after its commit, when the audience is told. The end of a generation
 waits in the same queue, behind its data, so it can never overtake them.
