@@ -15,7 +15,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {name: ROOT / name / "streamkeep" / name for name in ("adapters", "client", "proxy", "storage")}
 ARROWS: dict[str, set[str]] = {"adapters": {"client"}, "client": set(), "proxy": {"storage"}, "storage": set()}
-VENDOR_SDKS = {"anthropic", "google", "langchain", "langchain_core", "langchain_openai", "openai", "pydantic_ai"}
+VENDOR_SDKS = {
+    "agents",
+    "anthropic",
+    "google",
+    "langchain",
+    "langchain_core",
+    "langchain_openai",
+    "openai",
+    "pydantic_ai",
+}
 NOT_IN_RULES = {
     *("asyncio", "anyio", "concurrent", "multiprocessing", "selectors", "signal", "subprocess", "threading"),
     *("http", "socket", "ssl", "aiohttp", "httpx", "httptools", "fastapi", "starlette", "uvicorn", "uvloop", "urllib3"),

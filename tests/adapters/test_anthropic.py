@@ -13,7 +13,7 @@ from streamkeep.adapters.anthropic import durable_anthropic, durable_async_anthr
 from streamkeep.client import MemoryStore, NothingToResume, ResumeReason, Truncated
 from tests.serving import Proxy
 
-FAST = {"Fake-Rate": "0", "Fake-Tokens": "30"}
+FAST = {"Fake-Rate": "0", "Fake-Tokens": "30", "Fake-Retry-After": "0"}
 QUESTION: Any = {
     "model": "m",
     "max_tokens": 500,

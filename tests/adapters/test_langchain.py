@@ -18,7 +18,7 @@ from streamkeep.client import MemoryStore, NothingToResume, ResumeReason, Trunca
 from tests.serving import Proxy
 
 QUESTION = "What does the river say?"
-FAST = {"Fake-Rate": "0", "Fake-Tokens": "30"}
+FAST = {"Fake-Rate": "0", "Fake-Tokens": "30", "Fake-Retry-After": "0"}
 NAMED: Any = {"extra_headers": {"X-Request-ID": "1"}}
 WEATHER: Any = {
     "type": "function",

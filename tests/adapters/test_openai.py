@@ -15,7 +15,7 @@ from streamkeep.adapters.openai import durable_async_openai, durable_openai, res
 from streamkeep.client import MemoryStore, NothingToResume, ResumeReason, Truncated
 from tests.serving import Proxy
 
-FAST = {"Fake-Rate": "0", "Fake-Tokens": "30"}
+FAST = {"Fake-Rate": "0", "Fake-Tokens": "30", "Fake-Retry-After": "0"}
 QUESTION: Any = {"model": "m", "messages": [{"role": "user", "content": "What does the river say?"}], "stream": True}
 ANSWER: Any = {"model": "m", "input": "And the sea?", "stream": True}
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -22,7 +22,7 @@ from streamkeep.adapters.pydantic_ai import resume_model
 from streamkeep.client import MemoryStore, NothingToResume, ResumeReason
 from tests.serving import Proxy
 
-FAST = {"Fake-Rate": "0", "Fake-Tokens": "30"}
+FAST = {"Fake-Rate": "0", "Fake-Tokens": "30", "Fake-Retry-After": "0"}
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = ModelRequestParameters(
     function_tools=[ToolDefinition(name="weather", parameters_json_schema=WEATHER)], allow_text_output=False
