@@ -64,6 +64,34 @@ async def test_what_came_between_the_read_and_the_wait_is_not_missed(log: Log) -
         assert await take(readers, reader) == b"late"
 
 
+async def test_news_that_is_seen_to_at_once_does_not_end_the_wait(log: Log) -> None:
+    readers = Readers(log.store)
+    delivered: list[list[bytes]] = []
+    is_peer_slow = False
+
+    def deliver() -> bool:
+        if is_peer_slow:
+            return False
+        delivered.append([piece.data for piece in readers.at_hand(reader)])
+        return True
+
+    with readers.reader(log.stream_id, 0, lambda: None) as reader:
+        assert await take(readers, reader) == b""
+        waiting = asyncio.create_task(reader.wait(time.monotonic() + 30, deliver))
+        await asyncio.sleep(0)
+        for data in (b"a", b"b"):
+            readers.appended(log.stream_id, *await log.write(data))
+        async with asyncio.timeout(5):
+            while not delivered:
+                await asyncio.sleep(0)
+        assert delivered == [[b"a", b"b"]]
+        assert not waiting.done()
+        is_peer_slow = True
+        readers.appended(log.stream_id, *await log.write(b"c"))
+        await asyncio.wait_for(waiting, 5)
+        assert await take(readers, reader) == b"c"
+
+
 async def test_a_stream_written_elsewhere_is_found_without_any_wake_up(log: Log) -> None:
     readers = Readers(log.store)
     task = asyncio.create_task(readers.run())

@@ -307,7 +307,9 @@ def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
 
 def _write_at_once(cycle: RequestResponseCycle, body: bytes) -> bool:
     """Write a part of an answer's body that goes out in chunks, unless its peer is slow, or gone; whether it was written."""
-    if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+    if cycle.flow.write_paused or cycle.response_complete or not cycle.chunked_encoding:
+        return False
+    if cycle.disconnected or cycle.transport.is_closing():
         return False
     cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
     return True
