@@ -15,6 +15,7 @@ import pytest
 from streamkeep.client import (
     BodyConsumed,
     InvalidOffset,
+    Patience,
     ProtocolError,
     SequenceConflict,
     ServerError,
@@ -219,6 +220,21 @@ async def test_now_begins_at_the_tail(kind: Kind, url: str) -> None:
     await call(handle.disconnect)
 
 
+async def test_the_offset_is_a_real_one_where_nothing_came(kind: Kind, url: str) -> None:
+    handle = await created(kind, url, content_type="text/plain", data="old")
+    tail = (await call(handle.head)).offset
+    assert (await call(handle.read, offset="now")).offset == tail
+    async with opened(kind, url, offset="now", timeout=0.4) as response:
+        with pytest.raises(httpx.ReadTimeout):
+            await items(response.iter_bytes())
+        assert response.offset == tail
+    await call(handle.close)
+    async with opened(kind, url, offset=tail, live="sse") as response:
+        assert await items(response.iter_text()) == []
+        assert (response.offset, response.is_closed) == (tail, True)
+    await call(handle.disconnect)
+
+
 async def test_many_pages_are_read_one_after_the_other(kind: Kind, url: str) -> None:
     whole = random.Random(5).randbytes(3_000_000)
     handle = await created(kind, url, data=whole, closed=True)
@@ -237,6 +253,21 @@ async def test_a_read_timeout_loses_nothing(kind: Kind, url: str) -> None:
         await call(handle.append, " two")
         assert await items(response.iter_bytes(), 1) == [b" two"]
     await call(handle.disconnect)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"max_reconnects": -1}, "max_reconnects"),
+        ({"stall_seconds": 0}, "stall_seconds"),
+        ({"first_pause_seconds": 0}, "first_pause_seconds"),
+        ({"first_pause_seconds": 2, "pause_seconds": 1}, "pause_seconds"),
+        ({"growth": 0.5}, "growth"),
+    ],
+)
+def test_patience_that_makes_no_sense_is_named(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} "):
+        Patience(**options)
 
 
 async def test_headers_and_parameters_are_asked_for_each_request(kind: Kind, proxy: Proxy, url: str) -> None:

@@ -148,12 +148,12 @@ async def test_a_lease_is_renewed_while_a_handler_works(kind: Kind, root: str) -
 
     async with subscriber(kind, root) as subscriptions:
         wakes = await json_stream(kind, f"{root}/wakes")
-        await call(subscriptions.create, "jobs", pattern="jobs/*", wake_stream="wakes", lease_seconds=1)
+        await call(subscriptions.create, "jobs", pattern="jobs/*", wake_stream="wakes", lease_seconds=2)
         jobs = await json_stream(kind, f"{root}/jobs/a", 1)
         async with working(kind, subscriptions, do, name="first"):
             await until(began.is_set)
             async with working(kind, subscriptions, lambda work: seen.append("stolen"), name="second"):
-                held_until = time.monotonic() + 2.5
+                held_until = time.monotonic() + 3
                 await until(lambda: time.monotonic() >= held_until)
                 assert seen == ["began"]
             gate.set()

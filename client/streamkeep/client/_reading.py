@@ -39,6 +39,7 @@ class StreamReading:
 
     def __init__(self, peer: Peer, *, offset: str, live: Live) -> None:
         self.position = StreamPosition(offset, live)
+        self.last: Piece | None = None
         self._peer = peer
         self._channel = peer.channel
         self._times_closed = peer.channel.times_closed
@@ -76,7 +77,7 @@ class StreamReading:
                 if not self.position.pieces:
                     await self._channel.finish(self._disconnect())
                     return None
-                piece = self.position.pieces.popleft()
+                piece = self.last = self.position.pieces.popleft()
                 if piece.parts or not with_data:
                     return piece
         except GeneratorExit:  # the event loop is gone, and nothing can be awaited any more
@@ -92,6 +93,7 @@ class StreamReading:
         piece = await self.next_piece()
         if piece is not None:
             self.position.pieces.appendleft(piece)
+            self.last = None
 
     async def close(self) -> None:
         """Stop reading. May be called again."""

@@ -135,18 +135,28 @@ class _Items(Generic[T]):
         while not self._ready:
             if self._is_over:
                 raise StopAsyncIteration
-            piece = await self._core.reading.next_piece(with_data=self._with_data)
+            try:
+                piece = await self._core.reading.next_piece(with_data=self._with_data)
+            finally:
+                self._observe()
             if piece is None:
                 self._is_over = True
                 self._ready.extend(self.decoder.end())
             else:
                 self._ready.extend(self.decoder.feed(piece))
-                self._offset = piece.offset
-                self._core.is_up_to_date, self._core.is_closed = piece.is_up_to_date, piece.is_closed
-                self._settle()
+            self._settle()
         item = self._ready.popleft()
         self._settle()
         return item
+
+    def _observe(self) -> None:
+        """What came without data tells where the reader stands too: at a tail, or at the end."""
+        last = self._core.reading.last
+        if last is not None:
+            self._offset = last.offset
+            self._core.is_up_to_date, self._core.is_closed = last.is_up_to_date, last.is_closed
+            if not last.parts:
+                self._settle()
 
     def _settle(self) -> None:
         """The offset moves on when everything before it is in the caller's hands."""

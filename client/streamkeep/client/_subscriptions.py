@@ -21,7 +21,7 @@ import httpx
 
 from streamkeep.client._calls import timeouts_of
 from streamkeep.client._channel import AsyncChannel, BlockingChannel, run_blocking
-from streamkeep.client._errors import ConnectionFailed, LeaseLost, ServerError
+from streamkeep.client._errors import ConnectionFailed, LeaseLost, ProtocolError, ServerError
 from streamkeep.client._handles import AsyncDurableStream, DurableStream, HandleCore
 from streamkeep.client._peer import Address, Peer, Values, checked_url
 from streamkeep.client._reading import StreamReading
@@ -455,7 +455,7 @@ class WorkCore:
         """Extend the lease; a server that is away for less than the lease does no harm. Raises: LeaseLost."""
         try:
             await self.acknowledge({}, is_done=False)
-        except (ConnectionFailed, ServerError) as exc:
+        except (ConnectionFailed, ProtocolError, ServerError) as exc:
             if time.monotonic() - self._extended_at >= self.lease.lease_seconds:
                 self.is_lost = True
                 raise LeaseLost("the lease could not be renewed in time") from exc
