@@ -90,11 +90,17 @@ class ScriptedProxy:
         await exchange.end()
 
     async def begin(self, exchange: Exchange) -> None:
-        head = {"Content-Type": "text/event-stream", "Stream-SSE-Data-Encoding": "base64"}
+        # One request for each connection; a client that did not know might send the next one on it, into a reset.
+        head = {"Content-Type": "text/event-stream", "Stream-SSE-Data-Encoding": "base64", "Connection": "close"}
         await exchange.head(200, head)
 
     async def poll(self, exchange: Exchange, data: bytes, end: int, *, is_closed: bool = False) -> None:
-        head = {"Content-Type": "text/plain", "Stream-Next-Offset": offset(end), "Stream-Cursor": "7"}
+        head = {
+            "Content-Type": "text/plain",
+            "Stream-Next-Offset": offset(end),
+            "Stream-Cursor": "7",
+            "Connection": "close",
+        }
         if is_closed:
             head["Stream-Closed"] = "true"
         await exchange.answer(200, data, head)
@@ -108,7 +114,7 @@ class ScriptedProxy:
 
     def answering(self, status: int, body: bytes = b"", **headers: str) -> Step:
         """A step that answers so."""
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named = {"Connection": "close", **{name.replace("_", "-"): value for name, value in headers.items()}}
 
         async def step(exchange: Exchange) -> None:
             await exchange.answer(status, body, named)

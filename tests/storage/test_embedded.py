@@ -360,7 +360,7 @@ def test_backends_that_outlive_their_postmaster_do_not_stop_a_start(data_dir: Pa
         assert postmaster is not None
         frozen = server_processes(data_dir / "postgres") - {postmaster}
         for pid in frozen:
-            os.kill(pid, signal.SIGSTOP)
+            send(pid, signal.SIGSTOP)
         kill_postmaster(server)
         assert not frozen & server_processes(data_dir / "postgres")
 
