@@ -14,16 +14,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from bench.appends import Writing, write
+from bench.fan_out import compare_fan_out
 from bench.load import Load, Outcome
 from bench.machine import describe_machine
 from bench.processes import Cores, StartFailed, server
 from bench.report import UPSTREAM, AppendComparison, AppendFigures, Comparison, RelayComparison, result_entry
-from bench.systems import STREAM_SERVERS, SYSTEMS, Place, Site, StreamServer, System
+from bench.systems import SYSTEMS, Place, Site, StreamServer, System, measure_each
 from bench.workload import MIN_CHUNK_BYTES, Workload
 
 _WARM_UP = Workload(generations=10, rate=30, chunk_bytes=200, seconds=0.5, ramp_seconds=0.1)
@@ -34,6 +36,10 @@ _SHOWN_FAULTS = 10
 
 RELAY = "relay"
 APPEND = "append"
+FAN_OUT = "fan-out"
+ROWS = (RELAY, APPEND, FAN_OUT)
+
+_APPEND_SERVERS = ("streamkeep", "reference")
 
 
 def main() -> int:
@@ -84,7 +90,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "stderr, the result as JSON to stdout. Ends with 1 when a byte was lost or changed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rows", nargs="+", choices=[RELAY, APPEND], default=[RELAY, APPEND], help="what to measure")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what to measure")
     parser.add_argument(
         "--generations",
         type=int,
@@ -100,7 +106,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--writers", type=int, default=64, help="connections that append at once")
     parser.add_argument("--append-bytes", type=int, default=200, help="size of an append")
     parser.add_argument("--append-seconds", type=float, default=5, help="length of each measurement of appends")
-    names = list(dict.fromkeys([*SYSTEMS, *STREAM_SERVERS]))
+    parser.add_argument(
+        "--readers",
+        type=int,
+        nargs="+",
+        default=[500, 1000],
+        metavar="N",
+        help="readers of one stream, a run for each number",
+    )
+    parser.add_argument("--fan-out-seconds", type=float, default=5, help="for how long each crowd reads")
+    names = list(dict.fromkeys([*SYSTEMS, *_APPEND_SERVERS]))
     parser.add_argument(
         "--systems",
         nargs="+",
@@ -133,8 +148,10 @@ async def _compare_all(chosen: argparse.Namespace, place: Place) -> list[Compari
         for generations in chosen.generations:
             workload = Workload(generations, chosen.rate, chosen.chunk_bytes, chosen.seconds, chosen.ramp)
             comparisons.append(await _compare_relays(workload, names, place))
-    if APPEND in chosen.rows and (names := [name for name in STREAM_SERVERS if name in chosen.systems]):
+    if APPEND in chosen.rows and (names := [name for name in _APPEND_SERVERS if name in chosen.systems]):
         comparisons.append(await _compare_appends(chosen, names, place))
+    if FAN_OUT in chosen.rows:
+        comparisons.append(await compare_fan_out(place, chosen.readers, chosen.fan_out_seconds, _say))
     return comparisons
 
 
@@ -152,18 +169,8 @@ async def _compare_relays(workload: Workload, names: Sequence[str], place: Place
 
 
 async def _compare_appends(chosen: argparse.Namespace, names: Sequence[str], place: Place) -> AppendComparison:
-    """The servers one after the other, each started afresh. Who is not ours may be missing."""
-    servers: dict[str, AppendFigures] = {}
-    left_out: dict[str, str] = {}
-    for name in names:
-        _say(f"{name}: appends, {3 * chosen.append_seconds:.0f} s …")
-        try:
-            async with STREAM_SERVERS[name](place) as stream_server:
-                servers[name] = await _measure_appends(chosen, stream_server)
-        except StartFailed as exc:
-            if name == "streamkeep":
-                raise
-            left_out[name] = str(exc)
+    _say(f"append: {3 * chosen.append_seconds:.0f} s on each server …")
+    servers, left_out = await measure_each(names, place, partial(_measure_appends, chosen))
     return AppendComparison(chosen.append_bytes, chosen.append_seconds, chosen.writers, servers, left_out)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bench.histogram import Histogram
 from bench.http_client import Connection, RequestFailed
-from bench.processes import ProcessTable
+from bench.processes import cpu_seconds
 from bench.systems import StreamServer
 
 _TYPE = {"Content-Type": "application/octet-stream"}
@@ -57,12 +57,12 @@ async def write(server: StreamServer, writing: Writing, label: str) -> Written:
     latency = Histogram()
     writers = [_Writer(f"/v1/stream/{label}-{number}", writing, latency) for number in range(writing.writers)]
     await asyncio.gather(*(writer.begin(server.url) for writer in writers))
-    cpu_before, started_at = _cpu_seconds(server), time.monotonic()
+    cpu_before, started_at = cpu_seconds(server.parties), time.monotonic()
     await asyncio.gather(*(writer.write_until(started_at + writing.seconds) for writer in writers))
     took_seconds = time.monotonic() - started_at
-    cpu_seconds = {name: used - cpu_before[name] for name, used in _cpu_seconds(server).items()}
+    used = {name: seconds - cpu_before[name] for name, seconds in cpu_seconds(server.parties).items()}
     faults = await asyncio.gather(*(writer.check() for writer in writers))
-    return Written(latency, took_seconds, cpu_seconds, [fault for fault in faults if fault is not None])
+    return Written(latency, took_seconds, used, [fault for fault in faults if fault is not None])
 
 
 class _Writer:
@@ -130,8 +130,3 @@ class _Writer:
         if kept_bytes != self._sent_bytes:
             return f"{kept_bytes} bytes are there of {self._sent_bytes} that were acknowledged"
         return None if kept.digest() == self._digest.digest() else "the bytes differ from those that were sent"
-
-
-def _cpu_seconds(server: StreamServer) -> dict[str, float]:
-    table = ProcessTable.read()
-    return {name: table.cpu_seconds(pid) for name, pid in server.parties.items()}

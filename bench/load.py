@@ -20,7 +20,7 @@ from typing import Any
 
 from bench.histogram import Histogram
 from bench.http_client import Connection, RequestFailed
-from bench.processes import ProcessTable
+from bench.processes import ProcessTable, memory_bytes
 from bench.routes import Route
 from bench.workload import STAMP, Workload
 
@@ -97,7 +97,7 @@ class Load:
         """Play the workload. `label` makes the ids of this run differ from those of all others."""
         workload = self._workload
         receipts = [_Receipt(f"{label}-{number}", self) for number in range(workload.generations)]
-        idle = _memory(self._parties)
+        idle = memory_bytes(self._parties)
         self._enter(Phase.BEGINNING)
         # What has not come when the time is over is counted as lost.
         with contextlib.suppress(TimeoutError):
@@ -138,7 +138,7 @@ class Load:
         if Phase.ENDING not in self._readings:
             self._enter(Phase.ENDING)
             # In a thread, since adding up pages takes the kernel milliseconds.
-            self._peak = asyncio.ensure_future(asyncio.to_thread(_memory, self._parties))
+            self._peak = asyncio.ensure_future(asyncio.to_thread(memory_bytes, self._parties))
 
     async def _play(self, receipt: _Receipt, pause_seconds: float) -> None:
         await asyncio.sleep(pause_seconds)
@@ -258,11 +258,6 @@ class _Reading:
 
     def share_of_core(self, name: str) -> float | None:
         return 1e9 * self.cpu_seconds[name] / self.at_ns if self.at_ns else None
-
-
-def _memory(parties: Mapping[str, int]) -> dict[str, int]:
-    table = ProcessTable.read()
-    return {name: table.memory_bytes(pid) for name, pid in parties.items()}
 
 
 def _durations(durations_ns: Iterable[int]) -> Histogram:

@@ -145,6 +145,18 @@ class ProcessTable:
         return sum(_proportional_bytes(pid) for pid in self.tree(root))
 
 
+def cpu_seconds(parties: Mapping[str, int]) -> dict[str, float]:
+    """What each party has used so far, by its name; each stands for all that descend from its process."""
+    table = ProcessTable.read()
+    return {name: table.cpu_seconds(pid) for name, pid in parties.items()}
+
+
+def memory_bytes(parties: Mapping[str, int]) -> dict[str, int]:
+    """What each party occupies now, likewise."""
+    table = ProcessTable.read()
+    return {name: table.memory_bytes(pid) for name, pid in parties.items()}
+
+
 def _read_process(name: str) -> _Process | None:
     try:
         with open(f"/proc/{name}/stat", "rb") as file:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from bench.appends import Written
+from bench.bars import RowComparison
 from bench.histogram import Histogram
 from bench.load import LOAD, OTHERS, Cost, Outcome
 from bench.systems import POSTGRES, PROXY
+from bench.tables import NOTHING, table
 from bench.workload import Workload
 
 BASELINE = "pass-through"
@@ -18,7 +20,6 @@ BASELINE = "pass-through"
 UPSTREAM = "upstream"
 """The fake upstream, among the parties whose cost is measured."""
 
-_NOTHING = "-"
 _MIB = 1024 * 1024
 
 
@@ -53,9 +54,9 @@ class RelayComparison:
         return (
             f"{workload.generations} generations of {workload.rate:g} chunks/s, {workload.chunk_bytes} bytes each, for "
             f"{workload.seconds:g} s; started over {workload.ramp_seconds:g} s:\n\n"
-            + _table([self._figures(name, outcome) for name, outcome in self.outcomes.items()])
+            + table([self._figures(name, outcome) for name, outcome in self.outcomes.items()])
             + "\n\nThe load side's own part:\n\n"
-            + _table([_own_part(name, outcome) for name, outcome in self.outcomes.items()])
+            + table([_own_part(name, outcome) for name, outcome in self.outcomes.items()])
         )
 
     def _against_baseline(self, outcome: Outcome) -> float | None:
@@ -172,12 +173,12 @@ class AppendComparison:
         )
         parts = [title]
         if self.servers:
-            parts.append(_table([_append_figures(name, figures) for name, figures in self.servers.items()]))
+            parts.append(table([_append_figures(name, figures) for name, figures in self.servers.items()]))
         parts += [f"{name} was left out: {reason.splitlines()[0]}" for name, reason in self.left_out.items()]
         return "\n\n".join(parts)
 
 
-Comparison: TypeAlias = RelayComparison | AppendComparison
+Comparison: TypeAlias = RelayComparison | AppendComparison | RowComparison
 
 
 def result_entry(
@@ -253,26 +254,18 @@ def _busy(outcome: Outcome, *parties: str) -> float | None:
     return sum(known) if known else None
 
 
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" for line in lines)
-
-
 def _percentiles(histogram: Histogram, *percents: float, digits: int = 1) -> str:
     if not histogram.count:
-        return _NOTHING
+        return NOTHING
     return " / ".join(_shown(histogram.percentile_ms(percent), digits) for percent in percents)
 
 
 def _percent(share: float | None) -> str:
-    return _NOTHING if share is None else f"{100 * share:.0f} %"
+    return NOTHING if share is None else f"{100 * share:.0f} %"
 
 
 def _shown(value: float | None, digits: int) -> str:
-    return _NOTHING if value is None else f"{value:.{digits}f}"
+    return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -9,18 +9,24 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from bench.processes import Cores, Server, StartFailed, pinned, server
 from bench.routes import DurableRoute, PlainRoute, Route
 from streamkeep.storage.embedded import EmbeddedPostgres
 from tests import node
 
+OURS = "streamkeep"
+"""Our own name among the systems."""
+
 PROXY = "proxy"
 POSTGRES = "postgres"
+
+T = TypeVar("T")
 
 _REFERENCE = Path(__file__).parent / "reference"
 
@@ -99,15 +105,28 @@ async def _streamkeep_streams(place: Place) -> AsyncIterator[StreamServer]:
 @asynccontextmanager
 async def _reference(place: Place) -> AsyncIterator[StreamServer]:
     """The protocol's reference server with its file store. Raises: StartFailed."""
+    with tempfile.TemporaryDirectory(prefix="reference-", dir=place.folder) as data_dir:
+        durability = "files: the bytes synced to disk, tail and producers behind them in LMDB"
+        async with _reference_server(place, data_dir) as reference:
+            yield StreamServer(reference.url, {PROXY: reference.pid}, durability)
+
+
+@asynccontextmanager
+async def _reference_in_memory(place: Place) -> AsyncIterator[StreamServer]:
+    """The same with nothing kept. Raises: StartFailed."""
+    async with _reference_server(place) as reference:
+        yield StreamServer(reference.url, {PROXY: reference.pid}, "memory: gone with the process")
+
+
+@asynccontextmanager
+async def _reference_server(place: Place, *arguments: str) -> AsyncIterator[Server]:
     try:
         home = node.project(_REFERENCE)
     except node.InstallFailed as exc:
         raise StartFailed(str(exc)) from exc
-    with tempfile.TemporaryDirectory(prefix="reference-", dir=place.folder) as data_dir:
-        command = (str(node.NODE), str(home / "server.mjs"), data_dir)
-        async with server(*command, log=place.folder / "reference.log", core=place.server_core) as reference:
-            durability = "files: the bytes synced to disk, tail and producers behind them in LMDB"
-            yield StreamServer(reference.url, {PROXY: reference.pid}, durability)
+    command = (str(node.NODE), str(home / "server.mjs"), *arguments)
+    async with server(*command, log=place.folder / "reference.log", core=place.server_core) as reference:
+        yield reference
 
 
 @asynccontextmanager
@@ -142,5 +161,28 @@ SYSTEMS: dict[str, Callable[[Site], AbstractAsyncContextManager[System]]] = {
 STREAM_SERVERS: dict[str, Callable[[Place], AbstractAsyncContextManager[StreamServer]]] = {
     "streamkeep": _streamkeep_streams,
     "reference": _reference,
+    "reference-memory": _reference_in_memory,
 }
 """The servers of the open protocol, likewise."""
+
+
+async def measure_each(
+    names: Iterable[str], place: Place, measure: Callable[[StreamServer], Awaitable[T]]
+) -> tuple[dict[str, T], dict[str, str]]:
+    """Measure some of the servers one after the other, each started afresh; what was found by name, and who was left out
+    and why. Who is not ours may be missing.
+
+    Raises:
+        StartFailed: ours did not come up.
+    """
+    found: dict[str, T] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        try:
+            async with STREAM_SERVERS[name](place) as stream_server:
+                found[name] = await measure(stream_server)
+        except StartFailed as exc:
+            if name == OURS:
+                raise
+            left_out[name] = str(exc)
+    return found, left_out

@@ -1,4 +1,4 @@
-// The protocol's reference server with its file store; its first line of output is the base URL.
+// The protocol's reference server with its file store, or in memory where no folder is given; its first line of output is the base URL.
 import { DurableStreamTestServer } from "@durable-streams/server"
 
 // What it logs goes to stderr: the first line of stdout is awaited.
