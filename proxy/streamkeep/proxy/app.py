@@ -20,7 +20,7 @@ from streamkeep.proxy.asgi import Guarded, RawRoutes
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.front import Front
-from streamkeep.proxy.routes import operations, transport
+from streamkeep.proxy.routes import listings, operations, transport
 from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
 from streamkeep.proxy.routes.proxy_protocol import ProxyProtocol
@@ -67,6 +67,7 @@ def create_app(
             yield
 
     app = _Application(service, lifespan)
+    app.include_router(listings.router(service))
     app.include_router(transport.router(service))
     app.include_router(operations.router(service))
     app.add_api_route("/", _welcome, include_in_schema=False)

@@ -36,6 +36,11 @@ class Destination:
     times: Mapping[str, float] = field(default_factory=dict)
     label: str = OTHER
 
+    @property
+    def shown(self) -> str:
+        """The name for people: of a URL no more than the host, since paths and queries may hold secrets."""
+        return httpx.URL(self.url).netloc.decode("ascii", "replace") if self.label == OTHER else self.label
+
 
 class Forwarder:
     """Sends callers' requests upstream as generations."""
@@ -80,7 +85,7 @@ class Forwarder:
             CallerLeft: there is nobody to answer.
             FingerprintMismatch, StoreUnavailable: as `Generations.create` says.
         """
-        terms = self._terms(principal, scope)
+        terms = self._terms(principal, destination, scope)
         clocks = self._clocks(destination, scope)
         # The answer looks at it, and then it is too late to refuse.
         wire.view_header(scope["headers"])
@@ -99,7 +104,7 @@ class Forwarder:
         )
         return await self._generations.create(key, request, terms, reader=receive if is_reader else None)
 
-    def _terms(self, principal: Principal, scope: Scope) -> Terms:
+    def _terms(self, principal: Principal, destination: Destination, scope: Scope) -> Terms:
         """What the caller may have, its own limits or else everybody's, and what it asks for. Raises: BadRequest."""
         limits, settings = principal.limits, self._settings
         asked = wire.single_headers(scope["headers"], (wire.RETENTION, wire.ON_DISCONNECT))
@@ -113,6 +118,7 @@ class Forwarder:
             max_per_minute=max_per_minute,
             retention_seconds=wire.retention_seconds(asked[wire.RETENTION], at_most=settings.max_retention_seconds),
             cancel_after_seconds=settings.on_disconnect if policy is None else wire.cancel_after_seconds(policy),
+            upstream=destination.shown,
         )
 
     def _clocks(self, destination: Destination, scope: Scope) -> Clocks:

@@ -71,6 +71,7 @@ from streamkeep.storage import (
     StoreUnavailable,
     Terms,
     UpstreamHead,
+    Usage,
 )
 from streamkeep.storage.rules.leases import LeaseWatch
 from streamkeep.storage.writer import Recorder, Writer
@@ -384,6 +385,14 @@ class Generations:
             await asyncio.sleep(_VERDICT_POLL_SECONDS)
             row = await self.find(key)
         return "cancelling" if row.state.is_live else row.state
+
+    def usage_so_far(self, row: Generation) -> Usage | None:
+        """Tokens of what runs here, as far as the vendor has told them, or as its end told them."""
+        call = self._calls.get(row.id)
+        return row.usage if call is None or call.relay is None else call.relay.usage_so_far
+
+    def is_recorded_here(self, row: Generation) -> bool:
+        return row.id in self._calls
 
     # Listener of the store (streams go to the readers)
 

@@ -103,7 +103,57 @@ _SUBSCRIPTIONS: Schema = {
     "Jwks": _object("keys", keys={"type": "array", "items": {"type": "object", "additionalProperties": _TEXT}}),
 }
 _PROXY_ERROR = _object("error", error=_object("code message", code=_TEXT, message=_TEXT))
-SCHEMAS: Schema = {"Error": _ERROR, "Generation": _GENERATION, "ProxyError": _PROXY_ERROR, **_SUBSCRIPTIONS}
+_INSTANT: Schema = {**_TEXT, "format": "date-time"}
+_NEXT: Schema = {"type": ["string", "null"], "description": "`before` of the next page; null at the end"}
+_LISTINGS: Schema = {
+    "ListedGeneration": _object(
+        "tenant sessionId requestId state createdAt",
+        tenant=_TEXT,
+        sessionId=_TEXT,
+        requestId=_TEXT,
+        state={"enum": ["creating", "running", "done", "error", "cancelled", "refused"]},
+        code={"type": ["string", "null"], "description": "How it ended"},
+        createdAt=_INSTANT,
+        endedAt={**_INSTANT, "type": ["string", "null"]},
+        goneAt={**_INSTANT, "type": ["string", "null"], "description": "Since when there are no data any more"},
+        upstream={"type": ["string", "null"], "description": "The name of an upstream, or a host"},
+        upstreamStatus={"type": ["integer", "null"]},
+        contentType={"type": ["string", "null"]},
+        bytes={"type": ["integer", "null"]},
+        usage={
+            "type": ["object", "null"],
+            "description": "`inputTokens`, `outputTokens`, `source`; so far, while it runs",
+        },
+        readers={**_INTEGER, "description": "Live readers of this process"},
+        owner={"type": ["object", "null"], "description": "Who records it: `id`, and whether that `isHere`"},
+    ),
+    "ListedGenerations": _object(
+        "generations next", generations={"type": "array", "items": _ref("ListedGeneration")}, next=_NEXT
+    ),
+    "ListedSessions": _object(
+        "sessions next",
+        sessions={
+            "type": "array",
+            "items": _object(
+                "tenant sessionId generations live firstAt lastAt",
+                tenant=_TEXT,
+                sessionId=_TEXT,
+                generations=_INTEGER,
+                live=_INTEGER,
+                firstAt=_INSTANT,
+                lastAt=_INSTANT,
+            ),
+        },
+        next=_NEXT,
+    ),
+}
+SCHEMAS: Schema = {
+    "Error": _ERROR,
+    "Generation": _GENERATION,
+    "ProxyError": _PROXY_ERROR,
+    **_SUBSCRIPTIONS,
+    **_LISTINGS,
+}
 
 
 def _json(name: str, media_type: str = "application/json") -> Schema:
@@ -489,6 +539,34 @@ PATHS: Schema = {
     }
     for which, parameters in (("data", [*_IDS, _AS]), ("control", _IDS))
 }
+
+
+def _listing(summary: str, name: str) -> Schema:
+    return {
+        "tags": ["listings"],
+        "summary": summary,
+        "parameters": [
+            _query("state", "`live`, or states with commas between them"),
+            _query("session", "Of one session"),
+            _query("q", "A text in the session's id, the request's or the upstream's name"),
+            _query("tenant", "Of one tenant; for operators, who see all"),
+            _query("before", "The `next` of the page before"),
+            _query("limit", "Rows, 100 by default", {"type": "integer", "minimum": 1, "maximum": 500}),
+        ],
+        "responses": {
+            "200": {"description": "A page; it may be empty and yet lead on", "content": _json(name)},
+            **_errors(
+                _400="`invalid_parameter`, `invalid_id`",
+                _401="`missing_credentials`, `invalid_credentials`",
+                _403="`not_permitted`",
+                _503="`storage_unavailable`",
+            ),
+        },
+    }
+
+
+PATHS["/api/generations"] = {"get": _listing("Generations, newest first: what runs, and what ran", "ListedGenerations")}
+PATHS["/api/sessions"] = {"get": _listing("Sessions, by their newest generation", "ListedSessions")}
 
 
 def _drop_in(method: str) -> Schema:

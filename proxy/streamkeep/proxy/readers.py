@@ -292,6 +292,11 @@ class Readers:
     def __repr__(self) -> str:
         return f"Readers({self.count} of {len(self._feeds)} streams)"
 
+    def of(self, stream_id: int) -> int:
+        """How many read a stream live here."""
+        feed = self._feeds.get(stream_id)
+        return 0 if feed is None else len(feed.readers)
+
     def check_room(self) -> None:
         """Raises: ApiError (503), there are as many readers as there may be."""
         if self.count >= self._max_readers:

@@ -126,6 +126,13 @@ class Relay:
         self.paused_seconds += seconds
         self.waiting_since = None if since is None else since + seconds
 
+    @property
+    def usage_so_far(self) -> Usage | None:
+        """Tokens, as far as the vendor has told them."""
+        if self._seen is not None or self._observer is None:
+            return self._usage()
+        return self._observer.usage_so_far
+
     def observation(self) -> Observation | None:
         """What was seen in the body, once no more of it comes."""
         if self._seen is None and self._observer is not None:

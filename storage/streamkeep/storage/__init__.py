@@ -67,6 +67,7 @@ from streamkeep.storage._types import (
     ForkPoint,
     Generation,
     GenerationKey,
+    GenerationPage,
     Gone,
     GoneReason,
     Lease,
@@ -74,6 +75,8 @@ from streamkeep.storage._types import (
     Producer,
     Refusal,
     Retention,
+    Session,
+    SessionPage,
     Slice,
     StoreStatus,
     StreamAppend,
@@ -84,6 +87,7 @@ from streamkeep.storage._types import (
     Tail,
     Terms,
     UpstreamHead,
+    Wanted,
 )
 from streamkeep.storage.memory import MemoryStore
 from streamkeep.storage.rules.generations import Code, State, Terminal, Usage
@@ -115,6 +119,7 @@ __all__ = [
     "GenerationEnded",
     "GenerationKey",
     "GenerationNotFound",
+    "GenerationPage",
     "Glob",
     "Gone",
     "GoneReason",
@@ -141,6 +146,8 @@ __all__ = [
     "Retention",
     "SequenceConflict",
     "SequenceGap",
+    "Session",
+    "SessionPage",
     "SigningKey",
     "Slice",
     "State",
@@ -174,6 +181,7 @@ __all__ = [
     "UpstreamHead",
     "Usage",
     "Wake",
+    "Wanted",
     "Watch",
     "WebhookKey",
 ]

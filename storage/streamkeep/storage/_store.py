@@ -19,9 +19,11 @@ from streamkeep.storage._types import (
     Erasure,
     Generation,
     GenerationKey,
+    GenerationPage,
     Lease,
     Owner,
     Refusal,
+    SessionPage,
     Slice,
     StoreStatus,
     StreamAppend,
@@ -32,6 +34,7 @@ from streamkeep.storage._types import (
     Tail,
     Terms,
     UpstreamHead,
+    Wanted,
 )
 
 
@@ -133,6 +136,14 @@ class Store(Protocol):
 
     async def session_generations(self, tenant: str, session_id: str, *, ended_after: datetime) -> list[Generation]:
         """A session's live generations and those that ended after an instant, newest first; refused ones never."""
+
+    async def list_generations(self, wanted: Wanted, *, before: int | None = None, limit: int = 100) -> GenerationPage:
+        """Generations in every state, by falling id, from below `before` on; deleted ones never. What one page costs is
+        bounded, however many there are and however few are wanted. Of a refusal only the head is given, as `head`."""
+
+    async def list_sessions(self, wanted: Wanted, *, before: int | None = None, limit: int = 100) -> SessionPage:
+        """The sessions of those generations, by the id of the last one that was made. Pages are as bounded; a session's
+        counts take in all its generations."""
 
     async def request_cancel(self, key: GenerationKey) -> Generation | None:
         """Flag a live generation for its owner to stop, and wake that owner. Returns the row; None if there is none."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from streamkeep.storage.rules.generations import State, Terminal
+from streamkeep.storage.rules.generations import State, Terminal, Usage
 
 DEFAULT_TENANT = "default"
 
@@ -53,13 +53,14 @@ class Terms:
     """What a claim asks for beside its key. `holder` is whom limits are counted for, within the tenant; both limits are
     at least 1, and None is none. `cancel_after_seconds` is how long the generation goes on without a reader, once it has
     had one; None: to its end. `retention_seconds` is how long its data stay after its end; None: as its tenant has it, or
-    else the store."""
+    else the store. `upstream` is a name for whom it calls, for people to read."""
 
     holder: str | None = None
     max_running: int | None = None
     max_per_minute: int | None = None
     cancel_after_seconds: float | None = None
     retention_seconds: float | None = None
+    upstream: str | None = None
 
     @property
     def is_limited(self) -> bool:
@@ -118,9 +119,9 @@ class Gone:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """A generation's row. `epoch` grows each time a refused one is claimed anew; `fingerprint` is None while a large
-    request body is still passing through; `data_stream` and `control_stream` are stream ids; `holder` and
+    request body is still passing through; `data_stream` and `control_stream` are stream ids; `holder`, `upstream` and
     `cancel_after_seconds` are those of the claim's terms; `retention_seconds` is None where the store's applies.
-    `message` may stand in the terminal event alone, where that is encrypted."""
+    `message` may stand in the terminal event alone, where that is encrypted; `usage` is the event's."""
 
     id: int
     key: GenerationKey
@@ -141,6 +142,47 @@ class Generation:
     holder: str | None = None
     cancel_after_seconds: float | None = None
     retention_seconds: float | None = None
+    upstream: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a listing is to show: a tenant's, or with None everybody's; of these one session's; those in some states; and
+    those whose ids or upstream hold a text, in whatever case."""
+
+    tenant: str | None = None
+    session_id: str | None = None
+    states: frozenset[State] | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationPage:
+    """A part of a listing. `next_before` leads on, and is None at the end; a page may be empty and yet lead on."""
+
+    rows: list[Generation]
+    next_before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session, from its generations: how many there are, how many are live, and when the first and the last began."""
+
+    tenant: str
+    session_id: str
+    generations: int
+    live: int
+    first_at: datetime
+    last_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPage:
+    """As `GenerationPage`."""
+
+    rows: list[Session]
+    next_before: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from streamkeep.storage._types import (
     DEFAULT_TENANT,
     Append,
     Ending,
+    Erasure,
     Generation,
     GenerationKey,
     GoneReason,
@@ -43,6 +44,7 @@ from streamkeep.storage._types import (
     Tail,
     Terms,
     UpstreamHead,
+    Wanted,
 )
 from streamkeep.storage.rules.generations import Code, State, Terminal, Usage
 from streamkeep.storage.rules.json_messages import SEPARATOR
@@ -632,6 +634,87 @@ class StoreContract:
             assert [row.key.request_id for row in found] == ["creating", "late", "going"]
             found = await store.session_generations(DEFAULT_TENANT, "s1", ended_after=LONG_AGO)
             assert [row.key.request_id for row in found] == ["creating", "late", "going", "early"]
+
+    async def test_generations_are_listed_page_by_page_newest_first(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            for number in range(5):
+                await store.claim(owner, key(f"r{number}", session_id=f"s{number % 2}"), None)
+            await store.claim(owner, key("foreign", tenant="other"), None)
+            seen: list[str] = []
+            before: int | None = None
+            for _ in range(5):
+                page = await store.list_generations(Wanted(DEFAULT_TENANT), before=before, limit=2)
+                assert len(page.rows) <= 2
+                seen += [row.key.request_id for row in page.rows]
+                before = page.next_before
+                if before is None:
+                    break
+            assert (seen, before) == (["r4", "r3", "r2", "r1", "r0"], None)
+            everybodys = await store.list_generations(Wanted(), limit=1)
+            assert [row.key.tenant for row in everybodys.rows] == ["other"]
+
+    async def test_a_listing_shows_what_is_wanted_alone(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            await ended(store, owner, key("done"))
+            await running(store, owner, key("going"))
+            await store.claim(owner, key("begun", "other-chat"), None, Terms(upstream="Vendor.example"))
+            refused = (await store.claim(owner, key("refused"), None)).generation
+            await store.refuse(refused, Refusal(HEAD, b"no"), FINGERPRINT)
+            await ended(store, owner, key("erased"))
+            await store.erase(Erasure.of(key("erased")))
+
+            async def listed(wanted: Wanted) -> list[str]:
+                return [row.key.request_id for row in (await store.list_generations(wanted)).rows]
+
+            live = frozenset({State.CREATING, State.RUNNING})
+            assert await listed(Wanted(DEFAULT_TENANT)) == ["refused", "begun", "going", "done"]
+            assert await listed(Wanted(DEFAULT_TENANT, states=live)) == ["begun", "going"]
+            assert await listed(Wanted("other", states=live)) == []
+            assert await listed(Wanted(states=frozenset({State.DONE, State.CREATING}))) == ["begun", "done"]
+            assert await listed(Wanted(DEFAULT_TENANT, "other-chat")) == ["begun"]
+            assert await listed(Wanted(None, "other-chat")) == ["begun"]
+            assert await listed(Wanted(text="VENDOR.ex")) == ["begun"]
+            assert await listed(Wanted(text="other-chat/BEG")) == ["begun"]
+            assert await listed(Wanted(text="%")) == []
+
+    async def test_a_listed_generation_tells_whom_it_called_and_what_it_used(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            claim = await store.claim(owner, key(), FINGERPRINT, Terms(upstream="vendor"))
+            row = await store.start(claim.generation, HEAD, FINGERPRINT)
+            assert (row.upstream, row.usage) == ("vendor", None)
+            await store.commit(owner, [], [ending(row, 0)])
+            (listed,) = (await store.list_generations(Wanted())).rows
+            assert (listed.upstream, listed.head) == ("vendor", HEAD)
+            assert listed.usage == terminal(0).usage
+            refused = (await store.claim(owner, key("refused"), None, Terms(upstream="first"))).generation
+            await store.refuse(refused, Refusal(HEAD, b"no"), FINGERPRINT)
+            (shown, _) = (await store.list_generations(Wanted())).rows
+            assert (shown.head, shown.refusal) == (HEAD, None)
+            anew = await store.claim(owner, key("refused"), None, Terms(upstream="second"))
+            assert anew.generation.upstream == "second"
+            await store.erase(Erasure.of(key()))
+            erased = await store.generation(key())
+            assert erased is not None
+            assert (erased.upstream, erased.usage) == (None, None)
+
+    async def test_sessions_are_listed_by_their_newest_generation(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            for number, session_id in enumerate(["a", "b", "c", "a"]):
+                await ended(store, owner, key(f"r{number}", session_id))
+            await running(store, owner, key("going", "b"))
+            await running(store, owner, key("foreign", "d", tenant="other"))
+            first = await store.list_sessions(Wanted(DEFAULT_TENANT), limit=2)
+            assert [(row.session_id, row.generations, row.live) for row in first.rows] == [("b", 2, 1), ("a", 2, 0)]
+            assert first.rows[0].first_at < first.rows[0].last_at
+            rest = await store.list_sessions(Wanted(DEFAULT_TENANT), before=first.next_before, limit=2)
+            assert [(row.session_id, row.generations) for row in rest.rows] == [("c", 1)]
+            assert rest.next_before is None
+            found = await store.list_sessions(Wanted(None, states=frozenset({State.RUNNING})))
+            assert [(row.tenant, row.session_id) for row in found.rows] == [("other", "d"), (DEFAULT_TENANT, "b")]
 
     async def test_a_cancel_request_flags_the_generation_and_wakes_its_owner(self) -> None:
         async with self.opened() as store:

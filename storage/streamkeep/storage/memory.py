@@ -33,6 +33,7 @@ from streamkeep.storage._types import (
     ForkPoint,
     Generation,
     GenerationKey,
+    GenerationPage,
     Gone,
     GoneReason,
     Lease,
@@ -40,6 +41,8 @@ from streamkeep.storage._types import (
     Producer,
     Refusal,
     Retention,
+    Session,
+    SessionPage,
     Slice,
     StoreStatus,
     StreamAppend,
@@ -50,6 +53,7 @@ from streamkeep.storage._types import (
     Tail,
     Terms,
     UpstreamHead,
+    Wanted,
     generation_of,
 )
 from streamkeep.storage.memory_keys import MemoryKeys
@@ -185,6 +189,7 @@ class MemoryStore:
                 holder=terms.holder,
                 cancel_after_seconds=terms.cancel_after_seconds,
                 retention_seconds=self._retention_of(key.tenant, terms),
+                upstream=terms.upstream,
             )
             return Claim(self._put(anew), is_new=True)
         if fingerprint is not None and found.fingerprint is not None and fingerprint != found.fingerprint:
@@ -210,6 +215,28 @@ class MemoryStore:
             and (g.state.is_live or (g.state.is_terminal and g.ended_at is not None and g.ended_at > ended_after))
         ]
         return sorted(rows, key=lambda g: (g.created_at, g.id), reverse=True)
+
+    async def list_generations(self, wanted: Wanted, *, before: int | None = None, limit: int = 100) -> GenerationPage:
+        rows = [row for row in self._wanted(wanted) if before is None or row.id < before][:limit]
+        heads = [row if row.refusal is None else replace(row, head=row.refusal.head, refusal=None) for row in rows]
+        return GenerationPage(heads, rows[-1].id if len(rows) == limit else None)
+
+    async def list_sessions(self, wanted: Wanted, *, before: int | None = None, limit: int = 100) -> SessionPage:
+        newest: dict[tuple[str, str], int] = {}
+        for row in self._wanted(wanted):
+            newest.setdefault((row.key.tenant, row.key.session_id), row.id)
+        page = [(names, id) for names, id in newest.items() if before is None or id < before][:limit]
+        return SessionPage([self._session(*names) for names, _ in page], page[-1][1] if len(page) == limit else None)
+
+    def _wanted(self, wanted: Wanted) -> list[Generation]:
+        """By falling id."""
+        rows = [row for row in self._generations.values() if not _is_deleted(row) and _is_wanted(row, wanted)]
+        return sorted(rows, key=lambda row: row.id, reverse=True)
+
+    def _session(self, tenant: str, session_id: str) -> Session:
+        rows = self._wanted(Wanted(tenant, session_id))
+        began = [row.created_at for row in rows]
+        return Session(tenant, session_id, len(rows), sum(row.state.is_live for row in rows), min(began), max(began))
 
     async def request_cancel(self, key: GenerationKey) -> Generation | None:
         row = self._generations.get(key)
@@ -450,7 +477,7 @@ class MemoryStore:
             self._delete(row)
         else:
             row = self._generations[row.key]
-            self._put(replace(row, head=None, refusal=None, message=None))
+            self._put(replace(row, head=None, refusal=None, message=None, upstream=None, usage=None))
         family = self._family([row.data_stream, row.control_stream])
         for stream in family:
             if not stream.is_generation:
@@ -533,6 +560,7 @@ class MemoryStore:
             holder=terms.holder,
             cancel_after_seconds=terms.cancel_after_seconds,
             retention_seconds=self._retention_of(key.tenant, terms),
+            upstream=terms.upstream,
         )
         return self._put(row)
 
@@ -676,7 +704,16 @@ class MemoryStore:
         control.data += encode_message(terminal.to_json())
         control.is_closed = self._streams[row.data_stream].is_closed = True
         code = terminal.code
-        self._put(replace(row, state=code.state, code=code.value, message=terminal.detail, ended_at=self._now()))
+        self._put(
+            replace(
+                row,
+                state=code.state,
+                code=code.value,
+                message=terminal.detail,
+                usage=terminal.usage,
+                ended_at=self._now(),
+            )
+        )
 
     def _finish(self, owner: Owner) -> int:
         """End an owner and what it still records."""
@@ -701,6 +738,16 @@ def _is_free(row: Generation) -> bool:
 
 def _is_deleted(row: Generation) -> bool:
     return row.gone is not None and row.gone.reason is GoneReason.DELETED
+
+
+def _is_wanted(row: Generation, wanted: Wanted) -> bool:
+    key = row.key
+    return (
+        wanted.tenant in (None, key.tenant)
+        and wanted.session_id in (None, key.session_id)
+        and (wanted.states is None or row.state in wanted.states)
+        and wanted.text.lower() in f"{key.session_id}/{key.request_id} {row.upstream or ''}".lower()
+    )
 
 
 def _is_in(key: GenerationKey, what: Erasure) -> bool:

@@ -17,6 +17,7 @@ from streamkeep.proxy.generations import NOT_UPSTREAMS
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Credentials, Principal, Right
+from streamkeep.proxy.rules.signing import is_signed
 from streamkeep.proxy.service import Service
 from streamkeep.storage import Code, Erasure, Generation, GenerationKey, Refusal, State
 
@@ -165,13 +166,18 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/{session_id}/{request_id}/cancel", summary="Stop the upstream call; every reader sees it")
     async def cancel(session_id: SessionId, request_id: RequestId, request: Request) -> JSONResponse:
+        parameters = wire.single_parameters(request.scope["query_string"])
         permit = await service.access.permit(
             request.scope,
-            wire.single_parameters(request.scope["query_string"]),
+            parameters,
             Right.CANCEL,
             lambda tenant: _key(tenant, session_id, request_id),
         )
-        return _json({"state": await service.generations.cancel(permit.key)})
+        key = permit.key
+        if not is_signed(parameters) and parameters.get("tenant", key.tenant) != key.tenant:
+            await service.access.check_operator(request.scope)
+            key = _key(parameters["tenant"], session_id, request_id)
+        return _json({"state": await service.generations.cancel(key)})
 
     @routes.delete("/{session_id}/{request_id}", summary="Delete a generation's data, now and for good")
     async def delete_generation(session_id: SessionId, request_id: RequestId, request: Request) -> JSONResponse:

@@ -85,6 +85,11 @@ class EndingObserver:
         """Whether the end mark has passed. Reads what has gathered: ask when it matters, not after each chunk."""
         return self._watched is not None and self._watched.has_ended()
 
+    @property
+    def usage_so_far(self) -> Usage | None:
+        """Tokens, as far as the vendor has told them. Reads what has gathered, as `has_ended` does."""
+        return None if self._watched is None else self._watched.usage_so_far()
+
     def finish(self) -> Observation:
         """Say what was seen, after the last byte. A second call returns the same."""
         if self._observation is None:
@@ -120,6 +125,9 @@ class _JsonBody:
 
     def has_ended(self) -> bool:
         return False
+
+    def usage_so_far(self) -> Usage | None:
+        return None
 
     def finish(self) -> Observation:
         body = _json_object(b"".join(self._parts))
@@ -172,6 +180,10 @@ class _EventStream:
     def has_ended(self) -> bool:
         self._read_all()
         return self._signs.ended
+
+    def usage_so_far(self) -> Usage | None:
+        self._read_all()
+        return self._signs.observation().usage
 
     def finish(self) -> Observation:
         self._read_all()

@@ -203,7 +203,7 @@ _DELETE_REFUSED = "delete from streamkeep.generations where id = any($1::bigint[
 
 _EMPTY = """
 update streamkeep.generations
-set is_swept = true, head = null, refusal_body = null, message = null
+set is_swept = true, head = null, refusal_body = null, message = null, upstream = null, usage = null
 where id = any($1::bigint[])
 """
 

@@ -43,12 +43,14 @@ from streamkeep.storage._types import (
     Erasure,
     Generation,
     GenerationKey,
+    GenerationPage,
     Gone,
     GoneReason,
     Lease,
     Owner,
     Refusal,
     Retention,
+    SessionPage,
     Slice,
     StoreStatus,
     StreamAppend,
@@ -59,6 +61,7 @@ from streamkeep.storage._types import (
     Tail,
     Terms,
     UpstreamHead,
+    Wanted,
 )
 from streamkeep.storage.encryption import Keyring
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
@@ -67,13 +70,14 @@ from streamkeep.storage.postgres._erasure import Erasing
 from streamkeep.storage.postgres._key_log import KeyLog
 from streamkeep.storage.postgres._keys import PostgresKeys
 from streamkeep.storage.postgres._listen import CANCELS_CHANNEL, Feed, Notifier, format_payload, new_sender
+from streamkeep.storage.postgres._listings import Listings
 from streamkeep.storage.postgres._migrate import migrate
 from streamkeep.storage.postgres._segments import SEALED, Codec, encoding_of, size_of
 from streamkeep.storage.postgres._streams import ProtocolStreams
 from streamkeep.storage.postgres._subscriptions import PostgresSubscriptions
 from streamkeep.storage.postgres._upkeep import Upkeep
 from streamkeep.storage.rules import limits
-from streamkeep.storage.rules.generations import State, orphaned
+from streamkeep.storage.rules.generations import State, Usage, orphaned
 from streamkeep.storage.rules.json_messages import encode_message
 
 logger = logging.getLogger(__name__)
@@ -88,7 +92,7 @@ _FetchRow: TypeAlias = Callable[..., Awaitable["asyncpg.Record | None"]]
 
 _COLUMNS = """id, tenant, session_id, request_id, epoch, state, owner_id, owner_epoch, data_stream, control_stream,
     fingerprint, created_at, head, refusal_body, is_refusal_sealed, code, message, is_cancel_requested, ended_at, is_swept, holder,
-    cancel_after_seconds, retention_seconds, gone_at, gone_reason"""
+    cancel_after_seconds, retention_seconds, gone_at, gone_reason, upstream, usage"""
 
 
 def _fence(condition: str = "") -> str:
@@ -165,6 +169,7 @@ class PostgresStore:
         self._key_log = KeyLog(self._database, self._codec.sealer)
         self._upkeep = Upkeep(self._database, self._codec, retention, merge_after_seconds=merge_after_seconds)
         self._chunks = Chunks(self._database, self._codec)
+        self._listings = Listings(self._database, self._generation)
         self.subscriptions = PostgresSubscriptions(self._database)
         self.keys = PostgresKeys(self._database, self.signing_key)
         self._streams = ProtocolStreams(
@@ -319,9 +324,9 @@ class PostgresStore:
     with {_fence()}, claimed as (
         insert into streamkeep.generations
             (tenant, session_id, request_id, owner_id, owner_epoch, fingerprint, data_stream, control_stream,
-             holder, cancel_after_seconds, retention_seconds)
+             holder, cancel_after_seconds, retention_seconds, upstream)
         select $3, $4, $5, id, epoch, $6, nextval('streamkeep.streams_id_seq'), nextval('streamkeep.streams_id_seq'),
-               $9, $10, coalesce($11, (select retention_seconds from streamkeep.tenants where tenant = $3))
+               $9, $10, coalesce($11, (select retention_seconds from streamkeep.tenants where tenant = $3)), $12
         from fence
         on conflict on constraint generations_key do nothing
         returning {_COLUMNS}
@@ -350,7 +355,8 @@ class PostgresStore:
             refusal_body = null, is_cancel_requested = false, holder = $6, cancel_after_seconds = $7,
             retention_seconds = coalesce(
                 $8, (select tenants.retention_seconds from streamkeep.tenants where tenants.tenant = generations.tenant)
-            )
+            ),
+            upstream = $9
         from fence
         where generations.id = $3 and generations.epoch = $4 and state = 'refused'
         returning generations.*
@@ -406,7 +412,7 @@ class PostgresStore:
     async def _claim(
         self, fetch_row: _FetchRow, owner: Owner, key: GenerationKey, fingerprint: bytes | None, terms: Terms
     ) -> Claim:
-        kept = (terms.holder, terms.cancel_after_seconds, terms.retention_seconds)
+        kept = (terms.holder, terms.cancel_after_seconds, terms.retention_seconds, terms.upstream)
         for _ in range(_MAX_CLAIM_ATTEMPTS):
             row = _one(
                 await fetch_row(
@@ -504,6 +510,12 @@ class PostgresStore:
         rows = await self._database.fetch(self._SESSION, tenant, session_id, ended_after)
         return [self._generation(row) for row in rows]
 
+    async def list_generations(self, wanted: Wanted, *, before: int | None = None, limit: int = 100) -> GenerationPage:
+        return await self._listings.generations(wanted, before=before, limit=limit)
+
+    async def list_sessions(self, wanted: Wanted, *, before: int | None = None, limit: int = 100) -> SessionPage:
+        return await self._listings.sessions(wanted, before=before, limit=limit)
+
     # The notification belongs to the flag's transaction: a request is rare enough, and should not outrun its flag.
     _REQUEST_CANCEL = f"""
     with flagged as (
@@ -599,12 +611,12 @@ class PostgresStore:
         select *
         from unnest(
             $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::bigint[], $15::bigint[],
-            $16::bytea[], $17::boolean[]
-        ) as ending (id, epoch, state, code, message, position, final_position, event, is_sealed)
+            $16::bytea[], $17::boolean[], $18::text[]
+        ) as ending (id, epoch, state, code, message, position, final_position, event, is_sealed, usage)
     ), ended as (
         update streamkeep.generations
-        set state = ending.state, code = ending.code, message = ending.message, ended_at = clock_timestamp(),
-            sweep_at = clock_timestamp() + make_interval(secs => retention_seconds)
+        set state = ending.state, code = ending.code, message = ending.message, usage = ending.usage::json,
+            ended_at = clock_timestamp(), sweep_at = clock_timestamp() + make_interval(secs => retention_seconds)
         from fence, ending
         where generations.id = ending.id and generations.epoch = ending.epoch
           and {_BELONGS_TO_FENCE} and ended_at is null
@@ -748,6 +760,8 @@ class PostgresStore:
             holder=row["holder"],
             cancel_after_seconds=row["cancel_after_seconds"],
             retention_seconds=row["retention_seconds"],
+            upstream=row["upstream"],
+            usage=_usage(row["usage"]),
         )
 
     def _refusal_body(self, row: asyncpg.Record) -> bytes:
@@ -807,6 +821,7 @@ class PostgresStore:
             [ending.data_position for ending in endings],
             [event.data for event in events],
             is_sealed,
+            [_usage_json(ending.terminal.usage) for ending in endings],
         )
 
     def _announce_to_all(self, stream_ids: Sequence[int]) -> None:
@@ -846,6 +861,14 @@ def _head_json(head: UpstreamHead) -> str:
 def _head(text: str) -> UpstreamHead:
     status, content_type, content_encoding, headers = json.loads(text)
     return UpstreamHead(status, content_type, content_encoding, tuple((name, value) for name, value in headers))
+
+
+def _usage_json(usage: Usage | None) -> str | None:
+    return None if usage is None else json.dumps([usage.input_tokens, usage.output_tokens, usage.source])
+
+
+def _usage(text: str | None) -> Usage | None:
+    return None if text is None else Usage(*json.loads(text))
 
 
 def _text(value: str | None) -> str | None:

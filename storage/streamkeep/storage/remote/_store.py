@@ -39,10 +39,12 @@ from streamkeep.storage._types import (
     Erasure,
     Generation,
     GenerationKey,
+    GenerationPage,
     Lease,
     Owner,
     Refusal,
     Retention,
+    SessionPage,
     Slice,
     StoreStatus,
     StreamAppend,
@@ -53,6 +55,7 @@ from streamkeep.storage._types import (
     Tail,
     Terms,
     UpstreamHead,
+    Wanted,
 )
 from streamkeep.storage.remote._journal import Journal
 from streamkeep.storage.remote._keys import RemoteKeys
@@ -168,6 +171,12 @@ class RemoteStore:
 
     async def session_generations(self, tenant: str, session_id: str, *, ended_after: datetime) -> list[Generation]:
         return await (await self._current()).session_generations(tenant, session_id, ended_after=ended_after)
+
+    async def list_generations(self, wanted: Wanted, *, before: int | None = None, limit: int = 100) -> GenerationPage:
+        return await (await self._current()).list_generations(wanted, before=before, limit=limit)
+
+    async def list_sessions(self, wanted: Wanted, *, before: int | None = None, limit: int = 100) -> SessionPage:
+        return await (await self._current()).list_sessions(wanted, before=before, limit=limit)
 
     async def request_cancel(self, key: GenerationKey) -> Generation | None:
         return cast("Generation | None", await self._journal.write("request_cancel", key))
