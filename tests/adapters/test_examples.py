@@ -9,8 +9,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import httpx
 import pytest
 
+from streamkeep.client import astream
 from tests.serving import Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +51,39 @@ async def number_of_calls(proxy: Proxy, vendor: str) -> int:
 
 
 def test_what_the_how_tos_show_is_what_the_examples_run() -> None:
-    sources = [path.read_text("utf-8") for path in EXAMPLES]
-    assert len(HOW_TOS) == len(EXAMPLES)
+    sources = [path.read_text("utf-8") for path in (ROOT / "examples").glob("*.py")]
+    assert len(HOW_TOS) > len(EXAMPLES)
     for shown in HOW_TOS:
-        assert any(textwrap.indent(shown, "    ") in source for source in sources), shown
+        assert any(shown in source or textwrap.indent(shown, "    ") in source for source in sources), shown
+
+
+async def test_a_fastapi_app_answers_once_whoever_leaves(proxy: Proxy, session: str) -> None:
+    app = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(ROOT / "examples" / "fastapi_producer.py"), proxy.url, "0"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert app.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            while not (found := re.search(rb"http://[0-9.]+:[1-9][0-9]*", await app.stderr.readline())):
+                pass
+        url = found[0].decode()
+        async with httpx.AsyncClient(base_url=url) as client:
+            asked = {"id": session, "messages": [{"id": "1"}]}
+            answers = [await client.post("/api/chat", json=asked) for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [201, 200]
+            where = answers[0].headers["Location"]
+            async with astream(url + where) as left:
+                first = await anext(left.iter_json())
+            found_again = await client.get(f"/api/chat/{session}/stream")
+            assert found_again.json() == {"streamUrl": where}
+            async with astream(url + where) as response:
+                chunks = [chunk async for chunk in response.iter_json()]
+            assert first == chunks[0] == {"type": "start"}
+            assert [chunk["type"] for chunk in chunks[-2:]] == ["text-end", "finish"]
+            assert len(chunks) == 104
+            assert (await client.get(f"/api/chat/{session}/stream")).status_code == 204
+            assert (await client.post("/api/chat", json={"id": session, "messages": []})).status_code == 422
+    finally:
+        app.terminate()
+        await app.communicate()
