@@ -366,6 +366,7 @@ async def test_development_mode_serves_its_own_machine_alone(client: tuple[str, 
 
         scope = {
             "type": "http",
+            "http_version": "1.1",
             "method": "GET",
             "path": "/v1/stream/a",
             "raw_path": b"/v1/stream/a",

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from streamkeep.proxy import logs
-from streamkeep.proxy.logs import JsonFormatter, LogFormat
+from streamkeep.proxy.logs import AccessLog, Answer, JsonFormatter, LogFormat
+from streamkeep.storage import GenerationKey
 from tests.serving import Proxy
 from tests.upstream import upstream, whole
 
@@ -47,7 +48,7 @@ async def test_a_requests_lines_and_its_generations_lines_have_its_id(proxy: Pro
         await proxy.create("chat", "7", server.url, X_Request_ID="trace-me")
         await proxy.ending("chat", "7")
     access = await line_of(written, lambda line: line.get("path") == "/api/chat/7")
-    assert (access["method"], access["status"], access["logger"]) == ("POST", 200, "uvicorn.access")
+    assert (access["method"], access["status"], access["logger"]) == ("POST", 200, "streamkeep.access")
     end = await line_of(written, lambda line: line["message"].endswith("complete, 5 bytes"))
     for line in (access, end):
         assert (line["request"], line["session"], line["generation"]) == ("trace-me", "chat", "7")
@@ -73,25 +74,46 @@ async def test_a_creations_answer_names_its_generation(proxy: Proxy) -> None:
     assert answer.headers.get_list("X-Request-ID") == ["7"]
 
 
-@pytest.mark.parametrize(
-    ("target", "status", "shown"),
-    [
-        ("/stream/data?signature=secret", 200, "/stream/data"),
-        ("/ready?probe=1", 503, "/ready"),
-        ("/ready?probe=1", 200, None),
-        ("/metrics", 200, None),
-        ("/health", 200, None),
-    ],
-)
-def test_the_access_log_shows_paths_alone_and_no_probe_that_finds_all_well(
-    target: str, status: int, shown: str | None
+async def test_the_access_log_shows_paths_alone_and_no_probe_that_finds_all_well(
+    proxy: Proxy, written: StringIO
 ) -> None:
-    record = logging.LogRecord(
-        "uvicorn.access", logging.INFO, "", 1, '%s - "%s %s HTTP/%s" %d', ("peer", "GET", target, "1.1", status), None
-    )
-    assert logs.tidy_access(record) is (shown is not None)
-    if shown is not None:
-        assert record.getMessage() == f'peer - "GET {shown} HTTP/1.1" {status}'
+    for target in ("/health?probe=1", "/stream/data?sessionId=secret", "/nowhere/a%0Ab%22?last"):
+        await proxy.client.get(target)
+    assert (await line_of(written, lambda line: line.get("path") == "/stream/data"))["status"] == 400
+    last = await line_of(written, lambda line: str(line.get("path")).startswith("/nowhere"))
+    assert last["message"] == f'{last["client"]} - "GET /nowhere/a%0Ab%22 HTTP/1.1" 404'
+    access = [
+        line for line in map(json.loads, written.getvalue().splitlines()) if line["logger"] == "streamkeep.access"
+    ]
+    assert not [line for line in access if line["path"] == "/health" or "secret" in str(line)]
+
+
+async def test_a_probe_that_fails_is_logged(written: StringIO) -> None:
+    AccessLog().note(Answer(None, "GET", "/ready", "1.1", 503, "r", None))
+    assert (await line_of(written, lambda line: line.get("path") == "/ready"))["status"] == 503
+
+
+async def test_each_answer_of_one_turn_has_a_line_of_its_own_in_either_form() -> None:
+    text, json_lines = StringIO(), StringIO()
+    logger, level = logging.getLogger("streamkeep.access"), logging.getLogger("streamkeep.access").level
+    handlers = [logs.handler(LogFormat.TEXT, text), logs.handler(LogFormat.JSON, json_lines)]
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel("INFO")
+    try:
+        log = AccessLog()
+        for path in ("/a", "/b"):
+            log.note(Answer(("peer", 1), "GET", path, "1.1", 200, "r", GenerationKey("t", "s", "g")))
+        await asyncio.sleep(0)
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+    ends = [f'INFO streamkeep.access: peer:1 - "GET {path} HTTP/1.1" 200' for path in ("/a", "/b")]
+    assert [line.endswith(end) for line, end in zip(text.getvalue().splitlines(), ends, strict=True)] == [True, True]
+    found = [json.loads(line) for line in json_lines.getvalue().splitlines()]
+    assert [line["path"] for line in found] == ["/a", "/b"]
+    assert {(line["session"], line["generation"], line["request"]) for line in found} == {("s", "g", "r")}
 
 
 def test_a_json_line_is_one_line_whatever_is_logged() -> None:

@@ -85,11 +85,12 @@ class Access:
             if rules.is_misplaced(text, headers, query_string, credentials, self._settings.keys):
                 message = "a key of this proxy stands where a vendor would see it; send it in the header Streamkeep-Key"
                 raise problem(400, "misplaced_credentials", message)
-            if text is not None and not await self.is_open():
+            is_open = await self.is_open()
+            if text is not None and not is_open:
                 return await self._principal_of(text)
         except InvalidCredentials as exc:
             raise _unauthorized("invalid_credentials", str(exc), ' error="invalid_token"') from None
-        if not await self.is_open():
+        if not is_open:
             message = "this needs a key, in the header Streamkeep-Key or as bearer token"
             raise _unauthorized("missing_credentials", message)
         client = scope.get("client")

@@ -73,7 +73,9 @@ _EXPOSED = (
 )
 _ALWAYS_EXPOSED = b", ".join([b"*", *(name.encode() for name in _EXPOSED)])
 _KNOWN = frozenset(name.lower().encode() for name in _EXPOSED)
-_NEVER_EXPOSED = frozenset({b"vary", b"date", b"server", b"content-length", b"cache-control", b"set-cookie"})
+_NEVER_EXPOSED = frozenset({b"vary", b"date", b"server", b"content-length", b"cache-control", b"set-cookie"}) | {
+    name for name, _ in asgi.SECURITY_HEADERS
+}
 _MAX_AGE_SECONDS = 600
 
 

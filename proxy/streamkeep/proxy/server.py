@@ -38,6 +38,8 @@ _PEER_TIMEOUT_MS = 30_000
 _KEEP_ALIVE_SECONDS = 75
 _COLLECTION_THRESHOLDS = (5_000, 20, 100)
 _HEAD_SECONDS = 30.0
+# As often the server ticks.
+_TICKS_PER_SECOND = 10
 _HEAD_TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-type: application/json\r\n"
     b"content-length: 71\r\n\r\n"
@@ -61,10 +63,12 @@ class Connection(HttpToolsProtocol):
     _has_progress = False
     _idle_bytes = 0
     _head_bytes = 0
-    _head_timer: asyncio.TimerHandle | None = None
+    _patient_until = float("inf")
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # The application logs its answers itself.
+        self.access_log = False
         self._await_head()
         _notice_dead_peers(transport.get_extra_info("socket"))
         app = self.app
@@ -76,13 +80,13 @@ class Connection(HttpToolsProtocol):
 
         self.app = app_with_abort
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._head_is_there()
-        super().connection_lost(exc)
+    def close_if_overdue(self, now: float) -> None:
+        """Close a connection that has been idle for too long, or whose request's head does not come to its end."""
+        if now > self._patient_until:
+            self.transport.close()
 
     def data_received(self, data: bytes) -> None:
         self._has_progress = False
-        self._unset_keepalive_if_required()
         try:
             self._parse(data)
         except httptools.HttpParserError:
@@ -136,7 +140,7 @@ class Connection(HttpToolsProtocol):
             raise httptools.HttpParserInvalidMethodError("the head can be read in several ways")
         self._is_in_head = False
         self._has_progress = True
-        self._head_is_there()
+        self._patient_until = float("inf")
         super().on_headers_complete()
         assert self.cycle is not None
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # Servers may add to it.
@@ -159,14 +163,19 @@ class Connection(HttpToolsProtocol):
         if self._head_bytes > _MAX_HEAD_BYTES:
             raise httptools.HttpParserInvalidURLError("the head is too large")
 
-    def _await_head(self) -> None:
-        self._head_is_there()
-        self._head_timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+    def on_response_complete(self) -> None:
+        """As uvicorn does it, without a timer of its own for each connection."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._patient_until = min(self._patient_until, self.loop.time() + _KEEP_ALIVE_SECONDS)
 
-    def _head_is_there(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _await_head(self) -> None:
+        self._patient_until = self.loop.time() + _HEAD_SECONDS
 
     def _refuse_head(self) -> None:
         if self._may_refuse():
@@ -219,6 +228,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self.has_failed:
             return True
+        if counter % _TICKS_PER_SECOND == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                assert isinstance(connection, Connection)
+                connection.close_if_overdue(now)
         return await super().on_tick(counter)
 
     async def _drain(self) -> None:
@@ -240,7 +254,6 @@ def make_server(app: FastAPI, announce: Callable[[], None] = lambda: None) -> Se
         lifespan="on",
         server_header=False,
         log_config=None,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_CLOSE_SECONDS,
     )
     return Server(config, app.state.service, announce)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum, StrEnum
@@ -56,6 +56,17 @@ class Credentials(Enum):
 
     PROXY = "proxy"
     """Also `Authorization: Bearer` or the parameter `secret`: the open proxy protocol."""
+
+
+_PLACES = {
+    Credentials.OURS: ("Streamkeep-Key", "Authorization"),
+    Credentials.VENDORS: ("Streamkeep-Key",),
+    Credentials.SDKS: ("Streamkeep-Key", "Authorization", "X-Api-Key", "Api-Key", "X-Goog-Api-Key"),
+    Credentials.PROXY: ("Streamkeep-Key", "Authorization"),
+}
+_OUR_HEADERS = {
+    credentials: frozenset(name.lower().encode() for name in names) for credentials, names in _PLACES.items()
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +128,7 @@ class InvalidCredentials(Exception):
 
 
 def is_from_here(
-    address: str | None, headers: Iterable[tuple[bytes, bytes]], *, origins: Iterable[str], public_url: str | None
+    address: str | None, headers: Collection[tuple[bytes, bytes]], *, origins: Iterable[str], public_url: str | None
 ) -> bool:
     """Whether a request is this machine's own: from a loopback address, and by no page from elsewhere, which a browser
     would let in with its user's address.
@@ -125,9 +136,8 @@ def is_from_here(
     Such a page tells its origin, unless its own name leads here (DNS rebinding), and then it is the name that is asked
     for: one with a dot in it, since nobody elsewhere can have another. Pages that are listed by their origin may come.
     """
-    values = [(name.lower(), value.decode("latin-1")) for name, value in headers]
-    hosts = [value for name, value in values if name == b"host"]
-    pages = [value for name, value in values if name == b"origin"]
+    hosts = [value.decode("latin-1") for name, value in headers if name.lower() == b"host"]
+    pages = [value.decode("latin-1") for name, value in headers if name.lower() == b"origin"]
     ours = None if public_url is None else urlsplit(public_url).hostname
     return (
         address is not None
@@ -137,6 +147,7 @@ def is_from_here(
     )
 
 
+@lru_cache(maxsize=64)
 def _host_of(authority: str) -> str:
     """The host in `host:port`; empty for what cannot be read."""
     try:
@@ -145,6 +156,7 @@ def _host_of(authority: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
     try:
         return ip_address(host).is_loopback
@@ -162,13 +174,8 @@ def presented(headers: Iterable[tuple[bytes, bytes]], query_string: bytes, crede
         BadRequest: a header that carries it is repeated.
         InvalidCredentials: `Authorization` is ours here and is no bearer token, or the credential is far too long.
     """
-    names = ["Streamkeep-Key"]
-    if credentials is not Credentials.VENDORS:
-        names.append("Authorization")
-    if credentials is Credentials.SDKS:
-        names += ["X-Api-Key", "Api-Key", "X-Goog-Api-Key"]
-    values = wire.single_headers(headers, names)
-    found = next((name for name in names if values[name]), None)
+    values = wire.single_headers(headers, _PLACES[credentials])
+    found = next((name for name, value in values.items() if value), None)
     text = None if found is None else values[found]
     if found == "Authorization" and text is not None:
         text = _bearer(text)
@@ -190,20 +197,18 @@ def is_misplaced(
 ) -> bool:
     """Whether a key of ours stands where it would travel on to a vendor, or into somebody's log: any API key, the
     credential that was presented once more, or a bootstrap key in a place for vendors' keys."""
-    ours = {b"streamkeep-key"}
-    if credentials is not Credentials.VENDORS:
-        ours.add(b"authorization")
-    if credentials is Credentials.SDKS:
-        ours |= SDK_KEY_HEADERS
-    others = [(name.lower(), value) for name, value in headers if name.lower() not in ours]
-    values = [value for _, value in others]
+    ours = _OUR_HEADERS[credentials]
+    others = [(name, value) for name, value in headers if name.lower() not in ours]
+    # Neither a header's value nor a credential has an end of line in it.
+    text_of_others = b"\n".join([value for _, value in others])
     if credentials is not Credentials.PROXY:
-        values.append(query_string)
-    shown = None if text is None else text.encode("latin-1", "replace")
-    if any(_ANY_API_KEY.search(value) or (shown is not None and shown in value) for value in values):
+        text_of_others += b"\n" + query_string
+    if _ANY_API_KEY.search(text_of_others):
         return True
-    vendors = [value.decode("latin-1") for name, value in others if name in SDK_KEY_HEADERS]
-    return bool(keys) and any(keys.find(value.rpartition(" ")[2]) is not None for value in vendors)
+    if text is not None and text.encode("latin-1", "replace") in text_of_others:
+        return True
+    vendors = [value.decode("latin-1") for name, value in others if name.lower() in SDK_KEY_HEADERS] if keys else []
+    return any(keys.find(value.rpartition(" ")[2]) is not None for value in vendors)
 
 
 def _bearer(value: str) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from urllib.parse import parse_qsl
 
 from streamkeep.storage.rules.offsets import parse_offset
@@ -140,7 +141,7 @@ def cancel_after_seconds(policy: str) -> float | None:
 
 def single_headers(headers: Iterable[tuple[bytes, bytes]], names: Iterable[str]) -> dict[str, str | None]:
     """The values of headers that may stand once. Raises: BadRequest when one is repeated."""
-    wanted = {name.lower().encode(): name for name in names}
+    wanted = _by_wire_name(tuple(names))
     found: dict[str, str | None] = dict.fromkeys(wanted.values())
     for raw_name, raw_value in headers:
         name = wanted.get(raw_name.lower())
@@ -150,6 +151,11 @@ def single_headers(headers: Iterable[tuple[bytes, bytes]], names: Iterable[str])
             raise BadRequest("repeated_header", f"{name} may be given once")
         found[name] = raw_value.decode("latin-1")
     return found
+
+
+@lru_cache(maxsize=64)
+def _by_wire_name(names: tuple[str, ...]) -> Mapping[bytes, str]:
+    return {name.lower().encode(): name for name in names}
 
 
 class Live(StrEnum):
@@ -196,6 +202,8 @@ class ReadQuery:
 
 def single_parameters(query_string: bytes) -> dict[str, str]:
     """Query parameters by name. Raises: BadRequest when one is repeated or the text is not UTF-8."""
+    if not query_string:
+        return {}
     try:
         pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=50)
     except ValueError as exc:
