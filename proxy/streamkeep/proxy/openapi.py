@@ -27,7 +27,10 @@ _GENERATION: Schema = {
         "requestId": _TEXT,
         "streamUrl": {**_TEXT, "format": "uri", "description": "The data stream: upstream's bytes, untouched; signed"},
         "controlUrl": {**_TEXT, "format": "uri", "description": "The control stream: one terminal event; signed"},
-        "contentType": {"type": ["string", "null"]},
+        "contentType": {
+            **_TEXT,
+            "description": "As upstream said; absent before it has answered, and where it said none",
+        },
         "upstreamStatus": {"type": ["integer", "null"]},
         "upstreamHeaders": {"type": "object", "additionalProperties": _TEXT},
         "state": {"enum": ["creating", "running", "done", "error", "cancelled"]},

@@ -98,7 +98,7 @@ class Reads:
         else:
             await self._check_bound(target, position)
         mode = ReadMode.CATCH_UP if query.live is None else ReadMode(query.live.value)
-        self._note_beginning(mode, query.offset)
+        self.note_beginning(mode, query.offset)
         if query.live is wire.Live.SSE:
             await self._sse(target, position, query, scope, receive, send)
         elif query.live is wire.Live.LONG_POLL:
@@ -126,8 +126,8 @@ class Reads:
             StoreError: the stream cannot be read; nothing was sent.
         """
         began_at = time.monotonic()
-        self._note_beginning(ReadMode.DIRECT, format_offset(position) if position else START)
-        async with self._following(target, position, receive, scope, ReadMode.DIRECT, is_steady=True) as reader:
+        self.note_beginning(ReadMode.DIRECT, format_offset(position) if position else START)
+        async with self.following(target, position, receive, scope, ReadMode.DIRECT, is_steady=True) as reader:
             feed = reader.feed
             has_begun = False
             away_since: float | None = None
@@ -152,7 +152,7 @@ class Reads:
                     self._parts.readers.delivering(pieces, since=began_at)
                     parts = [piece.data for piece in pieces]
                     pieces.clear()
-                    await _send_body(reader, parts if change is None else [change(b"".join(parts))], send)
+                    await send_body(reader, parts if change is None else [change(b"".join(parts))], send)
                 elif reader.is_at_end:
                     return True
                 elif reader.is_gone or feed.is_gone:
@@ -160,7 +160,8 @@ class Reads:
                 else:
                     await reader.wait(time.monotonic() + _IDLE_LOOK_SECONDS)
 
-    def _note_beginning(self, mode: ReadMode, offset: str | None) -> None:
+    def note_beginning(self, mode: ReadMode, offset: str | None) -> None:
+        """Count a read by its mode and by where it begins."""
         begins = {None: "start", START: "start", NOW: "tail"}.get(offset, "offset")
         self._parts.readers.tally.begun[mode, begins] += 1
 
@@ -201,7 +202,7 @@ class Reads:
         await asgi.answer(send, 200, target.body(b""), headers)
 
     async def _catch_up(self, target: Target, position: int, scope: Scope, send: Send) -> None:
-        read = await self._page(target, position)
+        read = await self.page(target, position)
         body = target.body(read.data)
         accepted = asgi.header(scope, b"accept-encoding")
         is_gzip = caching.is_gzip_wanted(accepted, target.content_type, len(body))
@@ -227,8 +228,8 @@ class Reads:
         self._parts.readers.tally.delivered_bytes += len(read.data)
         await asgi.answer(send, 200, body, headers)
 
-    async def _page(self, target: Target, position: int) -> Page:
-        """Raises: InvalidOffset."""
+    async def page(self, target: Target, position: int) -> Page:
+        """What stands from a position on, up to a page. Raises: InvalidOffset, StoreError."""
         if target.view is not None:
             return await (await target.view.viewer(position)).page()
         if target.tail is not None and target.tail.position == position:
@@ -245,7 +246,7 @@ class Reads:
     ) -> None:
         began_at = time.monotonic()
         deadline = began_at + self._settings.long_poll_seconds
-        async with self._following(target, position, receive, {}, ReadMode.LONG_POLL) as reader:
+        async with self.following(target, position, receive, {}, ReadMode.LONG_POLL) as reader:
             feed = reader.feed
             while True:
                 pieces = await self._parts.readers.pieces(reader)
@@ -271,7 +272,7 @@ class Reads:
     async def _sse(
         self, target: Target, position: int, query: wire.ReadQuery, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        async with self._following(target, position, receive, scope, ReadMode.SSE) as reader:
+        async with self.following(target, position, receive, scope, ReadMode.SSE) as reader:
             pieces = await self._parts.readers.pieces(reader)
             if asgi.header(scope, b"last-event-id") and not pieces and reader.is_at_end:
                 # An EventSource reconnects for ever unless it is told that there is nothing more.
@@ -293,7 +294,7 @@ class Reads:
             await _Events(reader, self._parts, encoding, _cursor(query), scope).send(pieces)
 
     @asynccontextmanager
-    async def _following(
+    async def following(
         self,
         target: Target,
         position: int,
@@ -371,7 +372,7 @@ class _Events:
                 if pieces:
                     self._readers.delivering(pieces, since=self._began_at)
                     pieces.clear()
-                await _send_body(reader, frames, self._send, is_last=is_closed)
+                await send_body(reader, frames, self._send, is_last=is_closed)
             if is_closed:
                 return
             try:
@@ -397,7 +398,7 @@ class _Events:
             self._beat_at = time.monotonic() + self._heartbeat_seconds
             await reader.wait(min(self._beat_at, self._rotate_at), self._deliver if reader.viewer is None else None)
             if time.monotonic() >= self._beat_at:
-                await _send_body(reader, [sse.HEARTBEAT], self._send)
+                await send_body(reader, [sse.HEARTBEAT], self._send)
             pieces = await self._readers.pieces(reader)
         return pieces
 
@@ -442,7 +443,7 @@ def _frames(
     return frames, held
 
 
-async def _send_body(reader: Reader, parts: list[bytes], send: Send, *, is_last: bool = False) -> None:
+async def send_body(reader: Reader, parts: list[bytes], send: Send, *, is_last: bool = False) -> None:
     """Send, and let it be seen how long the peer takes. That may be long: the parts are let go of first."""
     message = {"type": "http.response.body", "body": b"".join(parts), "more_body": not is_last}
     parts.clear()

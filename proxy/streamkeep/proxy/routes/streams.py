@@ -1,9 +1,11 @@
-"""A generation's two streams, by ids or by path. How they are read is in `reads.py`; here is what they are."""
+"""A generation's two streams, by ids or by path. How they are read is in `reads.py`, and as shape logs in `shapes.py`; here is what
+they are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -13,9 +15,11 @@ from streamkeep.proxy.json_view import JsonView
 from streamkeep.proxy.reads import Reads, Target
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Right
+from streamkeep.proxy.rules.shape_log import ShapeQuery, Table, is_shape_read, shape_query
 from streamkeep.proxy.rules.stream_headers import DEFAULT_CONTENT_TYPE
 from streamkeep.proxy.rules.wire import View
 from streamkeep.proxy.service import Service
+from streamkeep.proxy.shapes import ShapeReads
 from streamkeep.storage import Generation, GenerationKey, State, StreamNotFound, UpstreamHead
 
 
@@ -25,7 +29,7 @@ class Which(StrEnum):
 
 
 class StreamByIds:
-    """`GET /stream/data` and `/stream/control`, with the ids in the query."""
+    """`GET /stream/data` and `/stream/control`, with the ids in the query; as shape logs to those who ask for such."""
 
     def __init__(self, service: Service, which: Which) -> None:
         self._generations = _Generations(service)
@@ -37,7 +41,8 @@ class StreamByIds:
             if name not in parameters:
                 raise problem(400, "invalid_parameter", f"the parameter {name} is missing")
         ids = parameters["sessionId"], parameters["requestId"]
-        await self._generations.answer(ids, self._which, parameters, scope, receive, send)
+        is_shape = is_shape_read(parameters) and scope["method"] == "GET"
+        await self._generations.answer(ids, self._which, parameters, scope, receive, send, is_shape=is_shape)
 
 
 class StreamByPath:
@@ -68,6 +73,7 @@ class _Generations:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._reads = Reads(service)
+        self._shapes = ShapeReads(service, self._reads)
 
     async def answer(
         self,
@@ -77,13 +83,19 @@ class _Generations:
         scope: Scope,
         receive: Receive,
         send: Send,
+        *,
+        is_shape: bool = False,
     ) -> None:
-        query = wire.read_query(parameters, last_event_id=asgi.header(scope, b"last-event-id"))
-        view = wire.view_parameter(parameters)
+        read: Callable[[Generation, Scope, Receive, Send], Awaitable[None]]
+        if is_shape:
+            read = partial(self._answer_as_shape, which, shape_query(parameters))
+        else:
+            query = wire.read_query(parameters, last_event_id=asgi.header(scope, b"last-event-id"))
+            read = partial(self._answer, which, wire.view_parameter(parameters), query)
         permit = await self._service.access.permit(scope, parameters, Right.READ, lambda tenant: _key(tenant, ids))
         row = await self._service.generations.find(permit.key)
         try:
-            await self._answer(row, which, view, query, scope, receive, send)
+            await read(row, scope, receive, send)
         except StreamNotFound:
             # Its data went while it was being read: say why.
             await self._service.generations.find(permit.key)
@@ -91,10 +103,10 @@ class _Generations:
 
     async def _answer(
         self,
-        row: Generation,
         which: Which,
         view: View | None,
         query: wire.ReadQuery,
+        row: Generation,
         scope: Scope,
         receive: Receive,
         send: Send,
@@ -108,6 +120,13 @@ class _Generations:
                 row = await self._with_verdict(row)
                 target = self._target(row, which, view)
             await self._reads.answer(target, query, scope, receive_and_look, send)
+
+    async def _answer_as_shape(
+        self, which: Which, query: ShapeQuery, row: Generation, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        table = Table.DATA if which is Which.DATA else Table.CONTROL
+        with self._service.audiences.attended(row, receive) as receive_and_look:
+            await self._shapes.answer(row, table, query, scope, receive_and_look, send)
 
     def _target(self, row: Generation, which: Which, view: View | None) -> Target:
         return self._data(row, view) if which is Which.DATA else _control(row, view)

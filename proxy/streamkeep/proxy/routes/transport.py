@@ -102,7 +102,9 @@ def describe(row: Generation, service: Service, scope: Scope) -> dict[str, Any]:
         "createdAt": row.created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
     }
     head = row.head
-    found["contentType"] = head and head.content_type
+    # Where there is none the field is absent: clients that check its type take no null.
+    if head is not None and head.content_type is not None:
+        found["contentType"] = head.content_type
     found["upstreamStatus"] = head and head.status
     found["upstreamHeaders"] = {}
     if head is not None:
