@@ -6,10 +6,13 @@ import asyncio
 import gzip
 import json
 import random
+import re
 import threading
 import uuid
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from types import FrameType
 from typing import Any
@@ -380,6 +383,37 @@ async def test_deleting_a_stream_ends_its_live_readers_without_an_end_mark(proxy
     assert not any("streamClosed" in line for line in rest)
     assert_is_problem(await polling, 404, "not_found")
     assert proxy.service.readers.count == 0
+
+
+async def test_each_reader_of_a_stream_gets_its_own_form_and_cursor_of_what_all_get(proxy: Proxy) -> None:
+    far = "99999999"
+    forms = ["", f"&cursor={far}", "&encoding=base64", f"&encoding=base64&cursor={far}"] * 2
+    pieces = [b"a\n", "é".encode()[:1], "é".encode()[1:] + b"b", b" c"]
+    whole_text = "a\néb c"
+    await create(proxy)
+    async with AsyncExitStack() as stack:
+        requests = [proxy.client.stream("GET", f"{STREAM}?offset=-1&live=sse{form}") for form in forms]
+        answers = [await stack.enter_async_context(request) for request in requests]
+        reads = [answer.aiter_text() for answer in answers]
+        texts = [await anext(read) for read in reads]
+        for piece in pieces:
+            await append(proxy, piece)
+        await proxy.client.post(STREAM, headers={"Stream-Closed": "true"})
+        texts = [text + "".join([part async for part in read]) for text, read in zip(texts, reads, strict=True)]
+    for form, text in zip(forms, texts, strict=True):
+        events = [event.split("\n") for event in text.split("\n\n")]
+        lines = [
+            [line[5:] for line in event if line.startswith("data:")] for event in events if event[0] == "event: data"
+        ]
+        if "base64" in form:
+            got = b"".join(b64decode(line[0]) for line in lines).decode()
+        else:
+            got = "".join("\n".join(line.removeprefix(" ") for line in event) for event in lines)
+        assert got == whole_text
+        cursors = re.findall(r'"streamCursor":"(\d+)"', text)
+        assert len(cursors) > 2
+        assert all((int(cursor) > int(far)) == (far in form) for cursor in cursors)
+        assert text.count('"streamClosed":true') == 1
 
 
 async def test_a_stream_that_is_read_live_does_not_expire_and_one_that_is_not_does(proxy: Proxy) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from starlette.routing import Match, Route
@@ -46,6 +46,18 @@ async def answer_json(send: Send, status: int, value: object, headers: Headers =
 
 async def answer_problem(send: Send, problem: Problem) -> None:
     await answer_json(send, problem.status, problem.body(), problem.headers)
+
+
+def chunk(body: bytes) -> bytes:
+    """A part of a body, not empty, as it goes on the wire in an answer without a length (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(body), body)
+
+
+def chunk_writer(scope: Scope) -> Callable[[bytes], bool] | None:
+    """A way to write chunks of an answer that has started, without awaiting it: whether one was written, which it is not
+    when the peer is slow, or gone. None where the server has no such way, or the answer has no chunks."""
+    make: Callable[[], Callable[[bytes], bool] | None] | None = scope.get("streamkeep.chunk_writer")
+    return None if make is None else make()
 
 
 @dataclass(slots=True)

@@ -11,7 +11,8 @@ a slow poll, reads the log once for the whole process.
 A reader subscribes first, then reads, then waits. There is no await between looking at the feed and starting to wait.
 
 News is told once for each turn of the loop, after all that the turn brought. A reader that waits may have left a way to
-deliver it in the very call that tells of it; its task is woken for all else.
+deliver it in the very call that tells of it, made once for all who stand at one place and read in one form; its task is woken
+for all else.
 
 Pieces of a message stream are whole messages, however the log is cut. A stream with a sliding TTL is touched for as long
 as it has a feed.
@@ -26,6 +27,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, problem
 from streamkeep.proxy.json_view import Decoding, Viewer
@@ -43,6 +45,7 @@ _RETAINED_BYTES = 8 * 1024
 _PIECE_OVERHEAD_BYTES = 512
 _MAX_PIECE_BYTES = 1024 * 1024
 _READ_BYTES = 128 * 1024
+_SHARED_NEWS = 64
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
 
@@ -127,6 +130,23 @@ class Piece:
         return (sse.data_frame(text, format_offset(self.end - len(rest))) if text else b""), rest
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """What comes next for all readers who stand at one place and read in one form: a `chunk` of their answers as it goes on
+    the wire, b"" when all of it is held back; how many bytes of the stream that are, known for how long; and where the
+    readers stand then."""
+
+    chunk: bytes
+    size_bytes: int
+    known_at: float
+    position: int
+    held: bytes
+
+
+SharedNews: TypeAlias = dict[tuple[int, bytes, Encoding, str], News]
+"""By position, bytes held back, encoding and cursor: what was made in one telling of a feed's readers."""
+
+
 class Feed:
     """What this process knows of one stream that is read live here: its tail's `position`, None until somebody looked; whether it
     `is_closed` there; and `is_gone` when the store no longer has it."""
@@ -182,6 +202,14 @@ class Feed:
         for reader in self.readers:
             reader.wake()
 
+    def tell(self) -> None:
+        """There may be news for everybody who reads here."""
+        shared: SharedNews = {}
+        for reader in self.readers:
+            reader.wake(shared)
+            if len(shared) > _SHARED_NEWS:  # Cursors are the callers' to choose.
+                shared.clear()
+
 
 class Reader:
     """One connected reader: where it stands in the log, and how it waits. `viewer` makes messages of what it reads.
@@ -219,7 +247,7 @@ class Reader:
         self.wake_at = float("inf")
         self.stop = stop
         self._waiter: asyncio.Future[None] | None = None
-        self._deliver: Callable[[], bool] | None = None
+        self._deliver: Callable[[SharedNews], bool] | None = None
 
     @property
     def resume_position(self) -> int:
@@ -238,12 +266,12 @@ class Reader:
             return False
         return self.viewer is None or self.viewer.final is not None
 
-    def wake(self) -> None:
-        """There may be news: deliver it, or end the wait."""
+    def wake(self, shared: SharedNews | None = None) -> None:
+        """There may be news: deliver it, where that can be shared, or end the wait."""
         waiter = self._waiter
-        if waiter is None or waiter.done():
+        if waiter is None or (shared is not None and self._deliver is not None and self._deliver(shared)):
             return
-        if self._deliver is None or not self._deliver():
+        if not waiter.done():
             waiter.set_result(None)
 
     def leave(self) -> None:
@@ -251,9 +279,9 @@ class Reader:
         self.is_gone = True
         self.wake()
 
-    async def wait(self, until: float, deliver: Callable[[], bool] | None = None) -> None:
-        """Wait for news of the stream, for `leave`, or for a monotonic instant (checked once a second, and moved by
-        setting `wake_at`). While `deliver` answers that it has seen to the news itself, the wait goes on; it must not raise.
+    async def wait(self, until: float, deliver: Callable[[SharedNews], bool] | None = None) -> None:
+        """Wait for news of the stream, for `leave`, or for a monotonic instant (checked once a second). While `deliver`
+        answers that it has seen to the news itself, the wait goes on; it must not raise.
         """
         self.wake_at = until
         self._deliver = deliver
@@ -390,9 +418,13 @@ class Readers:
     def delivering(self, pieces: Sequence[Piece], *, since: float) -> None:
         """Some pieces go to the socket of a reader that has followed their stream since then."""
         oldest = pieces[0]
-        self.tally.delivered_bytes += pieces[-1].end - oldest.start
-        if oldest.known_at > since:
-            self.tally.lag_seconds.observe(time.monotonic() - oldest.known_at)
+        self.delivered(pieces[-1].end - oldest.start, oldest.known_at, since=since, now=time.monotonic())
+
+    def delivered(self, size_bytes: int, known_at: float, *, since: float, now: float) -> None:
+        """The same of so many bytes, known since then."""
+        self.tally.delivered_bytes += size_bytes
+        if known_at > since:
+            self.tally.lag_seconds.observe(now - known_at)
 
     def recorded_here(self, stream_ids: Collection[int]) -> None:
         """The writer of this process feeds these streams from now on; the slow poll may leave them out."""
@@ -441,7 +473,7 @@ class Readers:
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
         for feed in untold:
-            feed.wake()
+            feed.tell()
 
     # Audience of the writer
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.json_view import JsonView, Page, Viewer
-from streamkeep.proxy.readers import Keepalive, Piece, Reader, Readers, read_whole
+from streamkeep.proxy.readers import Keepalive, News, Piece, Reader, Readers, SharedNews, read_whole
 from streamkeep.proxy.rules import caching, sse, wire
 from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor
@@ -344,18 +345,32 @@ class _Events:
     and the peer takes what it is sent. In every other case the reader's task sees to it.
     """
 
+    __slots__ = (
+        "_began_at",
+        "_cursor",
+        "_encoding",
+        "_heartbeat_seconds",
+        "_held",
+        "_reader",
+        "_readers",
+        "_rotate_at",
+        "_send",
+        "_sent_at",
+        "_write",
+    )
+
     def __init__(self, reader: Reader, parts: Parts, encoding: Encoding, cursor: str, scope: Scope) -> None:
         self._reader = reader
         self._readers = parts.readers
         self._heartbeat_seconds = parts.settings.heartbeat_seconds
         self._encoding = encoding
-        self._cursor = cursor
+        self._cursor = sys.intern(cursor)  # Compared for each delivery.
         self._send = asgi.Exchange.of(scope).send
-        self._write: Callable[[bytes], bool] | None = scope.get("streamkeep.write")
+        self._write = asgi.chunk_writer(scope)
         self._held = b""
         self._began_at = time.monotonic()
         self._rotate_at = self._began_at + parts.settings.sse_seconds
-        self._beat_at = 0.0
+        self._sent_at = self._began_at
 
     async def send(self, pieces: list[Piece]) -> None:
         """Send these pieces and all that follow; one message for all that has gathered."""
@@ -373,6 +388,7 @@ class _Events:
                     self._readers.delivering(pieces, since=self._began_at)
                     pieces.clear()
                 await send_body(reader, frames, self._send, is_last=is_closed)
+                self._sent_at = time.monotonic()
             if is_closed:
                 return
             try:
@@ -395,30 +411,46 @@ class _Events:
         reader = self._reader
         pieces = await self._readers.pieces(reader)
         while not pieces and not reader.is_at_end and not self._is_over:
-            self._beat_at = time.monotonic() + self._heartbeat_seconds
-            await reader.wait(min(self._beat_at, self._rotate_at), self._deliver if reader.viewer is None else None)
-            if time.monotonic() >= self._beat_at:
+            beat_at = self._sent_at + self._heartbeat_seconds
+            if time.monotonic() >= beat_at:
                 await send_body(reader, [sse.HEARTBEAT], self._send)
+                self._sent_at = time.monotonic()
+            else:
+                is_shareable = self._write is not None and reader.viewer is None
+                await reader.wait(min(beat_at, self._rotate_at), self._deliver if is_shareable else None)
             pieces = await self._readers.pieces(reader)
         return pieces
 
-    def _deliver(self) -> bool:
+    def _deliver(self, shared: SharedNews) -> bool:
         """Send what is at hand without the reader's task; whether that could be done."""
-        reader, feed = self._reader, self._reader.feed
-        if self._write is None or reader.is_gone or feed.is_gone or feed.is_closed:
+        reader = self._reader
+        place = (reader.position, self._held, self._encoding, self._cursor)
+        news = shared.get(place)
+        if news is None:
+            news = self._news()
+            if news is None:
+                return False
+            shared[place] = news
+        if news.chunk and (self._write is None or not self._write(news.chunk)):
             return False
-        position, held = reader.position, self._held
+        reader.position, self._held = news.position, news.held
+        self._sent_at = now = time.monotonic()
+        self._readers.delivered(news.size_bytes, news.known_at, since=self._began_at, now=now)
+        return True
+
+    def _news(self) -> News | None:
+        """What is at hand for readers at this one's place; None when there is nothing, or an end."""
+        reader = self._reader
+        if reader.feed.is_gone or reader.feed.is_closed:
+            return None
+        start = reader.position
         pieces = self._readers.at_hand(reader)
         if not pieces:
-            return False
-        frames = self._take(pieces)
-        if frames and not self._write(b"".join(frames)):
-            reader.position, self._held = position, held
-            return False
-        self._readers.delivering(pieces, since=self._began_at)
-        self._beat_at = time.monotonic() + self._heartbeat_seconds
-        reader.wake_at = min(self._beat_at, self._rotate_at)
-        return True
+            return None
+        frames, held = _frames(reader, pieces, self._held, self._encoding, self._cursor)
+        chunk = asgi.chunk(b"".join(frames)) if frames else b""
+        end, reader.position = reader.position, start
+        return News(chunk, end - start, pieces[0].known_at, end, held)
 
 
 def _frames(

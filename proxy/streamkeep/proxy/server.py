@@ -144,7 +144,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         assert self.cycle is not None
         scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # Servers may add to it.
-        scope["streamkeep.write"] = functools.partial(_write_at_once, self.cycle)
+        scope["streamkeep.chunk_writer"] = functools.partial(_chunk_writer, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._has_progress = True
@@ -318,14 +318,19 @@ def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
     return not codings or (version == "1.1" and [coding.strip().lower() for coding in codings] == [b"chunked"])
 
 
-def _write_at_once(cycle: RequestResponseCycle, body: bytes) -> bool:
-    """Write a part of an answer's body that goes out in chunks, unless its peer is slow, or gone; whether it was written."""
-    if cycle.flow.write_paused or cycle.response_complete or not cycle.chunked_encoding:
-        return False
-    if cycle.disconnected or cycle.transport.is_closing():
-        return False
-    cycle.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
-    return True
+def _chunk_writer(cycle: RequestResponseCycle) -> Callable[[bytes], bool] | None:
+    """As `asgi.chunk_writer`."""
+    if not cycle.chunked_encoding:
+        return None
+    flow, is_closing, write = cycle.flow, cycle.transport.is_closing, cycle.transport.write
+
+    def write_chunk(chunk: bytes) -> bool:
+        if flow.write_paused or is_closing():
+            return False
+        write(chunk)
+        return True
+
+    return write_chunk
 
 
 def _notice_dead_peers(peer: socket.socket | None) -> None:
