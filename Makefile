@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+REFERENCE ?= build/reference
 # Tests mostly wait: for leases, for databases to come back. So there are more processes than cores.
 TEST_PROCESSES ?= 3
 # A browser is several processes itself.
@@ -12,7 +13,7 @@ BROWSER_TEST_PROCESSES ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run vendor demo demo-llm test test-browser kill-matrix memory check format bench clean
+.PHONY: help run vendor demo demo-llm test test-browser kill-matrix memory check reference format bench clean
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [STREAMKEEP_PORT=4000 ...]'
@@ -47,6 +48,14 @@ check: $(VENV)/.installed-dev ## formatting, lint and types, as CI sees them
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@for package in client adapters; do \
+		echo "pyright --verifytypes streamkeep.$$package"; \
+		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pyright --verifytypes streamkeep.$$package --ignoreexternal || exit 1; \
+	done
+
+reference: $(VENV)/.installed-dev ## build the API reference as web pages, into build/reference
+	@$(BIN)/python -W error -m pdoc --no-show-source --output-directory $(REFERENCE) streamkeep.client streamkeep.proxy streamkeep.storage \
+		$(patsubst %.py,streamkeep.adapters.%,$(notdir $(wildcard adapters/streamkeep/adapters/[a-z]*.py)))
 
 format: $(VENV)/.installed-dev ## format the code and mend what lint can mend
 	$(BIN)/ruff format .

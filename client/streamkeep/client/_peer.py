@@ -35,8 +35,8 @@ class Address:
 
     def __init__(self, url: Value, headers: Values | None = None, params: Values | None = None) -> None:
         self._url = url
-        self.headers = dict(headers or {})
-        self.params = dict(params or {})
+        self.headers: dict[str, Value] = dict(headers or {})
+        self.params: dict[str, Value] = dict(params or {})
         self._known = checked_url(url) if isinstance(url, str) else None
         self._is_renewed = False
 

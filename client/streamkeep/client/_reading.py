@@ -38,7 +38,7 @@ class StreamReading:
     """The stream at a peer's address from `offset` on. Not for two callers at once."""
 
     def __init__(self, peer: Peer, *, offset: str, live: Live) -> None:
-        self.position = StreamPosition(offset, live)
+        self.position: StreamPosition = StreamPosition(offset, live)
         self.last: Piece | None = None
         self._peer = peer
         self._channel = peer.channel

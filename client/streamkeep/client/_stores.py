@@ -62,7 +62,7 @@ class GenerationStore(Protocol):
         """Forget a record; nothing happens when there is none."""
 
 
-class MemoryStore:
+class MemoryStore(GenerationStore):
     """Records that last as long as the process."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class MemoryStore:
                 self._records.pop((proxy_url, session_id), None)
 
 
-class SQLiteStore:
+class SQLiteStore(GenerationStore):
     """Records in a SQLite file that any number of processes and threads may share.
 
     By default the file lies in the user's state directory; it is readable by its owner alone. Records that were not
@@ -94,7 +94,7 @@ class SQLiteStore:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, keep_seconds: float = 7 * 24 * 3600) -> None:
-        self.path = Path(path) if path is not None else platformdirs.user_state_path("streamkeep") / _FILE
+        self.path: Path = Path(path) if path is not None else platformdirs.user_state_path("streamkeep") / _FILE
         self._keep_seconds = keep_seconds
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None

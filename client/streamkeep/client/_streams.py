@@ -172,10 +172,10 @@ class StreamCore:
             raise ValueError(f"live must be True, False, 'sse' or 'long-poll', not {live!r}")
         if offset == "":
             raise ValueError("an offset is never empty; '-1' is the start")
-        self.offset = protocol.START if offset is None else offset
+        self.offset: str = protocol.START if offset is None else offset
         self.is_up_to_date = False
         self.is_closed = False
-        self.reading = StreamReading(peer, offset=self.offset, live=_LIVE[live])
+        self.reading: StreamReading = StreamReading(peer, offset=self.offset, live=_LIVE[live])
         self._peer = peer
         self._owns_channel = owns_channel
         self._items: _Items[Any] | None = None

@@ -382,7 +382,7 @@ class SubscriptionsCore:
 
     def __init__(self, peer: Peer, root_url: str) -> None:
         self.peer = peer
-        self.root_url = checked_url(root_url)
+        self.root_url: str = checked_url(root_url)
 
     def at(self, *segments: str) -> Peer:
         return self.peer.at(subscriptions.url(self.root_url, *segments))
@@ -431,8 +431,8 @@ class WorkCore:
 
     def __init__(self, core: SubscriptionsCore, subscription_id: str, lease: Lease) -> None:
         self.lease = lease
-        self.is_lost = False
-        self.renewal_seconds = lease.lease_seconds / _RENEWALS_PER_LEASE
+        self.is_lost: bool = False
+        self.renewal_seconds: float = lease.lease_seconds / _RENEWALS_PER_LEASE
         self._core = core
         self._id = subscription_id
         self._extended_at = time.monotonic()

@@ -154,6 +154,7 @@ class Link:
 
     @property
     def is_pending(self) -> bool:
+        """Whether there is something that nobody has acknowledged."""
         return self.tail > self.acked
 
 

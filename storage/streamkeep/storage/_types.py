@@ -41,10 +41,12 @@ class GenerationKey:
 
     @property
     def data_path(self) -> str:
+        """Where the data stream lies, below the stream root."""
         return f"generations/{self.session_id}/{self.request_id}/data"
 
     @property
     def control_path(self) -> str:
+        """Where the control stream lies, below the stream root."""
         return f"generations/{self.session_id}/{self.request_id}/control"
 
 
@@ -64,6 +66,7 @@ class Terms:
 
     @property
     def is_limited(self) -> bool:
+        """Whether the claim is counted at all."""
         return self.holder is not None and (self.max_running is not None or self.max_per_minute is not None)
 
 
@@ -195,6 +198,7 @@ class Erasure:
 
     @classmethod
     def of(cls, key: GenerationKey) -> Erasure:
+        """Just this generation."""
         return cls(key.tenant, key.session_id, key.request_id)
 
 
@@ -252,10 +256,12 @@ class Slice:
 
     @property
     def end(self) -> int:
+        """The position after the last byte that was read."""
         return self.position + len(self.data)
 
     @property
     def is_up_to_date(self) -> bool:
+        """Whether the read reached the tail."""
         return self.end >= self.tail.position
 
 

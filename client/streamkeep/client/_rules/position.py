@@ -25,7 +25,7 @@ class EventHealth:
     """Whether server-sent events come through to us, judged by how the connections for them ended."""
 
     def __init__(self) -> None:
-        self.are_swallowed = False
+        self.are_swallowed: bool = False
         self._barren = 0
 
     def ended(self, *, was_barren: bool, was_silent: bool) -> None:

@@ -62,13 +62,13 @@ class StreamPosition:
     """The state of one reader. `pieces` waits to be given out."""
 
     def __init__(self, offset: str, live: Live) -> None:
-        self.offset = offset
+        self.offset: str = offset
         self.cursor: str | None = None
         self.content_type: str | None = None
-        self.is_up_to_date = False
-        self.is_closed = False
+        self.is_up_to_date: bool = False
+        self.is_closed: bool = False
         self.pieces: deque[Piece] = deque()
-        self.health = EventHealth()
+        self.health: EventHealth = EventHealth()
         self._live = live
         self._has_caught_up = False
         self._given_bytes = 0

@@ -20,6 +20,8 @@ from streamkeep.storage.rules.offsets import format_offset
 
 
 class State(StrEnum):
+    """Where a generation stands between its claim and its end."""
+
     CREATING = "creating"
     RUNNING = "running"
     DONE = "done"
@@ -34,6 +36,7 @@ class State(StrEnum):
 
     @property
     def is_terminal(self) -> bool:
+        """Whether it was accepted and has ended."""
         return self in TERMINAL
 
 
