@@ -61,8 +61,10 @@ def is_protocol(cls: type) -> bool:
 
 
 def members(cls: type) -> Iterator[tuple[str, object]]:
+    """What the class itself brings; what it takes over from other packages' classes is explained there."""
+    foreign = {name for base in cls.__mro__ if not base.__module__.startswith("streamkeep.") for name in vars(base)}
     for name, value in inspect.getmembers(cls):
-        is_own = name in vars(cls) and not name.startswith("_")
+        is_own = name in vars(cls) and name not in foreign and not name.startswith("_")
         if is_own and (inspect.isroutine(value) or isinstance(value, property)):
             yield name, value
 
