@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -58,10 +58,10 @@ def here(text: str, proxy: ServedProcess, vendor_url: str) -> str:
     return text.replace("http://127.0.0.1:4000", proxy.url).replace("http://127.0.0.1:4001", vendor_url)
 
 
-async def run(*command: str, home: Path) -> str:
-    env = {**os.environ, "XDG_STATE_HOME": str(home)}
+async def run(*command: str, home: Path, environ: Mapping[str, str] | None = None) -> str:
+    env = {**os.environ, "XDG_STATE_HOME": str(home), **(environ or {})}
     done = await asyncio.to_thread(
-        subprocess.run, command, env=env, capture_output=True, text=True, timeout=60, check=False
+        subprocess.run, command, env=env, cwd=home, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -133,20 +133,22 @@ async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_pat
     assert again["createdAt"] == created["createdAt"]
 
 
-async def test_the_command_line_resumes(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
-    fetch = [
-        sys.executable,
-        "-m",
-        "streamkeep.client",
-        "fetch",
-        f"{vendor_url}/v1/chat/completions",
-        "--proxy",
-        proxy.url,
-    ]
-    body = json.dumps({"model": "demo", "stream": True, "messages": [{"role": "user", "content": "Hi"}]})
-    whole = await run(*fetch, "--session", "cli", "-H", "Content-Type: application/json", "-d", body, home=tmp_path)
-    assert whole.rstrip().endswith("data: [DONE]")
-    assert "streamkeep fetch --session my-chat --resume URL" in README
+async def test_the_commands_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+    section = README.partition("\n## The command\n")[2].partition("\n## ")[0]
+    streams, messages, requests = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    environ = {"STREAM_URL": proxy.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    async def commands(block: str) -> str:
+        return await run("bash", "-ec", here(block, proxy, vendor_url), home=tmp_path, environ=environ)
+
+    said = await commands(streams)
+    assert said.count("something happened\n") == 2
+    assert f"{proxy.url}/v1/stream/logs/copy\n" in said
+    assert (await commands(messages)).splitlines()[1:] == [f'{{"step": {step}}}' for step in range(1, 6)]
+    answers = await commands(requests)
+    assert answers.count("data: [DONE]") == 2
+    assert answers.splitlines()[-2].startswith("1\tdone\tcomplete")
+    assert answers.splitlines()[-1] == "done"
 
 
 def test_the_readme_has_a_line_for_every_setting() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from streamkeep.storage import MemoryStore
 from tests.client.both import Client, Kind
+from tests.client.commands import Program
 from tests.serving import Proxy, serving
 
 MakeClient = Callable[..., Client]
@@ -20,6 +23,12 @@ async def proxy() -> AsyncIterator[Proxy]:
     """Shared by a module's tests, which keep apart by their sessions."""
     async with serving(MemoryStore()) as served:
         yield served
+
+
+@pytest.fixture
+def run(proxy: Proxy, tmp_path: Path) -> Program:
+    """Runs the command against the proxy."""
+    return Program({**os.environ, "XDG_STATE_HOME": str(tmp_path), "STREAM_URL": proxy.url})
 
 
 @pytest.fixture

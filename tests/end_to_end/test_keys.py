@@ -126,4 +126,4 @@ async def test_a_misused_command_says_so(arguments: list[str]) -> None:
     nowhere = "postgresql://nobody@127.0.0.1:1/none"
     code, said, complained = await command("keys", *arguments, database_url=nowhere)
     assert (code, said) == (2, "")
-    assert "usage: streamkeep keys" in complained
+    assert "Usage: streamkeep keys" in complained

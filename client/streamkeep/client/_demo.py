@@ -6,7 +6,6 @@ another one read on. Both do what a program of yours would: `FetchClient`, and o
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
+import click
 import httpx
 
 from streamkeep.client._fetch import FetchClient
@@ -33,21 +33,15 @@ _URL = re.compile(r"http://127\.0\.0\.1:[0-9]+")
 _CONTENT = re.compile(rb'"delta":\{[^}]*"content":"((?:[^"\\]|\\.)*)"')
 
 
-def demo_command(argv: Sequence[str]) -> int:
-    """Show it; 0 when the bytes are equal and the vendor was called once."""
-    parser = argparse.ArgumentParser(
-        prog="streamkeep demo", description="Watch an answer survive the death of the program that reads it."
-    )
-    parser.add_argument("--tokens", type=int, default=120, help="length of the answer (120)")
-    parser.add_argument("--rate", type=int, default=30, help="tokens a second (30)")
-    chosen = parser.parse_args(argv)
+@click.command("demo")
+@click.option("--tokens", type=int, default=120, show_default=True, help="Length of the answer.")
+@click.option("--rate", type=int, default=30, show_default=True, help="Tokens a second.")
+def demo_command(tokens: int, rate: int) -> int:
+    """Watch an answer survive the death of the program that reads it."""
     if find_spec("uvicorn") is None:
         raise ImportError("the demo needs the server")
     with tempfile.TemporaryDirectory(prefix="streamkeep-demo-") as folder:
-        try:
-            return _show(Path(folder), chosen.tokens, chosen.rate)
-        except KeyboardInterrupt:
-            return 130
+        return _show(Path(folder), tokens, rate)
 
 
 def read(proxy_url: str, vendor_url: str, folder: Path, *, resume: bool) -> None:
@@ -135,8 +129,7 @@ def _text(data: bytes) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stdout.write(f"\033[1m{text}\033[0m\n" if sys.stdout.isatty() else f"{text}\n")
-    sys.stdout.flush()
+    click.secho(text, bold=True)
 
 
 if __name__ == "__main__":

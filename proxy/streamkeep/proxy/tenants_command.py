@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
 
 from streamkeep.proxy import deletion
-from streamkeep.proxy.store_command import WHICH_STORE, complain, run_on_store, say, store_options, tenant
+from streamkeep.proxy.parameters import Parsed, complain, say
+from streamkeep.proxy.store_command import TENANT, WHICH_STORE, data_dir_option, run_on_store
 from streamkeep.storage import Erasure, Store
 
 _EPILOG = f"""\
@@ -17,94 +20,100 @@ be broken off and repeated at any time; rekeying needs STREAMKEEP_ENCRYPTION_KEY
 _RETENTION = re.compile(r"([1-9][0-9]{0,8})([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 _BATCH_SECONDS = 5.0
+_DEFAULT = "default"
 
 
-def tenants_command(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """`streamkeep tenants`; returns the exit code."""
-    return run_on_store(_parser().parse_args(argv), environ)
-
-
-async def _list(store: Store, chosen: argparse.Namespace) -> int:
-    say("TENANT\tRETENTION")
-    for name, seconds in sorted((await store.retentions()).items()):
-        say(f"{name}\t{seconds:g} s")
-    return 0
-
-
-async def _set(store: Store, chosen: argparse.Namespace) -> int:
-    await store.set_retention(chosen.tenant, chosen.retention)
-    if chosen.retention is None:
-        say(f"Data of {chosen.tenant} stay as long as STREAMKEEP_RETENTION_SECONDS says.")
-    else:
-        say(
-            f"Data of {chosen.tenant} stay for {chosen.retention:g} s after a generation's end, where a request says nothing."
-        )
-    return 0
-
-
-async def _delete(store: Store, chosen: argparse.Namespace) -> int:
-    active = [key for key in await store.keys.all(chosen.tenant) if key.revoked_at is None]
-    if not chosen.yes:
-        complain(f"streamkeep: this deletes all data of {chosen.tenant} for good; say --yes")
-        return 2
-    generations = 0
-    while True:
-        deleted = await deletion.delete(store, Erasure(chosen.tenant), within_seconds=_BATCH_SECONDS)
-        generations += deleted.generations
-        if not deleted.rows_remaining:
-            break
-        complain(f"{deleted.rows_remaining} rows remain")
-    say(f"All data of {chosen.tenant} are deleted, of {generations} generations among them.")
-    if active:
-        ids = ", ".join(f"stk_{key.id}" for key in active)
-        complain(f"It still has keys, and what they are used for is recorded again: {ids}")
-    return 0
-
-
-async def _rekey(store: Store, chosen: argparse.Namespace) -> int:
-    streams = await store.rekey(chosen.tenant)
-    say(f"{streams} streams of {chosen.tenant} are encrypted anew …")
-    while await store.merge():
-        pass
-    say("Done. Streams that are still written get the newest key when they are closed.")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="streamkeep tenants", description="Whose data stay, and how long.", epilog=_EPILOG, formatter_class=raw
-    )
-    store = store_options()
-    actions = parser.add_subparsers(metavar="ACTION", required=True)
-
-    listing = actions.add_parser("list", parents=[store], help="show the tenants that have a retention of their own")
-    listing.set_defaults(action=_list)
-
-    setting = actions.add_parser("set", parents=[store], help="say how long a tenant's data stay")
-    setting.add_argument("tenant", type=tenant)
-    setting.add_argument(
-        "--retention", type=_retention, required=True, metavar="TIME", help="3600, 12h, 30d, … or default"
-    )
-    setting.set_defaults(action=_set)
-
-    rekeying = actions.add_parser(
-        "rekey", parents=[store], help="encrypt what is stored for a tenant with the first of its keys"
-    )
-    rekeying.add_argument("tenant", type=tenant)
-    rekeying.set_defaults(action=_rekey)
-
-    deleting = actions.add_parser("delete", parents=[store], help="delete all data of a tenant, for good")
-    deleting.add_argument("tenant", type=tenant)
-    deleting.add_argument("--yes", action="store_true", help="it is meant")
-    deleting.set_defaults(action=_delete)
-    return parser
-
-
-def _retention(text: str) -> float | None:
-    if text == "default":
-        return None
+def _retention(text: str) -> str | float:
+    if text == _DEFAULT:
+        return text
     match = _RETENTION.fullmatch(text)
     if match is None:
-        raise argparse.ArgumentTypeError("must be a number of seconds, or like 12h or 30d, or default")
-    return int(match[1]) * _UNITS[match[2]]
+        raise ValueError("must be a number of seconds, or like 12h or 30d, or default")
+    return float(int(match[1]) * _UNITS[match[2]])
+
+
+@click.group("tenants", epilog=_EPILOG)
+def tenants_command() -> None:
+    """Whose data stay, and how long."""
+
+
+@tenants_command.command("list")
+@data_dir_option
+@click.pass_obj
+def _list(environ: Mapping[str, str], data_dir: Path | None) -> int:
+    """Show the tenants that have a retention of their own."""
+
+    async def show(store: Store) -> int:
+        say("TENANT\tRETENTION")
+        for name, seconds in sorted((await store.retentions()).items()):
+            say(f"{name}\t{seconds:g} s")
+        return 0
+
+    return run_on_store(environ, data_dir, show)
+
+
+@tenants_command.command("set")
+@click.argument("tenant", type=TENANT)
+@click.option("--retention", type=Parsed("time", _retention), required=True, help="3600, 12h, 30d, … or default.")
+@data_dir_option
+@click.pass_obj
+def _set(environ: Mapping[str, str], data_dir: Path | None, tenant: str, retention: str | float) -> int:
+    """Say how long a tenant's data stay."""
+    seconds = None if isinstance(retention, str) else retention
+
+    async def change(store: Store) -> int:
+        await store.set_retention(tenant, seconds)
+        if seconds is None:
+            say(f"Data of {tenant} stay as long as STREAMKEEP_RETENTION_SECONDS says.")
+        else:
+            say(f"Data of {tenant} stay for {seconds:g} s after a generation's end, where a request says nothing.")
+        return 0
+
+    return run_on_store(environ, data_dir, change)
+
+
+@tenants_command.command("rekey")
+@click.argument("tenant", type=TENANT)
+@data_dir_option
+@click.pass_obj
+def _rekey(environ: Mapping[str, str], data_dir: Path | None, tenant: str) -> int:
+    """Encrypt what is stored for a tenant with the first of its keys."""
+
+    async def rekey(store: Store) -> int:
+        streams = await store.rekey(tenant)
+        say(f"{streams} streams of {tenant} are encrypted anew …")
+        while await store.merge():
+            pass
+        say("Done. Streams that are still written get the newest key when they are closed.")
+        return 0
+
+    return run_on_store(environ, data_dir, rekey)
+
+
+@tenants_command.command("delete")
+@click.argument("tenant", type=TENANT)
+@click.option("--yes", is_flag=True, help="It is meant.")
+@data_dir_option
+@click.pass_obj
+def _delete(environ: Mapping[str, str], data_dir: Path | None, tenant: str, yes: bool) -> int:
+    """Delete all data of a tenant, for good."""
+    if not yes:
+        complain(f"streamkeep: this deletes all data of {tenant} for good; say --yes")
+        return 2
+
+    async def delete(store: Store) -> int:
+        active = [key for key in await store.keys.all(tenant) if key.revoked_at is None]
+        generations = 0
+        while True:
+            deleted = await deletion.delete(store, Erasure(tenant), within_seconds=_BATCH_SECONDS)
+            generations += deleted.generations
+            if not deleted.rows_remaining:
+                break
+            complain(f"{deleted.rows_remaining} rows remain")
+        say(f"All data of {tenant} are deleted, of {generations} generations among them.")
+        if active:
+            ids = ", ".join(f"stk_{key.id}" for key in active)
+            complain(f"It still has keys, and what they are used for is recorded again: {ids}")
+        return 0
+
+    return run_on_store(environ, data_dir, delete)

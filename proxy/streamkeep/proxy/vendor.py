@@ -27,7 +27,6 @@ Where a format has no such mark, `no-finish` and `no-done` leave out the one it 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gzip
 import hashlib
@@ -48,6 +47,7 @@ from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import anyio
+import click
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -749,20 +749,21 @@ def _sse(event: Event) -> ServerSentEvent:
     return ServerSentEvent(event.data, event=event.name, sep="\n")
 
 
-def vendor_command(argv: list[str]) -> int:
-    """Serve the fake vendor until SIGINT or SIGTERM."""
-    parser = argparse.ArgumentParser(prog="streamkeep vendor", description="Serve a fake OpenAI and Anthropic API.")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="0 for a free one")
-    parser.add_argument("--rate", type=float, default=50.0, help="tokens a second; 0 is at once")
-    parser.add_argument("--tokens", type=int, default=200, help="length of an answer")
-    options = parser.parse_args(argv)
-    app = create_vendor_app(Plan(tokens=options.tokens, rate=options.rate))
+@click.command("vendor")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0 for a free one."
+)
+@click.option("--rate", type=float, default=50.0, show_default=True, help="Tokens a second; 0 is at once.")
+@click.option("--tokens", type=int, default=200, show_default=True, help="Length of an answer.")
+def vendor_command(host: str, port: int, rate: float, tokens: int) -> int:
+    """Serve a fake OpenAI and Anthropic API, until SIGINT or SIGTERM."""
+    app = create_vendor_app(Plan(tokens=tokens, rate=rate))
     try:
-        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        listener = socket.create_server((options.host, options.port), family=family)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family)
     except OSError as exc:
-        sys.stderr.write(f"streamkeep vendor: {options.host}:{options.port}: {exc}\n")
+        click.echo(f"streamkeep vendor: {host}:{port}: {exc}", err=True)
         return 1
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     # uvicorn raises the signal again after its shutdown; with these in place the command then returns.
@@ -770,8 +771,7 @@ def vendor_command(argv: list[str]) -> int:
         signal.signal(number, _already_handled)
     with listener:
         host, port = listener.getsockname()[:2]
-        sys.stdout.write(f"The fake vendor answers at http://{host}:{port}   Stop: Ctrl-C\n")
-        sys.stdout.flush()
+        click.echo(f"The fake vendor answers at http://{host}:{port}   Stop: Ctrl-C")
         server = uvicorn.Server(config)
         server.run(sockets=[listener])
     return 0 if server.started else 1

@@ -1,0 +1,88 @@
+"""Where the server is and who asks: the options that commands share, and the addresses that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import quote
+
+import click
+
+from streamkeep.client._fetch import FetchClient
+from streamkeep.client._rules import wire
+
+_DEFAULT_URL = "http://127.0.0.1:4000"
+_STREAMS = "/v1/stream"
+_IN_PATHS = "/-._~!$&'()*+,;=:@"
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@dataclass(frozen=True, slots=True)
+class StreamServer:
+    """A server at a URL. Its key, and `headers`, go to that origin alone, whatever other URLs a command is given."""
+
+    url: str
+    key: str | None = field(default=None, repr=False)
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @property
+    def root(self) -> str:
+        """Below it lie streams that are named by their ids."""
+        base = self.url.rstrip("/")
+        return base if base.endswith(_STREAMS) else base + _STREAMS
+
+    @property
+    def base(self) -> str:
+        """Below it lie the proxy's own routes."""
+        return self.url.rstrip("/").removesuffix(_STREAMS)
+
+    def stream_url(self, name: str) -> str:
+        """The URL of a stream by its id, or by its URL."""
+        if name.startswith(("http://", "https://")):
+            return name
+        return f"{self.root}/{quote(name.lstrip('/'), safe=_IN_PATHS)}"
+
+    def headers_for(self, url: str) -> dict[str, str]:
+        """What a request to a URL says of who asks."""
+        if wire.origin(url) != wire.origin(self.url):
+            return {}
+        return {**({} if self.key is None else {wire.KEY: self.key}), **dict(self.headers)}
+
+    def fetch_client(self) -> FetchClient:
+        """A client for what is asked of the proxy itself."""
+        return FetchClient(self.base, key=self.key, auth=dict(self.headers))
+
+
+def server_options(command: F) -> F:
+    """The options that say where the server is; they become the one argument `server`."""
+    url = click.option(
+        "--server",
+        metavar="URL",
+        envvar="STREAM_URL",
+        default=_DEFAULT_URL,
+        callback=_server,
+        help=f"The server (STREAM_URL, {_DEFAULT_URL}).",
+    )
+    key = click.option(
+        "--key", envvar="STREAMKEEP_KEY", is_eager=True, expose_value=False, callback=_keep_key,
+        help="The server's key (STREAMKEEP_KEY); sent to that server alone.",
+    )  # fmt: skip
+    return url(key(command))
+
+
+def _keep_key(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    context.meta[wire.KEY] = value
+
+
+def _server(context: click.Context, parameter: click.Parameter, value: str) -> StreamServer:
+    return StreamServer(value, context.meta[wire.KEY])
+
+
+def header(line: str) -> tuple[str, str]:
+    """A header as it is written for curl. Raises: click.UsageError."""
+    name, colon, value = line.partition(":")
+    if not colon or not name.strip():
+        raise click.UsageError(f"a header is written 'Name: value', not {name!r}")
+    return name.strip(), value.strip()

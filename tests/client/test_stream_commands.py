@@ -1,0 +1,197 @@
+"""The commands on streams, run as programs: `create`, `write`, `read` and the others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from streamkeep.proxy.rules.access import BootstrapKeys
+from streamkeep.storage import MemoryStore
+from tests.client.commands import Program
+from tests.serving import Proxy, serving
+from tests.upstream import upstream, whole
+
+LINES = b"".join(b"line %d\n" % number for number in range(50_000))
+
+
+@pytest.fixture
+def name(session: str) -> str:
+    return f"logs/{session}"
+
+
+async def test_a_stream_is_made_written_read_and_deleted(run: Program, name: str, proxy: Proxy) -> None:
+    made = await run("create", name, "--content-type", "text/plain", "--ttl", "12h")
+    assert (made.code, made.text) == (0, f"{proxy.url}/v1/stream/{name}\n")
+    assert (await run("write", name, "first ")).code == 0
+    assert (await run("write", made.text.strip(), "--close", stdin=b"second")).code == 0
+    assert (await run("read", name)).out == b"first second"
+    assert (await run("read", name, "--follow", "--offset", f"{0:016d}_{6:016d}")).out == b"second"
+    found = (await run("info", name, "--json")).json
+    assert (found["content_type"], found["is_closed"], found["ttl_seconds"]) == ("text/plain", True, 12 * 3600)
+    assert "43200 s after its last use" in (await run("info", name)).text
+    refused = await run("write", name, "third")
+    assert (refused.code, refused.err.count("\n")) == (7, 1)
+    assert (await run("create", name)).code == 7
+    assert (await run("delete", name)).code == 0
+    for command in ("read", "info", "delete", "close", "write"):
+        gone = await run(command, name)
+        assert (gone.code, gone.out, gone.err.count("\n")) == (6, b"", 1)
+
+
+async def test_a_pipe_of_any_size_goes_in_and_out(run: Program, name: str) -> None:
+    await run("create", name, "--content-type", "text/plain")
+    assert (await run("write", name, stdin=LINES)).code == 0
+    assert (await run("read", name)).out == LINES
+    await run("close", name)
+    ended = await run("tail", name, "-n", "2")
+    assert (ended.code, ended.out) == (0, b"line 49998\nline 49999\n")
+
+
+async def test_write_needs_little_memory(run: Program, name: str, tmp_path: Path) -> None:
+    """64 MiB go through a process that may have little more than it has when it is idle."""
+    await run("create", name)
+    size = 64 * 1024 * 1024
+    (tmp_path / "large").write_bytes(bytes(size))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (160 * 1024 * 1024,) * 2)
+
+    with (tmp_path / "large").open("rb") as large:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "streamkeep.client", "write", name, "--close"),
+            stdin=large,
+            stderr=asyncio.subprocess.PIPE,
+            env=run.environ,
+            preexec_fn=limit,
+        )
+        _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert (await run("info", name, "--json")).json["offset"].endswith(f"_{size:016d}")
+
+
+async def test_messages_go_in_and_come_out_one_a_line(run: Program, name: str) -> None:
+    await run("create", name, "--content-type", "application/json")
+    assert (await run("write", name, "--json", '{"a": [1, "]"]}')).code == 0
+    assert (await run("write", name, stdin=b'{"n": 1.50}\n"two"\n\n{\n "n": 3\n}\n')).code == 0
+    assert (await run("write", name, "--batch-json", stdin=b'[4, [5, 6],\n {"n": 7}]')).code == 0
+    read = await run("read", name)
+    assert read.text.splitlines()[:3] == ['{"a": [1, "]"]}', '{"n": 1.50}', '"two"']
+    assert [json.loads(line) for line in read.text.splitlines()[3:]] == [{"n": 3}, 4, [5, 6], {"n": 7}]
+    for bad, said in (('{"a": ', "ends inside of message 1"), ("1 nonsense", "message 2 is not JSON")):
+        ended = await run("write", name, bad)
+        assert (ended.code, said in ended.err, ended.err.count("\n")) == (1, True, 1)
+    assert (await run("write", name, "--batch-json", '{"a": 1}')).code == 1
+
+
+async def test_json_flags_want_a_json_stream(run: Program, name: str) -> None:
+    await run("create", name, "--content-type", "text/plain")
+    ended = await run("write", name, "--json", "1")
+    assert (ended.code, "text/plain" in ended.err) == (2, True)
+
+
+async def test_follow_waits_until_the_stream_is_closed(run: Program, name: str) -> None:
+    await run("create", name, "--content-type", "text/plain")
+    await run("write", name, "one ")
+    reader, tailing = await run.start("read", name, "--follow"), await run.start("tail", name)
+    assert reader.stdout is not None
+    async with asyncio.timeout(30):
+        assert await reader.stdout.readexactly(4) == b"one "
+    await run("write", name, "two", "--close")
+    async with asyncio.timeout(30):
+        assert (await reader.communicate(), reader.returncode) == ((b"two", b""), 0)
+        out, err = await tailing.communicate()
+    # What came before it stood at the tail is not shown, if the machine was slow.
+    assert (tailing.returncode, err) == (0, b"")
+    assert b"two".endswith(out)
+
+
+async def test_a_resume_file_goes_on_where_the_last_run_was(run: Program, name: str, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    await run("create", name, "--content-type", "text/plain")
+    await run("write", name, "one ")
+    reader = await run.start("read", name, "--follow", "--resume-file", str(kept))
+    assert reader.stdout is not None
+    async with asyncio.timeout(30):
+        assert await reader.stdout.readexactly(4) == b"one "
+        while not kept.exists():
+            await asyncio.sleep(0.01)
+    reader.kill()
+    await reader.wait()
+    await run("write", name, "two ")
+    assert (await run("read", name, "--resume-file", str(kept))).out == b"two "
+    assert (await run("read", name, "--resume-file", str(kept))).out == b""
+    await run("create", f"{name}-2")
+    other = await run("read", f"{name}-2", "--resume-file", str(kept))
+    assert (other.code, "another stream" in other.err) == (2, True)
+    kept.write_text("nonsense")
+    assert (await run("read", name, "--resume-file", str(kept))).code == 2
+
+
+async def test_a_fork_shares_what_was_before_it(run: Program, name: str) -> None:
+    await run("create", name, "--content-type", "text/plain")
+    await run("write", name, "shared and more")
+    made = await run("fork", name, f"{name}-fork", "--offset", f"{0:016d}_{6:016d}")
+    assert made.code == 0
+    await run("write", f"{name}-fork", " otherwise")
+    assert (await run("read", f"{name}-fork")).out == b"shared otherwise"
+    final = await run("close", f"{name}-fork")
+    assert final.text == f"{0:016d}_{16:016d}\n"
+
+
+async def test_list_tells_of_what_is_there(run: Program, session: str) -> None:
+    for number in range(3):
+        await run("create", f"{session}/{number}", "--content-type", "text/plain")
+    await run("delete", f"{session}/1")
+    async with asyncio.timeout(30):
+        while True:
+            listed = (await run("list", f"{session}/*")).text.splitlines()
+            if [line.split("\t")[0] for line in listed] == [f"{session}/0", f"{session}/2"]:
+                break
+    found = [json.loads(line) for line in (await run("list", f"{session}/*", "--json")).text.splitlines()]
+    assert [each["contentType"] for each in found] == ["text/plain"] * 2
+
+
+async def test_ctrl_c_is_quiet(run: Program, name: str) -> None:
+    await run("create", name, "--content-type", "text/plain")
+    await run("write", name, "one")
+    reader = await run.start("read", name, "--follow")
+    assert reader.stdout is not None
+    await reader.stdout.readexactly(3)
+    reader.send_signal(signal.SIGINT)
+    async with asyncio.timeout(30):
+        assert (await reader.communicate(), reader.returncode) == ((b"", b""), 130)
+
+
+async def test_head_may_leave_early(run: Program, name: str) -> None:
+    await run("create", name, "--content-type", "text/plain")
+    await run("write", name, stdin=LINES)
+    command = f"{shlex.quote(sys.executable)} -m streamkeep.client read {name}; echo $? >&2"
+    shell = await asyncio.create_subprocess_exec(
+        *("bash", "-c", f"({command}) | head -1"),
+        env=run.environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        assert await shell.communicate() == (b"line 0\n", b"141\n")
+
+
+async def test_the_key_goes_to_its_server_alone(run: Program, name: str) -> None:
+    """And is never shown."""
+    key, wrong = 32 * "a", 32 * "b"
+    keys = BootstrapKeys.parse([key])
+    async with serving(MemoryStore(), keys=keys) as server, upstream(whole(b"", "text/plain")) as stranger:
+        with_key = Program({**run.environ, "STREAM_URL": server.url, "STREAMKEEP_KEY": key})
+        assert (await with_key("create", name)).code == 0
+        assert (await with_key("read", f"{stranger.url}/v1/stream/{name}")).code == 1
+        assert stranger.calls[0].header("Streamkeep-Key") is None
+        for arguments in (["read", name], ["cancel", "chat", "1"]):
+            refused = await with_key(*arguments, "--key", wrong)
+            assert (refused.code, wrong in refused.err, refused.err.count("\n")) == (5, False, 1)
