@@ -20,12 +20,15 @@ from pathlib import Path
 import uvloop
 
 from bench.appends import Writing, write
+from bench.catch_up import compare_catch_up
 from bench.fan_out import compare_fan_out
 from bench.load import Load, Outcome
 from bench.machine import describe_machine
-from bench.processes import Cores, StartFailed, server
+from bench.memory import compare_memory
+from bench.processes import Cores, StartFailed
 from bench.report import UPSTREAM, AppendComparison, AppendFigures, Comparison, RelayComparison, result_entry
-from bench.systems import SYSTEMS, Place, Site, StreamServer, System, measure_each
+from bench.storage import compare_storage
+from bench.systems import SYSTEMS, Place, Site, StreamServer, System, measure_each, site_at
 from bench.workload import MIN_CHUNK_BYTES, Workload
 
 _WARM_UP = Workload(generations=10, rate=30, chunk_bytes=200, seconds=0.5, ramp_seconds=0.1)
@@ -37,7 +40,10 @@ _SHOWN_FAULTS = 10
 RELAY = "relay"
 APPEND = "append"
 FAN_OUT = "fan-out"
-ROWS = (RELAY, APPEND, FAN_OUT)
+CATCH_UP = "catch-up"
+MEMORY = "memory"
+STORAGE = "storage"
+ROWS = (RELAY, APPEND, FAN_OUT, CATCH_UP, MEMORY, STORAGE)
 
 _APPEND_SERVERS = ("streamkeep", "reference")
 
@@ -152,15 +158,16 @@ async def _compare_all(chosen: argparse.Namespace, place: Place) -> list[Compari
         comparisons.append(await _compare_appends(chosen, names, place))
     if FAN_OUT in chosen.rows:
         comparisons.append(await compare_fan_out(place, chosen.readers, chosen.fan_out_seconds, _say))
+    for row, compare in ((CATCH_UP, compare_catch_up), (MEMORY, compare_memory), (STORAGE, compare_storage)):
+        if row in chosen.rows:
+            comparisons.append(await compare(place, _say))
     return comparisons
 
 
 async def _compare_relays(workload: Workload, names: Sequence[str], place: Place) -> RelayComparison:
     """The systems one after the other, each started afresh."""
     outcomes: dict[str, Outcome] = {}
-    command = (sys.executable, "-m", "bench.upstream")
-    async with server(*command, log=place.folder / "upstream.log", core=place.load_core) as upstream:
-        site = Site(place, upstream)
+    async with site_at(place) as site:
         for name in names:
             _say(f"{name}: {workload.generations} generations, {workload.expected_seconds:.0f} s …")
             async with SYSTEMS[name](site) as system:

@@ -70,10 +70,8 @@ class DurableRoute:
     upstream_url: str
 
     async def play(self, connection: Connection, target: str, taker: Taker) -> None:
-        headers = {**_HEADERS, "X-Proxy-Url": self.upstream_url + target, "X-Proxy-Method": "POST"}
-        answer = await connection.request("POST", f"/api/{taker.stream_id}/1", headers=headers, body=_BODY)
+        stream = urlsplit(await create(connection, self.upstream_url + target, taker.stream_id))
         taker.created(time.monotonic_ns())
-        stream = urlsplit(json.loads(answer)["streamUrl"])
         events = EventDecoder(taker.receive)
         while True:
             query = f"{stream.query}&offset={events.next_offset}&live=sse&encoding=base64"
@@ -86,6 +84,14 @@ class DurableRoute:
             if events.is_closed:
                 return
             taker.repeated()
+
+
+async def create(connection: Connection, upstream_url: str, session_id: str) -> str:
+    """Have the proxy make a generation of what upstream answers; the URL of its data stream. Raises: RequestFailed."""
+    headers = {**_HEADERS, "X-Proxy-Url": upstream_url, "X-Proxy-Method": "POST"}
+    answer = await connection.request("POST", f"/api/{session_id}/1", headers=headers, body=_BODY)
+    url: str = json.loads(answer)["streamUrl"]
+    return url
 
 
 class EventDecoder:

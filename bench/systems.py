@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,10 +33,12 @@ _REFERENCE = Path(__file__).parent / "reference"
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A way to upstream. `parties` are the processes that it consists of, by name; nothing for a direct call."""
+    """A way to upstream. `parties` are the processes that it consists of, by name; nothing for a direct call.
+    `database_url` leads to the database, where there is one."""
 
     route: Route
     parties: dict[str, int] = field(default_factory=dict)
+    database_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,20 @@ class Site:
     upstream: Server
 
 
+_FAKE_UPSTREAM = ("-m", "bench.upstream")
+
+VENDOR = ("-m", "streamkeep.proxy", "vendor", "--port", "0", "--rate", "0")
+"""The demo vendor: real formats, answers at once."""
+
+
+@asynccontextmanager
+async def site_at(place: Place, upstream: Sequence[str] = _FAKE_UPSTREAM) -> AsyncIterator[Site]:
+    """A site with an upstream of its own: Python with these arguments."""
+    log = place.folder / "upstream.log"
+    async with server(sys.executable, *upstream, log=log, core=place.load_core) as running:
+        yield Site(place, running)
+
+
 @asynccontextmanager
 async def _direct(site: Site) -> AsyncIterator[System]:
     yield System(PlainRoute(site.upstream.url))
@@ -91,13 +107,14 @@ def _pass_through(transport: str) -> Callable[[Site], AbstractAsyncContextManage
 
 @asynccontextmanager
 async def _streamkeep(site: Site) -> AsyncIterator[System]:
-    async with _proxy(site.place, allow=f"{site.upstream.url}/**") as (proxy, postmaster):
-        yield System(DurableRoute(proxy.url, site.upstream.url), {PROXY: proxy.pid, POSTGRES: postmaster})
+    async with _proxy(site.place, allow=f"{site.upstream.url}/**") as (proxy, postmaster, database_url):
+        parties = {PROXY: proxy.pid, POSTGRES: postmaster}
+        yield System(DurableRoute(proxy.url, site.upstream.url), parties, database_url)
 
 
 @asynccontextmanager
 async def _streamkeep_streams(place: Place) -> AsyncIterator[StreamServer]:
-    async with _proxy(place, allow="") as (proxy, postmaster):
+    async with _proxy(place, allow="") as (proxy, postmaster, _):
         durability = "Postgres: one transaction, synced to disk"
         yield StreamServer(proxy.url, {PROXY: proxy.pid, POSTGRES: postmaster}, durability)
 
@@ -130,8 +147,8 @@ async def _reference_server(place: Place, *arguments: str) -> AsyncIterator[Serv
 
 
 @asynccontextmanager
-async def _proxy(place: Place, *, allow: str) -> AsyncIterator[tuple[Server, int]]:
-    """The proxy as users run it, on a fresh database; with the process id of its Postgres. Postgres is ours to start, so
+async def _proxy(place: Place, *, allow: str) -> AsyncIterator[tuple[Server, int, str]]:
+    """The proxy as users run it, on a fresh database; with the process id of its Postgres and its URL. Postgres is ours to start, so
     that its processes are counted apart; the thread that supervises it keeps to the core on which it was started."""
     with tempfile.TemporaryDirectory(prefix="postgres-", dir=place.folder) as data_dir:
         with pinned(place.server_core):
@@ -147,7 +164,7 @@ async def _proxy(place: Place, *, allow: str) -> AsyncIterator[tuple[Server, int
             command = (sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0")
             log = place.folder / "streamkeep.log"
             async with server(*command, log=log, core=place.server_core, environ=environ) as proxy:
-                yield proxy, postmaster
+                yield proxy, postmaster, postgres.dsn
 
 
 SYSTEMS: dict[str, Callable[[Site], AbstractAsyncContextManager[System]]] = {
