@@ -27,7 +27,7 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote
@@ -39,6 +39,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.adapters._in_process import InProcess
+from streamkeep.adapters._sources import closed_afterwards
 from streamkeep.client import (
     AsyncDurableStream,
     AsyncIdempotentProducer,
@@ -366,9 +367,7 @@ class DurableResponses:
     async def _told(self, generation: _Generation, chunks: Chunks) -> AsyncGenerator[bytes, None]:
         """What a generator yields, as messages, and behind them what went wrong in it."""
         try:
-            async with AsyncExitStack() as opened:
-                if isinstance(chunks, AsyncGenerator):
-                    await opened.enter_async_context(aclosing(chunks))
+            async with closed_afterwards(chunks):
                 async for chunk in chunks:
                     yield _encoded(chunk)
         except Exception as exc:
@@ -608,9 +607,7 @@ async def _after_echo(messages: Sequence[Mapping[str, Any]], chunks: Chunks) -> 
     for message in messages:
         for echoed in _echo(message):
             yield echoed
-    async with AsyncExitStack() as opened:
-        if isinstance(chunks, AsyncGenerator):
-            await opened.enter_async_context(aclosing(chunks))
+    async with closed_afterwards(chunks):
         async for chunk in chunks:
             if isinstance(chunk, Mapping) and chunk.get("type") == "TEXT_MESSAGE_CONTENT" and "delta" in chunk:
                 yield {name: value for name, value in chunk.items() if name != "content"}

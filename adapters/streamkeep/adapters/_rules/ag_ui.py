@@ -1,0 +1,76 @@
+"""The steps of an answer as AG-UI events, which are TanStack AI's chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from streamkeep.adapters._rules.answers import (
+    Began,
+    BlockEnded,
+    CallBegan,
+    CallInput,
+    CallReady,
+    Failed,
+    Finished,
+    Said,
+    Step,
+    Thought,
+)
+
+Chunk = dict[str, Any]
+
+
+class AgUiWriter:
+    """One answer, which is one run. All of its text is one message; each block of reasoning has a message of its own."""
+
+    def __init__(self, thread_id: str, run_id: str, message_id: str | None) -> None:
+        self._run = {"threadId": thread_id, "runId": run_id}
+        self._message_id = message_id or f"{run_id}-answer"
+        self._has_text = False
+        self._thinking: dict[str, str] | None = None
+
+    def write(self, step: Step) -> Iterator[Chunk]:
+        message = {"messageId": self._message_id}
+        match step:
+            case Began():
+                yield {"type": "RUN_STARTED", **self._run}
+            case Said():
+                if not self._has_text:
+                    self._has_text = True
+                    yield {"type": "TEXT_MESSAGE_START", **message, "role": "assistant"}
+                yield {"type": "TEXT_MESSAGE_CONTENT", **message, "delta": step.text}
+            case Thought():
+                if self._thinking is None:
+                    self._thinking = {"messageId": f"{self._message_id}-{step.block}"}
+                    yield {"type": "REASONING_START", **self._thinking}
+                    yield {"type": "REASONING_MESSAGE_START", **self._thinking, "role": "reasoning"}
+                yield {"type": "REASONING_MESSAGE_CONTENT", **self._thinking, "delta": step.text}
+            case BlockEnded():
+                if self._thinking is not None:
+                    yield {"type": "REASONING_MESSAGE_END", **self._thinking}
+                    yield {"type": "REASONING_END", **self._thinking}
+                    self._thinking = None
+            case CallBegan():
+                named = {"toolCallId": step.id, "toolCallName": step.name}
+                yield {"type": "TOOL_CALL_START", **named, "parentMessageId": self._message_id}
+            case CallInput():
+                yield {"type": "TOOL_CALL_ARGS", "toolCallId": step.id, "delta": step.text}
+            case CallReady():
+                yield {"type": "TOOL_CALL_END", "toolCallId": step.id}
+            case Finished():
+                if self._has_text:
+                    yield {"type": "TEXT_MESSAGE_END", **message}
+                reason = None if step.reason == "other" else step.reason
+                yield {"type": "RUN_FINISHED", **self._run, "finishReason": reason, **_usage(step)}
+            case Failed():
+                error = {"message": step.message}
+                yield {"type": "RUN_ERROR", **self._run, **error, "error": error}
+
+
+def _usage(finished: Finished) -> Chunk:
+    if finished.usage is None:
+        return {}
+    usage = finished.usage
+    counts = {"inputTokens": usage.input, "outputTokens": usage.output, "totalTokens": usage.total}
+    return {"usage": [{name: count for name, count in counts.items() if count is not None}]}
