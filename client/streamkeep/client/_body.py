@@ -11,7 +11,6 @@ on a connection that gives nothing at all, not even a heartbeat. The silence clo
 
 from __future__ import annotations
 
-import base64
 import binascii
 import time
 
@@ -23,12 +22,13 @@ from streamkeep.client._channel import Channel, Reply
 from streamkeep.client._errors import BodyConsumed, ConnectionFailed, ProtocolError, ServerError, generation_error
 from streamkeep.client._retry import Interrupted, Patience, repeats
 from streamkeep.client._rules import reassembly, wire
+from streamkeep.client._rules.frames import take_frames
 from streamkeep.client._rules.outages import LONG_ATTEMPT_SECONDS
 from streamkeep.client._rules.position import Read, ReadPlan
 from streamkeep.client._rules.reassembly import Reassembly
 from streamkeep.client._rules.sse import Event, EventDecoder
 from streamkeep.client._rules.wire import ControlEvent, Creation
-from streamkeep.client._server import Server, Timeouts, next_piece
+from streamkeep.client._server import Server, Timeouts, interrupted, next_piece
 
 # Timers of the socket and ours do not tick together.
 _CLOCK_SLACK_SECONDS = 0.05
@@ -98,9 +98,14 @@ class GenerationBody:
         self._heard_at = time.monotonic()
         self._deadline = float("inf") if self._within.read is None else self._heard_at + self._within.read
         try:
-            if self._bookmark is not None:
+            if self._bookmark is not None and self._bookmark.is_due(self._taken, now=self._heard_at):
                 await self._bookmark.taken(self._taken)
-            event = await self._next_event()
+            while not self._reassembly.has_event:
+                try:
+                    await self._read_once()
+                except Interrupted:
+                    self._check_open()
+                    await self._read_on_patiently()
         except GeneratorExit:  # the event loop is gone, and nothing can be awaited any more
             raise
         except BaseException as exc:
@@ -108,18 +113,11 @@ class GenerationBody:
             if isinstance(exc, ProtocolError | ServerError):
                 self._failure = exc
             raise
-        match event:
-            case reassembly.Body(data):
-                return data
-            case reassembly.Done():
-                self._is_finished = True
-                await self._channel.finish(self._finish())
-                return None
-            case reassembly.Failed(ending):
-                self._is_finished = True
-                self._failure = self._generation_error(ending)
-                await self._channel.finish(self._finish())
-                raise self._failure
+        data = self._reassembly.take()
+        if data:
+            return data
+        await self._end()
+        return None
 
     async def close(self) -> None:
         """Stop reading; the generation goes on, and can be resumed. May be called again."""
@@ -128,16 +126,15 @@ class GenerationBody:
         self._is_closed = True
         await self._channel.finish(self._leave())
 
-    async def _next_event(self) -> reassembly.Body | reassembly.Done | reassembly.Failed:
-        while True:
-            event = self._reassembly.next_event()
-            if not isinstance(event, reassembly.NeedData):
-                return event
-            try:
-                await self._read_on()
-            except Interrupted:
-                self._check_open()
-                await self._read_on_patiently()
+    async def _end(self) -> None:
+        """Everything was given: return, or raise how the generation failed."""
+        self._is_finished = True
+        ending = self._reassembly.next_event()
+        if isinstance(ending, reassembly.Failed):
+            self._failure = self._generation_error(ending.event)
+        await self._channel.finish(self._finish())
+        if self._failure is not None:
+            raise self._failure
 
     async def _read_on_patiently(self) -> None:
         """Try again at once, then after growing pauses, for as long as patience lasts."""
@@ -165,57 +162,75 @@ class GenerationBody:
         self._check_deadline()
 
     async def _read_on(self) -> None:
-        """Read until there is something to give, or until a good connection is over.
+        """Read until there is something to give, or until a good connection is over. Raises: Interrupted."""
+        while not self._reassembly.has_event:
+            if await self._read_once():
+                return
+
+    async def _read_once(self) -> bool:
+        """Make one read, or take one piece from the live connection; True when that is over after a good life.
 
         Raises:
             Interrupted: a connection failed, or ended too soon to be called good.
         """
-        while not self._reassembly.has_event:
-            self._check_deadline()
-            try:
-                match self._plan.next:
-                    case Read.DATA_BY_EVENTS:
-                        if await self._read_events():
-                            return
-                    case Read.DATA_BY_LONG_POLL:
-                        await self._read_by_long_poll()
-                    case Read.CONTROL:
-                        await self._read_control()
-            except ServerError as exc:
-                await self._renew(exc)
-            except httpx.ReadTimeout as exc:
-                self._check_deadline()
-                raise Interrupted("nothing came, not even a heartbeat") from exc
-
-    async def _read_events(self) -> bool:
-        """Take one piece from the live connection; True when that is over after a good life."""
-        if self._connection is None:
-            self._connection = await self._connect()
-        connection = self._connection
+        self._check_deadline()
+        connection = None if self._plan.is_data_closed else self._connection
         try:
-            piece = await next_piece(connection.reply)
-        except (Interrupted, httpx.ReadTimeout) as exc:
-            self._plan.events_ended(was_barren=connection.is_barren, was_silent=isinstance(exc, httpx.ReadTimeout))
-            await self._disconnect()
-            if connection.is_good and isinstance(exc, Interrupted):
-                return True
-            raise
-        if not piece:
-            self._plan.events_ended(was_barren=connection.is_barren, was_silent=False)
-            await self._disconnect()
-            if connection.is_good:
-                return True
-            raise Interrupted("the connection was ended before the stream was")
-        self._heard()
+            if connection is not None:
+                piece = await connection.reply.next_piece()
+                if not piece:
+                    return await self._lost(connection, Interrupted("the connection was ended before the stream was"))
+                self._heard()
+                self._take_piece(connection, piece)
+                return False
+            match self._plan.next:
+                case Read.DATA_BY_EVENTS:
+                    self._connection = await self._connect()
+                case Read.DATA_BY_LONG_POLL:
+                    await self._read_by_long_poll()
+                case Read.CONTROL:
+                    await self._read_control()
+        except ServerError as exc:
+            await self._renew(exc)
+        except httpx.ReadTimeout as exc:
+            if connection is not None:
+                self._plan.events_ended(was_barren=connection.is_barren, was_silent=True)
+                await self._disconnect()
+            self._check_deadline()
+            raise Interrupted("nothing came, not even a heartbeat") from exc
+        except httpx.TransportError as exc:
+            if connection is None:
+                raise
+            return await self._lost(connection, interrupted(exc))
+        return False
+
+    async def _lost(self, connection: _EventConnection, interruption: Interrupted) -> bool:
+        """The live connection is over; True after a good life, and else the interruption is raised."""
+        self._plan.events_ended(was_barren=connection.is_barren, was_silent=False)
+        await self._disconnect()
+        if connection.is_good:
+            return True
+        raise interruption
+
+    def _take_piece(self, connection: _EventConnection, piece: bytes) -> None:
+        if connection.decoder.is_between_events:
+            frames, cursor, taken = take_frames(piece)
+            for data, end in frames:
+                self._reassembly.receive_data(data, end)
+            if taken:
+                connection.is_barren = False
+                self._cursor = cursor or self._cursor
+                if taken == len(piece):
+                    return
+                piece = piece[taken:]
         for event in connection.decoder.feed(piece):
             connection.is_barren = False
             self._take_event(event)
-        return False
 
     def _take_event(self, event: Event) -> None:
         if event.name == "data":
             try:
-                data = base64.b64decode(event.data.replace(b"\n", b""), validate=True)
+                data = binascii.a2b_base64(event.data.replace(b"\n", b""), strict_mode=True)
             except binascii.Error as exc:
                 raise ProtocolError("a data event does not hold base64") from exc
             end = self._reassembly.received + len(data) if event.id is None else wire.position_of(event.id)
@@ -321,7 +336,7 @@ class GenerationBody:
         """After an error or a cancellation: no connection stays open, and the place is kept."""
         await self._disconnect()
         if self._bookmark is not None:
-            await self._bookmark.taken(self._taken, at_once=True)
+            await self._bookmark.taken(self._taken)
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -37,11 +37,14 @@ class Bookmark:
         except Exception:
             logger.warning("the record of %s/%s stays", record.session_id, record.request_id, exc_info=True)
 
-    async def taken(self, position: int, *, at_once: bool = False) -> None:
-        """The caller has taken everything before `position`; saved now and then, or at once."""
+    def is_due(self, position: int, *, now: float) -> bool:
+        """Whether it is time to save that the caller has taken everything before `position`; `now` is monotonic."""
         moved = position - self.record.position
-        is_due = moved >= _SAVE_BYTES or time.monotonic() - self._saved_at >= _SAVE_SECONDS
-        if moved and (at_once or is_due):
+        return moved >= _SAVE_BYTES or (moved != 0 and now - self._saved_at >= _SAVE_SECONDS)
+
+    async def taken(self, position: int) -> None:
+        """Save that the caller has taken everything before `position`."""
+        if position != self.record.position:
             await self._save(replace(self.record, position=position, handed_position=position))
 
     async def left(self, *, taken: int, handed: int) -> None:

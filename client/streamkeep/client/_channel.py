@@ -20,6 +20,8 @@ import httpx
 
 T = TypeVar("T")
 
+# So much of a body is taken from its connection before anybody asks for it.
+_READ_AHEAD_BYTES = 64 * 1024
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=30)
 
 
@@ -104,12 +106,15 @@ class AsyncChannel:
     cancelled at the wrong moment: twice, the second time while it cleans up after the first, as a timeout and its parent
     may do; or between having a new connection and using it. So the task is cancelled once at most, whatever its caller
     gets, and only where that is safe; then it ends in its own time.
+
+    A body has one such task from its first piece to its last, since a task for each piece costs more than the piece.
     """
 
     def __init__(self, http: httpx.AsyncBaseTransport | None = None) -> None:
         self.times_closed = 0
         self._http = http
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._replies: set[_AsyncReply] = set()
 
     async def send(self, request: httpx.Request) -> Reply:
         if not isinstance(request.stream, httpx.AsyncByteStream):
@@ -147,6 +152,14 @@ class AsyncChannel:
     async def finish(self, work: Coroutine[Any, Any, None]) -> None:
         await asyncio.shield(self.start(work))
 
+    def is_reading(self, reply: _AsyncReply) -> None:
+        """A reply has a task that `close` must end."""
+        self._replies.add(reply)
+
+    def has_read(self, reply: _AsyncReply) -> None:
+        """It has none any more."""
+        self._replies.discard(reply)
+
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Begin work in a task of its own, which `close` waits for."""
         task = asyncio.create_task(work)
@@ -161,6 +174,8 @@ class AsyncChannel:
 
     async def close(self) -> None:
         self.times_closed += 1
+        for reply in self._replies:
+            reply.stop()
         if self._http is not None:
             await self._http.aclose()
         # Reads that were under way have failed now; what is left cleans up.
@@ -190,11 +205,11 @@ class _BlockingReply:
         self.status = response.status_code
         self.headers = response.headers
         self._response = response
-        self._pieces: Iterator[bytes] = iter(response.stream)
+        # An empty piece is not the end of the body.
+        self._pieces: Iterator[bytes] = filter(None, response.stream)
 
     async def next_piece(self) -> bytes:
-        # An empty piece is not the end of the body.
-        return next(filter(None, self._pieces), b"")
+        return next(self._pieces, b"")
 
     async def close(self) -> None:
         self._response.close()
@@ -222,6 +237,11 @@ class _Departure:
 
 
 class _AsyncReply:
+    """Its body is read ahead a little by a task, which whoever asks for the next piece waits for.
+
+    What came with one read of the network is handed over as one piece.
+    """
+
     def __init__(self, channel: AsyncChannel, response: httpx.Response) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self.status = response.status_code
@@ -229,32 +249,69 @@ class _AsyncReply:
         self._channel = channel
         self._response = response
         self._pieces: AsyncIterator[bytes] = aiter(response.stream)
-        self._reading: asyncio.Task[bytes] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._is_stopped = False
+        self._arrived: list[bytes] = []
+        self._arrived_bytes = 0
+        self._failure: BaseException | None = None
+        self._news: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
 
     async def next_piece(self) -> bytes:
-        self._reading = task = self._channel.start(self._next_piece())
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            me = asyncio.current_task()
-            if task.cancelled() and me is not None and not me.cancelling():
-                raise httpx.ReadError("the connection was closed while it was read") from None
-            task.cancel()
-            raise
+        if self._reading is None:
+            self._reading = self._channel.start(self._read())
+            self._reading.add_done_callback(self._has_read)
+            self._channel.is_reading(self)
+        if not self._arrived and not self._reading.done():
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        if self._arrived:
+            piece = self._arrived[0] if len(self._arrived) == 1 else b"".join(self._arrived)
+            self._arrived.clear()
+            self._arrived_bytes = 0
+            _wake(self._room)
+            return piece
+        if self._failure is not None:
+            raise self._failure
+        return b""
 
-    async def _next_piece(self) -> bytes:
+    async def _read(self) -> None:
         async for piece in self._pieces:
             if piece:
-                return piece
-        return b""
+                self._arrived.append(piece)
+                self._arrived_bytes += len(piece)
+                _wake(self._news)
+            if self._arrived_bytes >= _READ_AHEAD_BYTES:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+
+    def _has_read(self, task: asyncio.Task[None]) -> None:
+        self._channel.has_read(self)
+        # Said here and not in the task, which may be cancelled before it has begun.
+        if task.cancelled():
+            self._failure = httpx.ReadError("the connection was closed while it was read")
+        else:
+            self._failure = task.exception()
+        _wake(self._news)
+
+    def stop(self) -> None:
+        """End the task that reads, by its one cancellation."""
+        if self._reading is not None and not self._is_stopped:
+            self._is_stopped = True
+            self._reading.cancel()
 
     async def close(self) -> None:
         await self._channel.finish(self._close())
 
     async def _close(self) -> None:
-        if self._reading is not None and not self._reading.done():
-            self._reading.cancel()
+        self.stop()
+        if self._reading is not None:
             await asyncio.wait([self._reading])
         await self._response.aclose()
         if isinstance(self._pieces, AsyncGenerator):
             await self._pieces.aclose()
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)

@@ -243,7 +243,7 @@ class Server:
         except (httpx.ReadTimeout, httpx.UnsupportedProtocol):
             raise
         except httpx.TransportError as exc:
-            raise Interrupted(f"{type(exc).__name__}: {exc}") from exc
+            raise interrupted(exc) from exc
 
     async def _read_all(self, reply: Reply) -> bytes:
         pieces: list[bytes] = []
@@ -269,7 +269,12 @@ async def next_piece(reply: Reply) -> bytes:
     except httpx.ReadTimeout:
         raise
     except httpx.TransportError as exc:
-        raise Interrupted(f"{type(exc).__name__}: {exc}") from exc
+        raise interrupted(exc) from exc
+
+
+def interrupted(error: httpx.TransportError) -> Interrupted:
+    """What an error of the network means for an attempt."""
+    return Interrupted(f"{type(error).__name__}: {error}")
 
 
 def _failure(answer: _Answer) -> Exception:

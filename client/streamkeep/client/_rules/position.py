@@ -39,17 +39,17 @@ class ReadPlan:
 
     def __init__(self) -> None:
         self._health = EventHealth()
-        self._is_data_closed = False
+        self.is_data_closed = False
 
     @property
     def next(self) -> Read:
-        if self._is_data_closed:
+        if self.is_data_closed:
             return Read.CONTROL
         return Read.DATA_BY_LONG_POLL if self._health.are_swallowed else Read.DATA_BY_EVENTS
 
     def data_closed(self) -> None:
         """The data stream is closed and all of it has come."""
-        self._is_data_closed = True
+        self.is_data_closed = True
 
     def events_ended(self, *, was_barren: bool, was_silent: bool) -> None:
         """A connection for events is over; see `EventHealth`."""

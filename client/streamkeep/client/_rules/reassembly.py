@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamkeep.client._errors import ProtocolError
 from streamkeep.client._rules.wire import ControlEvent
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(NamedTuple):
     """The next bytes of the body; `end` is the position after them."""
 
     data: bytes
@@ -64,6 +64,10 @@ class Reassembly:
             ProtocolError: bytes between what came before and these are missing, or these stand beyond the end.
         """
         start = end - len(data)
+        if start == self.received and self._end is None and self._max_piece_bytes is None and data:
+            self._pieces.append(data)
+            self.received = end
+            return
         if start < 0:
             raise ProtocolError(f"{len(data)} bytes cannot end at position {end}")
         if start > self.received:
@@ -89,13 +93,24 @@ class Reassembly:
 
     def next_event(self) -> Body | Done | Failed | NeedData:
         """What can be told now; see the module's text for the order."""
-        if self._pieces:
-            data = self._pieces.popleft()
-            self.given += len(data)
+        data = self.take()
+        if data:
             return Body(data, self.given)
         if self._end is None or self.given < self._end.position:
             return NeedData()
         return Done() if self._end.is_done else Failed(self._end)
+
+    def take(self) -> bytes:
+        """The next bytes alone, where there are any: what came together in one piece, since each costs its takers time."""
+        if not self._pieces:
+            return b""
+        if len(self._pieces) == 1 or self._max_piece_bytes is not None:
+            data = self._pieces.popleft()
+        else:
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+        self.given += len(data)
+        return data
 
     @property
     def has_event(self) -> bool:

@@ -2,21 +2,24 @@
 
 Lines end with LF, CR LF or CR, and all three may be mixed. Fields that the proxy does not use (`retry`, unknown ones)
 are skipped, and so are comments: a heartbeat is a comment, and whoever reads sees it as bytes that came.
+
+Events as most servers write them, with LF, each field once and in the usual order, are taken in one step each. Whatever
+looks different, or is not whole yet, goes line by line; both ways give the same events.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from streamkeep.client._errors import ProtocolError
 
 _LINE_END = re.compile(rb"[\r\n]")
+_USUAL_EVENT = re.compile(rb"(?:event: ?([^\r\n]*)\n)?(?:id: ?([^\0\r\n]*)\n)?data: ?([^\r\n]*)\n\n")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One event as it came: `id` is None where the event has none of its own."""
 
     name: str
@@ -36,10 +39,16 @@ class EventDecoder:
         self._searched = 0
         self._skips_line_feed = False
         self._is_first_line = True
+        self._is_between_events = False
         self._name = ""
         self._id: str | None = None
         self._data: list[bytes] = []
         self._event_bytes = 0
+
+    @property
+    def is_between_events(self) -> bool:
+        """Whether the next byte begins an event, for certain."""
+        return self._is_between_events and not self._pending and not self._skips_line_feed
 
     @property
     def is_inside_event(self) -> bool:
@@ -61,6 +70,9 @@ class EventDecoder:
                 self._skips_line_feed = False
                 start += self._pending[start] == 0x0A
                 self._searched = max(self._searched, start)
+            # What was searched before and is not whole yet is not looked at from its beginning again.
+            if self._is_between_events and self._searched <= start and not self._skips_line_feed:
+                start = self._searched = self._take_usual(events, start)
             found = _LINE_END.search(self._pending, self._searched)
             if found is None:
                 break
@@ -73,8 +85,24 @@ class EventDecoder:
         del self._pending[:start]
         self._searched = len(self._pending)
         if len(self._pending) + self._event_bytes > self._max_event_bytes:
-            raise ProtocolError(f"a server-sent event has more than {self._max_event_bytes} bytes")
+            raise self._too_long()
         return events
+
+    def _take_usual(self, events: list[Event], start: int) -> int:
+        """Take whole events from `start` on, for as long as they look as usual; returns where that is over."""
+        while (found := _USUAL_EVENT.match(self._pending, start)) is not None:
+            if found.end() - start > self._max_event_bytes:
+                raise self._too_long()
+            start = found.end()
+            name, identity, data = found.groups()
+            events.append(
+                Event(
+                    name.decode("utf-8", "replace") if name else "message",
+                    data,
+                    None if identity is None else identity.decode("utf-8", "replace"),
+                )
+            )
+        return start
 
     def _take_line(self, line: bytes) -> Event | None:
         if self._is_first_line:
@@ -82,13 +110,14 @@ class EventDecoder:
             line = line.removeprefix(_BYTE_ORDER_MARK)
         if not line:
             return self._end_event()
+        self._is_between_events = False
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
             self._data.append(value)
             self._event_bytes += len(value) + 1
             if self._event_bytes > self._max_event_bytes:
-                raise ProtocolError(f"a server-sent event has more than {self._max_event_bytes} bytes")
+                raise self._too_long()
         elif field == b"event":
             self._name = value.decode("utf-8", "replace")
         elif field == b"id" and b"\0" not in value:
@@ -99,4 +128,8 @@ class EventDecoder:
         event = Event(self._name or "message", b"\n".join(self._data), self._id) if self._data else None
         self._name, self._id = "", None
         self._data, self._event_bytes = [], 0
+        self._is_between_events = True
         return event
+
+    def _too_long(self) -> ProtocolError:
+        return ProtocolError(f"a server-sent event has more than {self._max_event_bytes} bytes")

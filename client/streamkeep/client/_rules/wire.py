@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from streamkeep.client._errors import ProtocolError
@@ -45,6 +46,9 @@ Header = tuple[bytes, bytes]
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}")
 _RESERVED_REQUEST_IDS = frozenset({"active"})
 _OFFSET = re.compile(r"0{16}_[0-9]{16}")
+_USUAL_STATUS = re.compile(
+    rb'\{"streamNextOffset":"0{16}_([0-9]{16})","streamCursor":"([0-9]+)"(?:,"upToDate":(?:true|false))?\}'
+)
 _MILLISECONDS = re.compile(r"[0-9]{1,15}")
 _SECONDS = re.compile(r"[0-9]{1,9}")
 
@@ -316,8 +320,7 @@ def parse_control(body: bytes) -> ControlEvent | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class StreamStatus:
+class StreamStatus(NamedTuple):
     """What a `control` event inside a live read says: where to go on, and whether that is the end."""
 
     next_position: int
@@ -327,6 +330,10 @@ class StreamStatus:
 
 def parse_stream_status(data: bytes) -> StreamStatus:
     """Raises: ProtocolError."""
+    # One comes with every piece of data, and nearly all look the same.
+    usual = _USUAL_STATUS.fullmatch(data)
+    if usual is not None:
+        return StreamStatus(int(usual[1]), usual[2].decode("ascii"), is_closed=False)
     fields = _Fields(_json(data, "a control event"), "a control event")
     return StreamStatus(
         position_of(fields.text("streamNextOffset")),
