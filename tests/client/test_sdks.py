@@ -31,6 +31,7 @@ from streamkeep.client import (
 )
 from tests.client.scripted import REQUEST, SESSION, data_event, reset, scripted_proxy
 from tests.serving import Proxy
+from tests.upstream import Exchange
 
 FAST = {"Fake-Rate": "0", "Fake-Tokens": "30"}
 LIMITED = {"Fake-Fault": "status:429", "Fake-Retry-After": "0"}
@@ -297,13 +298,24 @@ async def test_an_ended_generation_is_replayed_by_its_name_through_openai(
 
 
 async def test_without_a_replay_a_transport_goes_on_where_it_was() -> None:
+    has_first = asyncio.Event()
     async with scripted_proxy() as proxy:
-        proxy.data = [proxy.sending(data_event(b"0123", 4), data_event(b"45", 6), then="silence"), proxy.serve]
+
+        async def two(exchange: Exchange) -> None:
+            await proxy.begin(exchange)
+            await exchange.chunk(data_event(b"0123", 4))
+            await has_first.wait()
+            await exchange.chunk(data_event(b"45", 6))
+            await exchange.is_gone.wait()
+
+        proxy.data = [two, proxy.serve]
         transport = DurableTransport(proxy.url, store=MemoryStore(), session_id=SESSION)
         async with httpx.AsyncClient(transport=transport) as client:
             async with client.stream("POST", "http://vendor.test/") as response:
                 pieces = response.aiter_raw()
-                assert [await anext(pieces) for _ in range(2)] == [b"0123", b"45"]
+                assert await anext(pieces) == b"0123"
+                has_first.set()
+                assert await anext(pieces) == b"45"
             resumed = await client.get("http://vendor.test/", headers={**RESUME, "X-Replay-From-Start": "false"})
             assert (resumed.text, resumed.headers["Streamkeep-Start-Offset"]) == ("456789", "4")
             assert resumed.headers["X-Request-ID"] == REQUEST
