@@ -31,12 +31,13 @@ from typing import TypeAlias
 
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, problem
 from streamkeep.proxy.json_view import Decoding, Viewer
+from streamkeep.proxy.pages import Pages
 from streamkeep.proxy.rules import event_messages, sse
 from streamkeep.proxy.rules.event_messages import Held
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.proxy.tallies import ReadTally
 from streamkeep.storage import InvalidOffset, KeyUnavailable, Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
-from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
+from streamkeep.storage.rules.json_messages import to_array
 from streamkeep.storage.rules.offsets import format_offset
 
 logger = logging.getLogger(__name__)
@@ -48,26 +49,6 @@ _READ_BYTES = 128 * 1024
 _SHARED_NEWS = 64
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
-
-
-async def read_whole(
-    store: Store, stream_id: int, position: int, max_bytes: int, *, is_message_stream: bool = False
-) -> Slice:
-    """A slice of the log; in a message stream it holds whole messages, and at least one even if that is larger.
-
-    Raises:
-        StreamNotFound, StoreUnavailable: from the store.
-    """
-    read = await store.read(stream_id, position, max_bytes)
-    while is_message_stream and not read.data.endswith(SEPARATOR):
-        end = read.data.rfind(SEPARATOR) + 1
-        if end:
-            return Slice(position, read.data[:end], read.tail)
-        more = await store.read(stream_id, read.end, max_bytes)
-        if not more.data:
-            break
-        read = Slice(position, read.data + more.data, more.tail)
-    return read
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,6 +286,7 @@ class Readers:
         self.count = 0
         self.tally = ReadTally()
         self.decoding = Decoding()
+        self.pages = Pages(store)
         self._store = store
         self._stall_seconds = stall_seconds
         self._max_readers = max_readers
@@ -436,6 +418,7 @@ class Readers:
 
     def drop(self, stream_ids: Collection[int]) -> None:
         """There is nothing to read in these streams: end those who wait for it."""
+        self.pages.forget(stream_ids)
         for stream_id in stream_ids:
             feed = self._feeds.get(stream_id)
             if feed is not None:
@@ -558,13 +541,12 @@ class Readers:
             self._tell(feed)
 
     async def _read(self, feed: Feed, position: int) -> Slice:
-        return await read_whole(
-            self._store, feed.stream_id, position, _READ_BYTES, is_message_stream=feed.is_message_stream
-        )
+        return await self.pages.read(feed.stream_id, position, _READ_BYTES, is_message_stream=feed.is_message_stream)
 
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
+            self.pages.let_go()
             now = time.monotonic()
             for feed in list(self._feeds.values()):
                 for reader in list(feed.readers):

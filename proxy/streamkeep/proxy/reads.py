@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.json_view import JsonView, Page, Viewer
-from streamkeep.proxy.readers import Keepalive, News, Piece, Reader, Readers, SharedNews, read_whole
+from streamkeep.proxy.readers import Keepalive, News, Piece, Reader, Readers, SharedNews
 from streamkeep.proxy.rules import caching, sse, wire
 from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor
@@ -235,8 +235,8 @@ class Reads:
             return await (await target.view.viewer(position)).page()
         if target.tail is not None and target.tail.position == position:
             return Page(b"", position, True, target.tail.is_closed)
-        read = await read_whole(
-            self._parts.store, target.stream_id, position, _PAGE_BYTES, is_message_stream=target.is_message_stream
+        read = await self._parts.readers.pages.read(
+            target.stream_id, position, _PAGE_BYTES, is_message_stream=target.is_message_stream
         )
         if position > read.tail.position:
             raise InvalidOffset("the offset is beyond the tail")
