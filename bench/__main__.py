@@ -21,6 +21,7 @@ import uvloop
 
 from bench.appends import Writing, write
 from bench.catch_up import compare_catch_up
+from bench.clients import compare_clients
 from bench.fan_out import compare_fan_out
 from bench.load import Load, Outcome
 from bench.machine import describe_machine
@@ -43,7 +44,8 @@ FAN_OUT = "fan-out"
 CATCH_UP = "catch-up"
 MEMORY = "memory"
 STORAGE = "storage"
-ROWS = (RELAY, APPEND, FAN_OUT, CATCH_UP, MEMORY, STORAGE)
+CLIENT = "client"
+ROWS = (RELAY, APPEND, FAN_OUT, CATCH_UP, MEMORY, STORAGE, CLIENT)
 
 _APPEND_SERVERS = ("streamkeep", "reference")
 
@@ -158,7 +160,13 @@ async def _compare_all(chosen: argparse.Namespace, place: Place) -> list[Compari
         comparisons.append(await _compare_appends(chosen, names, place))
     if FAN_OUT in chosen.rows:
         comparisons.append(await compare_fan_out(place, chosen.readers, chosen.fan_out_seconds, _say))
-    for row, compare in ((CATCH_UP, compare_catch_up), (MEMORY, compare_memory), (STORAGE, compare_storage)):
+    rows = (
+        (CATCH_UP, compare_catch_up),
+        (MEMORY, compare_memory),
+        (STORAGE, compare_storage),
+        (CLIENT, compare_clients),
+    )
+    for row, compare in rows:
         if row in chosen.rows:
             comparisons.append(await compare(place, _say))
     return comparisons

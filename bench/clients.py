@@ -58,7 +58,7 @@ async def compare_clients(place: Place, say: Callable[[str], None]) -> RowCompar
             say(f"clients: {load.chunks} chunks, {name} …")
             costs = await asyncio.to_thread(measure, replay.url, load)
             for client, plain in CLIENTS.items():
-                what, bar = f"{client}, {name}", _MOST_TIMES_HTTPX * costs[plain]
+                what, bar = f"{client}, {name}", round(_MOST_TIMES_HTTPX * costs[plain], 1)
                 figures.append(Figure(what, "µs/chunk", bar, costs[client], {"httpx": costs[plain]}))
     size = len(CHUNK)
     title = f"Processor time of clients that read chunks of {size} bytes; 1 µs/chunk is {1000 / size:g} ms/MB"
