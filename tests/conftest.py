@@ -18,6 +18,9 @@ from tests import database
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--store", choices=["memory", "remote"], default="memory", help="what tests/proxy runs over")
+    parser.addoption(
+        "--sequential", type=int, default=50, help="calls that tests/client/test_leftovers.py makes in a row"
+    )
 
 
 def pytest_report_header() -> str:

@@ -11,9 +11,11 @@ log lines with URLs in them, whose queries are signatures.
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar, cast
 
 import httpx
@@ -73,13 +75,22 @@ class BlockingChannel:
         self.times_closed = 0
         self._http = http
         self._lock = threading.Lock()
+        self._replies: set[_BlockingReply] = set()
 
     async def send(self, request: httpx.Request) -> Reply:
         with self._lock:
             # Made when it is needed: it loads the certificates of all authorities, which takes a while.
             if self._http is None:
                 self._http = httpx.HTTPTransport(limits=_LIMITS)
-        return _BlockingReply(self._http.handle_request(request))
+        reply = _BlockingReply(self, self._http.handle_request(request))
+        with self._lock:
+            self._replies.add(reply)
+        return reply
+
+    def is_closed(self, reply: _BlockingReply) -> None:
+        """A reply has given its connection back."""
+        with self._lock:
+            self._replies.discard(reply)
 
     async def read_request(self, request: httpx.Request) -> bytes:
         return request.read()
@@ -95,6 +106,10 @@ class BlockingChannel:
 
     async def close(self) -> None:
         self.times_closed += 1
+        with self._lock:
+            replies = set(self._replies)
+        for reply in replies:
+            reply.wake()
         if self._http is not None:
             self._http.close()
 
@@ -200,19 +215,35 @@ def timeouts(*, connect: float | None, read: float | None, write: float | None, 
 
 
 class _BlockingReply:
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, channel: BlockingChannel, response: httpx.Response) -> None:
         assert isinstance(response.stream, httpx.SyncByteStream)
         self.status = response.status_code
         self.headers = response.headers
+        self._is_whole = False
+        self._channel = channel
         self._response = response
         # An empty piece is not the end of the body.
         self._pieces: Iterator[bytes] = filter(None, response.stream)
 
     async def next_piece(self) -> bytes:
-        return next(self._pieces, b"")
+        piece = next(self._pieces, b"")
+        self._is_whole = not piece
+        return piece
+
+    def wake(self) -> None:
+        """End the wait of a thread that reads: closing the socket under it would not."""
+        network = self._response.extensions.get("network_stream")
+        found = None if network is None else network.get_extra_info("socket")
+        if found is not None:
+            with suppress(OSError):
+                found.shutdown(socket.SHUT_RDWR)
 
     async def close(self) -> None:
+        # The connections of HTTP/2 are shared, and close a request by itself.
+        if not self._is_whole and self._response.extensions.get("http_version") == b"HTTP/1.1":
+            self.wake()
         self._response.close()
+        self._channel.is_closed(self)
 
 
 class _Departure:
