@@ -20,7 +20,7 @@ from streamkeep.proxy.asgi import Guarded, RawRoutes
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.front import Front
-from streamkeep.proxy.routes import listings, operations, transport
+from streamkeep.proxy.routes import browser_modules, listings, operations, transport
 from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
 from streamkeep.proxy.routes.proxy_protocol import ProxyProtocol
@@ -70,6 +70,7 @@ def create_app(
     app.include_router(listings.router(service))
     app.include_router(transport.router(service))
     app.include_router(operations.router(service))
+    app.include_router(browser_modules.router())
     app.add_api_route("/", _welcome, include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
