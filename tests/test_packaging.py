@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ def client_only(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_proxy(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return environment(tmp_path_factory.mktemp("with-proxy"), f"{wheel}[proxy]")
+    return environment(tmp_path_factory.mktemp("with-proxy"), f"{wheel}[proxy]", "openai")
 
 
 @pytest.fixture
@@ -50,10 +51,10 @@ def pip(*arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments], check=True)
 
 
-def environment(folder: Path, requirement: str) -> Path:
-    """A new virtual environment that holds one requirement and what it asks for; gives the folder of its commands."""
+def environment(folder: Path, *requirements: str) -> Path:
+    """A new virtual environment that holds these and what they ask for, nothing else; gives the folder of its commands."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    pip("--python", folder / "bin" / "python", "install", requirement)
+    pip("--python", folder / "bin" / "python", "install", *requirements)
     return folder / "bin"
 
 
@@ -61,6 +62,18 @@ def run(command: list[str | Path], cwd: Path, **extra: str) -> subprocess.Comple
     return subprocess.run(
         command, env=bare_environ(**extra), cwd=cwd, check=False, capture_output=True, text=True, timeout=60
     )
+
+
+def wait_until_it_answers(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            httpx.get(url, timeout=5).raise_for_status()
+        except httpx.HTTPError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.05)
+        else:
+            return
 
 
 def bare_environ(**extra: str) -> dict[str, str]:
@@ -128,3 +141,34 @@ def test_proxy_install_serves_a_generation_from_its_own_postgres(
             assert any(name in parts for parts in loaded), f"{name} is not in use"
         assert proxy.terminate() == 0, proxy.output
     assert f"ready at {proxy.url}" in proxy.output
+
+
+def test_newcomers_pasted_example_is_killed_and_run_again(with_proxy: Path, tmp_path: Path) -> None:
+    (tmp_path / "story.py").write_text((ROOT / "examples" / "resume_openai.py").read_text("utf-8"), "utf-8")
+    ports = {"proxy": free_port(), "vendor": free_port()}
+    proxy_url, vendor_url = (f"http://127.0.0.1:{port}" for port in ports.values())
+    environ = bare_environ(
+        HOME=str(tmp_path),
+        STREAMKEEP_PORT=str(ports["proxy"]),
+        STREAMKEEP_DATA_DIR=str(tmp_path / "data"),
+        STREAMKEEP_ALLOW=f"{vendor_url}/**",
+    )
+    vending: list[str | Path] = [with_proxy / "streamkeep", "vendor", "--port", str(ports["vendor"])]
+    story: list[str | Path] = [with_proxy / "python", "story.py", proxy_url, vendor_url]
+    with (
+        running([with_proxy / "streamkeep", "serve"], environ=environ, cwd=tmp_path, logs=tmp_path),
+        subprocess.Popen(vending, env=environ, cwd=tmp_path) as vendor,
+    ):
+        try:
+            wait_until_it_answers(f"{vendor_url}/_fake/calls")
+            with subprocess.Popen(story, env=environ, cwd=tmp_path, stdout=subprocess.PIPE) as killed:
+                assert killed.stdout is not None
+                heard = killed.stdout.read(20)
+                killed.kill()
+                heard += killed.stdout.read()
+            again = subprocess.run(story, env=environ, cwd=tmp_path, capture_output=True, check=True, timeout=60)
+            assert again.stdout.startswith(heard)
+            assert len(again.stdout) > len(heard)
+            assert httpx.get(f"{vendor_url}/_fake/calls").json()["count"] == 1
+        finally:
+            vendor.terminate()
