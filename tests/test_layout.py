@@ -22,6 +22,8 @@ VENDOR_SDKS = {
     "langchain",
     "langchain_core",
     "langchain_openai",
+    "langgraph",
+    "litellm",
     "openai",
     "pydantic_ai",
 }
