@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Literal
 
 import httpx
@@ -79,7 +79,7 @@ class Reading:
 class Client:
     """A client of either kind; the sync one works in threads."""
 
-    def __init__(self, kind: Kind, proxy_url: str, **options: Any) -> None:
+    def __init__(self, kind: Kind, proxy_url: str | Sequence[str], **options: Any) -> None:
         self.kind = kind
         chosen = {"store": MemoryStore(), "patience": QUICK, **options}
         self._client: FetchClient | AsyncFetchClient
@@ -92,6 +92,11 @@ class Client:
         if isinstance(self._client, FetchClient):
             return Reading(await asyncio.to_thread(self._client.fetch, *args, **options), self.kind)
         return Reading(await self._client.fetch(*args, **options), self.kind)
+
+    async def resume(self, *args: Any, **options: Any) -> Reading:
+        if isinstance(self._client, FetchClient):
+            return Reading(await asyncio.to_thread(self._client.resume, *args, **options), self.kind)
+        return Reading(await self._client.resume(*args, **options), self.kind)
 
     async def active(self, session_id: str) -> list[GenerationInfo]:
         if isinstance(self._client, FetchClient):

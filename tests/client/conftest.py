@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ async def make_client(kind: Kind) -> AsyncIterator[MakeClient]:
     """Makes clients of one kind for a proxy's URL; they are closed at the end."""
     made: list[Client] = []
 
-    def make(proxy_url: str, **options: Any) -> Client:
+    def make(proxy_url: str | Sequence[str], **options: Any) -> Client:
         made.append(Client(kind, proxy_url, **options))
         return made[-1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import io
 import random
 
 import httpx
@@ -23,6 +24,7 @@ from streamkeep.client import (
     UpstreamFailed,
 )
 from streamkeep.storage import MemoryStore as Streams
+from tests.client.both import Kind
 from tests.client.conftest import MakeClient
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
@@ -348,3 +350,84 @@ async def test_arguments_that_cannot_be_used_are_refused_before_anything_is_sent
 def test_the_vendors_credential_is_not_the_proxys() -> None:
     with pytest.raises(ValueError, match="Streamkeep-Key"):
         FetchClient("http://127.0.0.1:4000", store=MemoryStore(), auth={"authorization": "Bearer mine"})
+
+
+async def test_a_form_with_files_arrives_whole(make_client: MakeClient, proxy: Proxy) -> None:
+    """A small one is read first, a large one passes through as it is made."""
+    async with upstream(whole(WAVES, "text/plain")) as server:
+        client = make_client(proxy.url)
+        for number, size in enumerate((1000, 3_000_000)):
+            payload = bytes(range(256)) * (size // 256)
+            files = {"file": ("a.bin", io.BytesIO(payload), "application/octet-stream")}
+            response = await client.fetch(server.url, data={"purpose": "test"}, files=files, params={"a": "1 2"})
+            assert await response.rest() == WAVES
+            call = server.calls[number]
+            assert (call.method, call.path) == ("POST", "/?a=1+2")
+            assert (call.header("Content-Type") or "").startswith("multipart/form-data; boundary=")
+            assert payload in call.body
+            assert b'name="purpose"\r\n\r\ntest\r\n' in call.body
+
+
+async def test_no_cookies_are_kept_or_passed_on(make_client: MakeClient, proxy: Proxy) -> None:
+    """Those of a page belong to the proxy's origin, and those of a vendor to nobody."""
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.answer(200, WAVES, {"Content-Type": "text/plain", "Set-Cookie": "theirs=1"})
+
+    async with upstream(play) as server:
+        client = make_client(proxy.url)
+        for _ in range(2):
+            reading = await client.fetch(server.url, headers={"Cookie": "mine=1"})
+            assert await reading.rest() == WAVES
+            assert not reading.response.cookies
+        assert [call.header("Cookie") for call in server.calls] == [None, None]
+
+
+async def test_event_hooks_see_the_request_and_the_response(kind: Kind, make_client: MakeClient, proxy: Proxy) -> None:
+    seen: list[object] = []
+
+    def request_hook(request: httpx.Request) -> None:
+        request.headers["X-Of-The-Hook"] = "1"
+        seen.append(str(request.url))
+
+    def response_hook(response: httpx.Response) -> None:
+        seen.append(response.status_code)
+
+    async def awaited_request_hook(request: httpx.Request) -> None:
+        request_hook(request)
+
+    async def awaited_response_hook(response: httpx.Response) -> None:
+        response_hook(response)
+
+    hooks = {
+        "sync": {"request": [request_hook], "response": [response_hook]},
+        "async": {"request": [awaited_request_hook], "response": [awaited_response_hook]},
+    }[kind]
+    async with upstream(whole(WAVES, "text/plain")) as server:
+        client = make_client(proxy.url, event_hooks=hooks)
+        assert await (await client.fetch(server.url)).rest() == WAVES
+        assert server.calls[0].header("X-Of-The-Hook") == "1"
+        assert seen == [server.url, 200]
+
+
+async def test_a_response_hook_that_raises_closes_the_response(
+    kind: Kind, make_client: MakeClient, proxy: Proxy
+) -> None:
+    def refuse(response: httpx.Response) -> None:
+        response.raise_for_status()
+
+    async def refuse_awaited(response: httpx.Response) -> None:
+        refuse(response)
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.answer(500, b"no")
+
+    async with upstream(play) as server:
+        client = make_client(proxy.url, event_hooks={"response": [refuse if kind == "sync" else refuse_awaited]})
+        with pytest.raises(httpx.HTTPStatusError):
+            await client.fetch(server.url)
+
+
+def test_an_unknown_hook_is_refused() -> None:
+    with pytest.raises(ValueError, match="respnse"):
+        FetchClient("http://h", event_hooks={"respnse": []})

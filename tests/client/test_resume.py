@@ -218,7 +218,7 @@ async def test_with_an_empty_store_the_proxy_is_asked(make_client: MakeClient, p
         first = await make_client(proxy.url).fetch(server.url, session_id=session, request_id="1")
         await first.at_least(len(WAVES))
         store = MemoryStore()
-        resumed = await make_client(proxy.url, store=store).fetch(session_id=session, resume=True)
+        resumed = await make_client(proxy.url, store=store).resume(session)
         assert (resumed.response.headers["X-Request-ID"], resumed.response.headers[START]) == ("1", "0")
         assert [record.request_id for record in store.records(proxy.url, session)] == ["1"]
         gate.set()

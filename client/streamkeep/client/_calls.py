@@ -26,7 +26,7 @@ async def upstream_call(request: httpx.Request, channel: Channel, library: HttpL
     except library.RequestNotRead:
         length = request.headers.get("Content-Length", "")
         is_small = length.isascii() and length.isdigit() and int(length) <= _BUFFERED_BODY_BYTES
-        content = await channel.read_request(request) if is_small else request.stream
+        content = await channel.read_request(request) if is_small else channel.streamed(request)
     return UpstreamCall(request.method.upper(), str(url), tuple(request.headers.raw), content)
 
 

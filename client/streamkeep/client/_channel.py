@@ -14,7 +14,16 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar, cast
 
@@ -55,6 +64,9 @@ class Channel(Protocol):
     async def read_request(self, request: httpx.Request) -> bytes:
         """Take a request's whole body into memory."""
 
+    def streamed(self, request: httpx.Request) -> Iterable[bytes] | AsyncIterable[bytes]:
+        """A request's body as it is made, in the way that this channel sends: httpx's forms can be read in both."""
+
     async def sleep(self, seconds: float) -> None:
         """Pause."""
 
@@ -94,6 +106,9 @@ class BlockingChannel:
 
     async def read_request(self, request: httpx.Request) -> bytes:
         return request.read()
+
+    def streamed(self, request: httpx.Request) -> Iterable[bytes] | AsyncIterable[bytes]:
+        return request.stream
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)  # noqa: ASYNC251  # nobody else runs in this coroutine's thread
@@ -157,6 +172,9 @@ class AsyncChannel:
 
     async def read_request(self, request: httpx.Request) -> bytes:
         return await request.aread()
+
+    def streamed(self, request: httpx.Request) -> Iterable[bytes] | AsyncIterable[bytes]:
+        return aiter(request.stream) if isinstance(request.stream, AsyncIterable) else request.stream
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

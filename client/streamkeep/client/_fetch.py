@@ -5,10 +5,10 @@ Both are shells over `Exchange`: they turn arguments into a `Call`, and its `Ans
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, cast
+from typing import IO, Any, Self, cast
 
 import httpx
 
@@ -24,6 +24,20 @@ from streamkeep.client._server import Server, headers_for
 from streamkeep.client._stores import GenerationStore, SQLiteStore
 
 Target = str | httpx.URL | httpx.Request
+Params = (
+    Mapping[str, str | int | float | bool | None]
+    | list[tuple[str, str | int | float | bool | None]]
+    | tuple[tuple[str, str | int | float | bool | None], ...]
+)
+File = (
+    IO[bytes]
+    | bytes
+    | str
+    | tuple[str | None, IO[bytes] | bytes | str]
+    | tuple[str | None, IO[bytes] | bytes | str, str]
+)
+Files = Mapping[str, File] | Sequence[tuple[str, File]]
+EventHooks = Mapping[str, Sequence[Callable[..., Any]]]
 
 _HTTPX = cast("HttpLibrary", httpx)
 
@@ -45,14 +59,16 @@ class GenerationInfo:
 class FetchClient:
     """Send requests through a proxy, so that their responses outlive the connection and this process.
 
-    `proxy_url` may or may not end in `/api`. `store` keeps which generations are being read: a `SQLiteStore` in the
+    `proxy_url` may or may not end in `/api`. Where several proxies share a database, it may be all their URLs: one that
+    cannot be reached is followed by the next, also within a body. `store` keeps which generations are being read: a `SQLiteStore` in the
     user's state directory unless given. `key` is the proxy's own, and `auth` are more headers for the proxy alone. `http`
-    is the httpx transport to it, for TLS settings and the like. Several threads may share a client; a response belongs to one at a time.
+    is the httpx transport to it, for TLS settings, HTTP/2 and the like. `event_hooks` are httpx's: `request` functions get
+    the caller's request before it is sent, `response` functions the response before its body. Several threads may share a client; a response belongs to one at a time.
     """
 
     def __init__(
         self,
-        proxy_url: str,
+        proxy_url: str | Sequence[str],
         *,
         store: GenerationStore | None = None,
         key: str | None = None,
@@ -61,10 +77,12 @@ class FetchClient:
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         patience: Patience | None = None,
         http: httpx.BaseTransport | None = None,
+        event_hooks: EventHooks | None = None,
     ) -> None:
         self._core = _Core(
             BlockingChannel(http), proxy_url, store, headers_for(key, auth), timeout, ttl_seconds, patience
         )
+        self._hooks = _checked_hooks(event_hooks)
 
     def __repr__(self) -> str:
         return f"FetchClient({self._core.server.base!r})"
@@ -84,7 +102,10 @@ class FetchClient:
         method: str | None = None,
         headers: Mapping[str, str] | None = None,
         content: str | bytes | Iterable[bytes] | None = None,
+        data: Mapping[str, Any] | None = None,
+        files: Files | None = None,
         json: object = None,
+        params: Params | None = None,
         session_id: str | None = None,
         request_id: str | None = None,
         resume: bool | None = None,
@@ -114,12 +135,42 @@ class FetchClient:
             LocalStoreFailed: the store cannot record the call, so it was not sent.
             ValueError: an argument or header cannot be used.
         """
-        request = _request(target, method, headers, content, json)
+        request = _request(target, method, headers, content, data, files, json, params)
         options = _Options(session_id, request_id, resume, replay_from_start, ttl_seconds, timeout)
+        for hook in self._hooks["request"]:
+            hook(request)
         answer = run_blocking(self._core.fetch(request, options))
         response = blocking_response(answer, _as_they_are, _HTTPX)
         response.request = request
+        try:
+            for hook in self._hooks["response"]:
+                hook(response)
+        except BaseException:
+            response.close()
+            raise
         return response
+
+    def resume(
+        self,
+        session_id: str,
+        request_id: str | None = None,
+        *,
+        replay_from_start: bool = False,
+        ttl_seconds: float | None = None,
+        timeout: httpx.Timeout | float | None = None,
+    ) -> httpx.Response:
+        """Go on with a session's newest generation, or the named one: `fetch` with `resume`, which see.
+
+        Where the local store knows nothing, the proxy's registry is asked.
+        """
+        return self.fetch(
+            session_id=session_id,
+            request_id=request_id,
+            resume=True,
+            replay_from_start=replay_from_start,
+            ttl_seconds=ttl_seconds,
+            timeout=timeout,
+        )
 
     def active(self, session_id: str) -> list[GenerationInfo]:
         """A session's generations that run or ended within the hour, newest first. Raises: StreamkeepError."""
@@ -139,7 +190,7 @@ class AsyncFetchClient:
 
     def __init__(
         self,
-        proxy_url: str,
+        proxy_url: str | Sequence[str],
         *,
         store: GenerationStore | None = None,
         key: str | None = None,
@@ -148,8 +199,10 @@ class AsyncFetchClient:
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         patience: Patience | None = None,
         http: httpx.AsyncBaseTransport | None = None,
+        event_hooks: EventHooks | None = None,
     ) -> None:
         self._core = _Core(AsyncChannel(http), proxy_url, store, headers_for(key, auth), timeout, ttl_seconds, patience)
+        self._hooks = _checked_hooks(event_hooks)
 
     def __repr__(self) -> str:
         return f"AsyncFetchClient({self._core.server.base!r})"
@@ -169,7 +222,10 @@ class AsyncFetchClient:
         method: str | None = None,
         headers: Mapping[str, str] | None = None,
         content: str | bytes | AsyncIterable[bytes] | None = None,
+        data: Mapping[str, Any] | None = None,
+        files: Files | None = None,
         json: object = None,
+        params: Params | None = None,
         session_id: str | None = None,
         request_id: str | None = None,
         resume: bool | None = None,
@@ -178,12 +234,39 @@ class AsyncFetchClient:
         timeout: httpx.Timeout | float | None = None,  # noqa: ASYNC109  # several limits, as httpx means them
     ) -> httpx.Response:
         """`FetchClient.fetch`, awaited. A cancelled call or read leaves no connection open, and loses no byte."""
-        request = _request(target, method, headers, content, json)
+        request = _request(target, method, headers, content, data, files, json, params)
         options = _Options(session_id, request_id, resume, replay_from_start, ttl_seconds, timeout)
+        for hook in self._hooks["request"]:
+            await hook(request)
         answer = await self._core.fetch(request, options)
         response = async_response(answer, _as_they_are, _HTTPX)
         response.request = request
+        try:
+            for hook in self._hooks["response"]:
+                await hook(response)
+        except BaseException:
+            await response.aclose()
+            raise
         return response
+
+    async def resume(
+        self,
+        session_id: str,
+        request_id: str | None = None,
+        *,
+        replay_from_start: bool = False,
+        ttl_seconds: float | None = None,
+        timeout: httpx.Timeout | float | None = None,  # noqa: ASYNC109  # several limits, as httpx means them
+    ) -> httpx.Response:
+        """`FetchClient.resume`, awaited."""
+        return await self.fetch(
+            session_id=session_id,
+            request_id=request_id,
+            resume=True,
+            replay_from_start=replay_from_start,
+            ttl_seconds=ttl_seconds,
+            timeout=timeout,
+        )
 
     async def active(self, session_id: str) -> list[GenerationInfo]:
         """`FetchClient.active`, awaited."""
@@ -216,7 +299,7 @@ class _Core:
     def __init__(
         self,
         channel: Channel,
-        proxy_url: str,
+        proxy_url: str | Sequence[str],
         store: GenerationStore | None,
         auth: Mapping[str, str],
         timeout: httpx.Timeout | float | None,
@@ -224,7 +307,7 @@ class _Core:
         patience: Patience | None,
     ) -> None:
         patience = patience or Patience()
-        self.server = Server(channel, wire.proxy_base(proxy_url), auth=auth, patience=patience)
+        self.server = Server(channel, wire.proxy_bases(proxy_url), auth=auth, patience=patience)
         self._channel = channel
         self._own_store = SQLiteStore()
         kept = self._own_store if store is None else store
@@ -278,16 +361,34 @@ def _request(
     method: str | None,
     headers: Mapping[str, str] | None,
     content: str | bytes | Iterable[bytes] | AsyncIterable[bytes] | None,
+    data: Mapping[str, Any] | None,
+    files: Files | None,
     json: object,
+    params: Params | None,
 ) -> httpx.Request:
+    bodies = (content, data, files, json)
     if isinstance(target, httpx.Request):
-        if not (method is None and headers is None and content is None and json is None):
-            raise ValueError("a whole request brings its own method, headers and body")
+        if any(given is not None for given in (method, headers, params, *bodies)):
+            raise ValueError("a whole request brings its own method, headers, parameters and body")
         return target
-    has_body = content is not None or json is not None
+    has_body = any(given is not None for given in bodies)
     return httpx.Request(
-        method or ("POST" if has_body else "GET"), target or "", headers=headers, content=content, json=json
+        method or ("POST" if has_body else "GET"),
+        target or "",
+        headers=headers,
+        params=params,
+        content=content,
+        data=data,
+        files=files,
+        json=json,
     )
+
+
+def _checked_hooks(hooks: EventHooks | None) -> EventHooks:
+    unknown = set(hooks or ()) - {"request", "response"}
+    if unknown:
+        raise ValueError(f"event hooks are for request and response, not {', '.join(sorted(unknown))}")
+    return {"request": (), "response": (), **(hooks or {})}
 
 
 def _as_they_are(error: Exception) -> Exception:

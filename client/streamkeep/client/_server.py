@@ -7,7 +7,7 @@ ids joins the first one. The answer decides in one place (`_refusal`) what it is
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from streamkeep.client._channel import Channel, Reply, timeouts
 from streamkeep.client._errors import ConnectionFailed, ProtocolError, ServerError, generation_error
 from streamkeep.client._retry import Interrupted, Patience, repeatedly
 from streamkeep.client._rules import wire
+from streamkeep.client._rules.places import Places
 from streamkeep.client._rules.wire import ControlEvent, Creation, Header
 
 USER_AGENT = f"streamkeep/{version('streamkeep')}"
@@ -87,10 +88,13 @@ def headers_for(key: str | None, auth: Mapping[str, str] | None) -> dict[str, st
 
 
 class Server:
-    """A proxy at `base`. `auth` are headers for it alone; they are sent to its own origin only."""
+    """A proxy at `base`, or at any of several. `auth` are headers for it alone; they are sent to its own origin only."""
 
-    def __init__(self, channel: Channel, base: str, *, auth: Mapping[str, str], patience: Patience) -> None:
-        self.base = base
+    def __init__(
+        self, channel: Channel, base: str | Sequence[str], *, auth: Mapping[str, str], patience: Patience
+    ) -> None:
+        self._places = Places([base] if isinstance(base, str) else base)
+        self.base = self._places.name
         self._channel = channel
         self._auth = {name.lower(): value for name, value in auth.items()}
         self._patience = patience
@@ -179,7 +183,7 @@ class Server:
             content = await self._read_all(reply)
         finally:
             await reply.close()
-        raise _failure(_Answer(reply.status, reply.headers, content))
+        raise self._failed(_Answer(reply.status, reply.headers, content), url)
 
     async def _manage(self, method: str, url: str, headers: Iterable[Header] = ()) -> _Answer:
         extensions = timeouts(connect=5.0, read=_MANAGEMENT_READ_SECONDS, write=_MANAGEMENT_READ_SECONDS, pool=None)
@@ -224,15 +228,35 @@ class Server:
             await reply.close()
         if 200 <= answer.status < 300 or wire.UPSTREAM_STATUS in answer.headers:
             return answer
-        raise _failure(answer)
+        raise self._failed(answer, url)
+
+    def _failed(self, answer: _Answer, url: str) -> Exception:
+        failure = _failure(answer)
+        if isinstance(failure, Interrupted):
+            self._places.failed(self._places.of(url))
+        return failure
 
     async def _send(
         self, method: str, url: str, headers: list[Header], content: Content, extensions: dict[str, Any]
     ) -> Reply:
+        """Send to where the URL leads now; a place that cannot be reached at all is followed by the next at once."""
+        for _ in range(len(self._places) - 1):
+            place = self._places.of(url)
+            try:
+                return await self._send_to(place, method, headers, content, extensions)
+            except Interrupted as exc:
+                self._places.failed(place)
+                if not isinstance(exc.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+                    raise
+        return await self._send_to(self._places.of(url), method, headers, content, extensions)
+
+    async def _send_to(
+        self, url: str, method: str, headers: list[Header], content: Content, extensions: dict[str, Any]
+    ) -> Reply:
         fields = list(headers)
         if all(name.lower() != b"user-agent" for name, _ in fields):
             fields.append((b"User-Agent", USER_AGENT.encode()))
-        if wire.origin(url) == wire.origin(self.base):
+        if url in self._places:
             fields += [(name.encode("ascii"), _ascii(value)) for name, value in self._auth.items()]
         request = httpx.Request(method, url, headers=fields, content=content, extensions=extensions)
         try:

@@ -22,7 +22,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast, overload
@@ -68,7 +68,7 @@ class DurableTransport(_Transport):
 
     def __init__(
         self,
-        proxy_url: str,
+        proxy_url: str | Sequence[str],
         *,
         store: GenerationStore | None = None,
         session_id: str | None = None,
@@ -79,7 +79,8 @@ class DurableTransport(_Transport):
         http: httpx.BaseTransport | None = None,
         async_http: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._base = wire.proxy_base(proxy_url)
+        bases = wire.proxy_bases(proxy_url)
+        self._base = bases[0]
         self._session_id = None if session_id is None else wire.check_session_id(session_id)
         self._ttl_seconds = ttl_seconds
         self._own_store = SQLiteStore()
@@ -88,7 +89,7 @@ class DurableTransport(_Transport):
         def exchange(channel: Channel) -> Exchange:
             kept = self._own_store if store is None else store
             patient = patience or Patience()
-            server = Server(channel, self._base, auth=headers_for(key, auth), patience=patient)
+            server = Server(channel, bases, auth=headers_for(key, auth), patience=patient)
             return Exchange(channel, server, kept, patience=patient, skips_finished=True)
 
         self._blocking = exchange(BlockingChannel(http))

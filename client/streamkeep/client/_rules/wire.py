@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
@@ -111,6 +111,14 @@ def proxy_base(proxy_url: str) -> str:
         raise ValueError("the proxy's URL may hold neither a query, nor a fragment, nor credentials")
     path = parts.path.rstrip("/").removesuffix("/api").rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def proxy_bases(proxy_urls: str | Sequence[str]) -> list[str]:
+    """The same for one or several. Raises: ValueError: one is none, or there is none."""
+    bases = [proxy_base(url) for url in ([proxy_urls] if isinstance(proxy_urls, str) else proxy_urls)]
+    if not bases:
+        raise ValueError("at least one proxy's URL is needed")
+    return bases
 
 
 def api_url(base: str, session_id: str, *more: str) -> str:
