@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from streamkeep.proxy.readers import Piece, Reader, Readers, SharedNews
+from streamkeep.proxy.readers import Piece, Reader, Readers, Telling
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.storage import Append, GenerationKey, MemoryStore, Owner, UpstreamHead
 
@@ -69,7 +69,7 @@ async def test_news_that_is_seen_to_at_once_does_not_end_the_wait(log: Log) -> N
     delivered: list[list[bytes]] = []
     is_peer_slow = False
 
-    def deliver(shared: SharedNews) -> bool:
+    def deliver(telling: Telling) -> bool:
         if is_peer_slow:
             return False
         delivered.append([piece.data for piece in readers.at_hand(reader)])

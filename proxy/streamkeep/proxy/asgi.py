@@ -53,11 +53,19 @@ def chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
-def chunk_writer(scope: Scope) -> Callable[[bytes], bool] | None:
-    """A way to write chunks of an answer that has started, without awaiting it: whether one was written, which it is not
-    when the peer is slow, or gone. None where the server has no such way, or the answer has no chunks."""
-    make: Callable[[], Callable[[bytes], bool] | None] | None = scope.get("streamkeep.chunk_writer")
-    return None if make is None else make()
+@dataclass(frozen=True, slots=True)
+class ChunkWriter:
+    """A way to write chunks of an answer that has started, without awaiting it. It is blocked while the peer is slow, and
+    once it is gone; nothing is written then."""
+
+    is_blocked: Callable[[], bool]
+    write: Callable[[bytes], object]
+
+    @staticmethod
+    def of(scope: Scope) -> ChunkWriter | None:
+        """None where the server has no such way, or the answer has no chunks."""
+        make: Callable[[], ChunkWriter | None] | None = scope.get("streamkeep.chunk_writer")
+        return None if make is None else make()
 
 
 @dataclass(slots=True)

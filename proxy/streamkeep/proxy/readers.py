@@ -26,8 +26,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
 
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, problem
 from streamkeep.proxy.json_view import Decoding, Viewer
@@ -46,7 +45,7 @@ _RETAINED_BYTES = 8 * 1024
 _PIECE_OVERHEAD_BYTES = 512
 _MAX_PIECE_BYTES = 1024 * 1024
 _READ_BYTES = 128 * 1024
-_SHARED_NEWS = 64
+_TOLD_AT_ONCE = 64
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
 
@@ -111,21 +110,44 @@ class Piece:
         return (sse.data_frame(text, format_offset(self.end - len(rest))) if text else b""), rest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class News:
     """What comes next for all readers who stand at one place and read in one form: a `chunk` of their answers as it goes on
-    the wire, b"" when all of it is held back; how many bytes of the stream that are, known for how long; and where the
-    readers stand then."""
+    the wire, b"" when all of it is held back; how many bytes of the stream that are, known for how long; where the readers
+    stand then, and how many they are; and the ways to write to them."""
 
     chunk: bytes
     size_bytes: int
     known_at: float
     position: int
     held: bytes
+    readers: int = 0
+    writes: list[Callable[[bytes], object]] = field(default_factory=list)
 
 
-SharedNews: TypeAlias = dict[tuple[int, bytes, Encoding, str], News]
-"""By position, bytes held back, encoding and cursor: what was made in one telling of a feed's readers."""
+class Telling:
+    """One telling of the readers of a feed. What they get is made once for those who get the same, and goes out to some
+    dozens of sockets in a row: each system call drives all else out of the processor's caches.
+
+    Who leaves an entry in `news` is told; `at` is now.
+    """
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self.news: dict[tuple[int, bytes, Encoding, str], News] = {}
+
+    def send(self, tally: ReadTally) -> None:
+        """Write what there is to write."""
+        for news in self.news.values():
+            chunk = news.chunk
+            for write in news.writes:
+                write(chunk)
+            tally.delivered_bytes += news.size_bytes * news.readers
+            tally.lag_seconds.observe(time.monotonic() - news.known_at, news.readers)
+            news.writes.clear()
+            news.readers = 0
+        if len(self.news) > _TOLD_AT_ONCE:  # Cursors are the callers' to choose.
+            self.news.clear()
 
 
 class Feed:
@@ -183,13 +205,14 @@ class Feed:
         for reader in self.readers:
             reader.wake()
 
-    def tell(self) -> None:
+    def tell(self, tally: ReadTally) -> None:
         """There may be news for everybody who reads here."""
-        shared: SharedNews = {}
-        for reader in self.readers:
-            reader.wake(shared)
-            if len(shared) > _SHARED_NEWS:  # Cursors are the callers' to choose.
-                shared.clear()
+        telling = Telling()
+        for number, reader in enumerate(self.readers, start=1):
+            reader.wake(telling)
+            if number % _TOLD_AT_ONCE == 0:
+                telling.send(tally)
+        telling.send(tally)
 
 
 class Reader:
@@ -228,7 +251,7 @@ class Reader:
         self.wake_at = float("inf")
         self.stop = stop
         self._waiter: asyncio.Future[None] | None = None
-        self._deliver: Callable[[SharedNews], bool] | None = None
+        self._deliver: Callable[[Telling], bool] | None = None
 
     @property
     def resume_position(self) -> int:
@@ -247,10 +270,10 @@ class Reader:
             return False
         return self.viewer is None or self.viewer.final is not None
 
-    def wake(self, shared: SharedNews | None = None) -> None:
-        """There may be news: deliver it, where that can be shared, or end the wait."""
+    def wake(self, telling: Telling | None = None) -> None:
+        """There may be news: have it delivered with others', where that can be, or end the wait."""
         waiter = self._waiter
-        if waiter is None or (shared is not None and self._deliver is not None and self._deliver(shared)):
+        if waiter is None or (telling is not None and self._deliver is not None and self._deliver(telling)):
             return
         if not waiter.done():
             waiter.set_result(None)
@@ -260,7 +283,7 @@ class Reader:
         self.is_gone = True
         self.wake()
 
-    async def wait(self, until: float, deliver: Callable[[SharedNews], bool] | None = None) -> None:
+    async def wait(self, until: float, deliver: Callable[[Telling], bool] | None = None) -> None:
         """Wait for news of the stream, for `leave`, or for a monotonic instant (checked once a second). While `deliver`
         answers that it has seen to the news itself, the wait goes on; it must not raise.
         """
@@ -400,13 +423,9 @@ class Readers:
     def delivering(self, pieces: Sequence[Piece], *, since: float) -> None:
         """Some pieces go to the socket of a reader that has followed their stream since then."""
         oldest = pieces[0]
-        self.delivered(pieces[-1].end - oldest.start, oldest.known_at, since=since, now=time.monotonic())
-
-    def delivered(self, size_bytes: int, known_at: float, *, since: float, now: float) -> None:
-        """The same of so many bytes, known since then."""
-        self.tally.delivered_bytes += size_bytes
-        if known_at > since:
-            self.tally.lag_seconds.observe(now - known_at)
+        self.tally.delivered_bytes += pieces[-1].end - oldest.start
+        if oldest.known_at > since:
+            self.tally.lag_seconds.observe(time.monotonic() - oldest.known_at)
 
     def recorded_here(self, stream_ids: Collection[int]) -> None:
         """The writer of this process feeds these streams from now on; the slow poll may leave them out."""
@@ -456,7 +475,7 @@ class Readers:
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
         for feed in untold:
-            feed.tell()
+            feed.tell(self.tally)
 
     # Audience of the writer
 

@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.json_view import JsonView, Page, Viewer
-from streamkeep.proxy.readers import Keepalive, News, Piece, Reader, Readers, SharedNews
+from streamkeep.proxy.readers import Keepalive, News, Piece, Reader, Readers, Telling
 from streamkeep.proxy.rules import caching, sse, wire
 from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor
@@ -356,7 +356,7 @@ class _Events:
         "_rotate_at",
         "_send",
         "_sent_at",
-        "_write",
+        "_writer",
     )
 
     def __init__(self, reader: Reader, parts: Parts, encoding: Encoding, cursor: str, scope: Scope) -> None:
@@ -366,7 +366,7 @@ class _Events:
         self._encoding = encoding
         self._cursor = sys.intern(cursor)  # Compared for each delivery.
         self._send = asgi.Exchange.of(scope).send
-        self._write = asgi.chunk_writer(scope)
+        self._writer = asgi.ChunkWriter.of(scope)
         self._held = b""
         self._began_at = time.monotonic()
         self._rotate_at = self._began_at + parts.settings.sse_seconds
@@ -416,26 +416,28 @@ class _Events:
                 await send_body(reader, [sse.HEARTBEAT], self._send)
                 self._sent_at = time.monotonic()
             else:
-                is_shareable = self._write is not None and reader.viewer is None
+                is_shareable = self._writer is not None and reader.viewer is None
                 await reader.wait(min(beat_at, self._rotate_at), self._deliver if is_shareable else None)
             pieces = await self._readers.pieces(reader)
         return pieces
 
-    def _deliver(self, shared: SharedNews) -> bool:
-        """Send what is at hand without the reader's task; whether that could be done."""
+    def _deliver(self, telling: Telling) -> bool:
+        """Have what is at hand sent without the reader's task; whether that can be done."""
         reader = self._reader
         place = (reader.position, self._held, self._encoding, self._cursor)
-        news = shared.get(place)
+        news = telling.news.get(place)
         if news is None:
             news = self._news()
             if news is None:
                 return False
-            shared[place] = news
-        if news.chunk and (self._write is None or not self._write(news.chunk)):
-            return False
+        if news.chunk:
+            if self._writer is None or self._writer.is_blocked():
+                return False
+            news.writes.append(self._writer.write)
+        telling.news[place] = news
+        news.readers += 1
         reader.position, self._held = news.position, news.held
-        self._sent_at = now = time.monotonic()
-        self._readers.delivered(news.size_bytes, news.known_at, since=self._began_at, now=now)
+        self._sent_at = telling.at
         return True
 
     def _news(self) -> News | None:

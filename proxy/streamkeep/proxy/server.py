@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from streamkeep.proxy.app import create_app
+from streamkeep.proxy.asgi import ChunkWriter
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.settings import Settings
 
@@ -318,19 +319,12 @@ def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
     return not codings or (version == "1.1" and [coding.strip().lower() for coding in codings] == [b"chunked"])
 
 
-def _chunk_writer(cycle: RequestResponseCycle) -> Callable[[bytes], bool] | None:
-    """As `asgi.chunk_writer`."""
+def _chunk_writer(cycle: RequestResponseCycle) -> ChunkWriter | None:
+    """As `ChunkWriter.of`."""
     if not cycle.chunked_encoding:
         return None
-    flow, is_closing, write = cycle.flow, cycle.transport.is_closing, cycle.transport.write
-
-    def write_chunk(chunk: bytes) -> bool:
-        if flow.write_paused or is_closing():
-            return False
-        write(chunk)
-        return True
-
-    return write_chunk
+    flow, is_closing = cycle.flow, cycle.transport.is_closing
+    return ChunkWriter(lambda: flow.write_paused or is_closing(), cycle.transport.write)
 
 
 def _notice_dead_peers(peer: socket.socket | None) -> None:

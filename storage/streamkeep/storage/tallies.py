@@ -25,9 +25,9 @@ class Histogram:
     def __repr__(self) -> str:
         return f"Histogram(count={sum(self.counts)}, sum={self.sum})"
 
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
 
 
 class CommitTally:
