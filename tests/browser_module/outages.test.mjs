@@ -87,7 +87,7 @@ test("a proxy that stays away errors the body, and the rest can be had later", a
   line.isDown = true
   line.cut()
   await assert.rejects(reader.read(), TypeError)
-  assert.equal(fetch.isPending(session), true)
+  assert.ok(fetch.pending(session).length)
   line.isDown = false
   give(10)
   const rest = await fetch("", resuming(session))

@@ -49,8 +49,8 @@ export interface FetchClient {
   active(sessionId: string, signal?: AbortSignal): Promise<Generation[]>
   /** Stop a generation, for every reader; its state then, or nothing where there is none. */
   cancel(sessionId: string, requestId: string): Promise<Generation["state"] | "cancelling" | undefined>
-  /** Whether the storage knows a generation of the session that was neither read to its end nor stopped. */
-  isPending(sessionId: string): boolean
+  /** The request ids of a session's generations that were neither read to their ends here nor stopped, newest first. */
+  pending(sessionId: string): string[]
   /** Forget what the storage knows of a session. What runs goes on. */
   forget(sessionId: string): void
 }

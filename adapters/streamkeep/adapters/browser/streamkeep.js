@@ -17,7 +17,7 @@ function proxyError(message, more) {
 
 export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() => localStorage), patience = {} }) {
   const { sendSeconds = 30, silenceSeconds = 120, stallSeconds = 45 } = patience
-  const { origin, pathname } = new URL(proxyUrl, globalThis.location?.href)
+  const { origin, pathname } = new URL(proxyUrl, globalThis.location)
   const base = origin + pathname.replace(/\/*(\/api)?\/*$/, "")
   const marks = marksIn(storage, `streamkeep/generation/${base}/`)
 
@@ -72,7 +72,7 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
 
   async function send({ sessionId = crypto.randomUUID(), requestId = crypto.randomUUID() }, signal, input, init) {
     const request = new Request(input, init)
-    if (request.credentials === "include") throw new TypeError("cookies do not travel through the proxy; headers do")
+    if (request.credentials === "include") throw new TypeError("the proxy passes no cookies on")
     const { headers } = request
     steering(headers)
     headers.set("X-Proxy-Url", request.url)
@@ -100,7 +100,7 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
   }
 
   async function resume({ sessionId, requestId, replays, ttlMs }, signal) {
-    if (!sessionId) throw new TypeError("a resume names its session, in X-Session-ID")
+    if (!sessionId) throw new TypeError("a resume needs X-Session-ID")
     const lapsed = []
     for (const mark of marks.all(sessionId)) {
       const { isStopped, at } = mark.read()
@@ -156,7 +156,7 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
   return Object.assign(durableFetch, {
     active,
     cancel,
-    isPending: (sessionId) => marks.all(sessionId).some((mark) => !mark.read().isStopped),
+    pending: (sessionId) => marks.all(sessionId).filter((mark) => !mark.read().isStopped).map((mark) => mark.requestId),
     forget: (sessionId) => marks.all(sessionId).forEach((mark) => mark.remove()),
   })
 }
