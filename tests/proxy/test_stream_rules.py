@@ -9,6 +9,7 @@ import pytest
 from streamkeep.proxy.rules import caching, stream_headers, stream_paths, wire
 from streamkeep.proxy.rules.wire import BadRequest
 
+BRIEF, SHARED, NONE = caching.CachePolicy.BRIEF, caching.CachePolicy.SHARED, caching.CachePolicy.NONE
 TAG = caching.entity_tag(7, 0, 12, is_closed=False)
 
 
@@ -104,3 +105,23 @@ def test_paths_that_are_refused(raw: bytes) -> None:
     with pytest.raises(BadRequest) as refused:
         stream_paths.parse_path(raw)
     assert refused.value.code == "invalid_path"
+
+
+@pytest.mark.parametrize(
+    ("policy", "is_final", "expires_at", "seconds"),
+    [
+        (SHARED, True, 2000, 10),
+        (SHARED, False, 2000, 1),
+        (BRIEF, False, 2000, 1),
+        (BRIEF, True, 2000, 10),
+        (NONE, True, 2000, 0),
+        (SHARED, True, 1006, 4),
+        (SHARED, True, 1002, 0),
+        (SHARED, True, 1001, 0),
+        (SHARED, True, 0, 0),
+    ],
+)
+def test_what_a_signed_url_reads_is_not_kept_beyond_its_life(
+    policy: caching.CachePolicy, is_final: bool, expires_at: int, seconds: int
+) -> None:
+    assert caching.by_url_seconds(policy, is_final=is_final, expires_at=expires_at, now=1000.5) == seconds

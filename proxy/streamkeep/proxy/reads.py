@@ -61,8 +61,17 @@ class Target:
     def encoding(self, *, is_base64: bool) -> Encoding:
         return sse.encoding_for(self.content_type, is_message_stream=self.is_message_stream, is_base64=is_base64)
 
-    def caching(self, policy: CachePolicy) -> tuple[str, str]:
-        return ("Cache-Control", policy if self.is_shared else CachePolicy.NONE)
+    def caching(self, policy: CachePolicy, query: wire.ReadQuery, *, is_final: bool) -> list[tuple[str, str]]:
+        """What caches may do with an answer: all of them where it is for everybody, and where a signed URL is all that it
+        takes, one of ours that goes by URLs."""
+        if self.is_shared:
+            return [("Cache-Control", policy)]
+        seconds = 0
+        if query.url_expires_at is not None:
+            expires_at = query.url_expires_at
+            seconds = caching.by_url_seconds(policy, is_final=is_final, expires_at=expires_at, now=time.time())
+        # It stands before the other, or nginx before 1.23 does not heed it.
+        return [*([(wire.ACCEL_EXPIRES, str(seconds))] if seconds else []), asgi.NO_STORE]
 
 
 class Parts(Protocol):
@@ -105,7 +114,7 @@ class Reads:
         elif query.live is wire.Live.LONG_POLL:
             await self._long_poll(target, position, query, receive, send)
         else:
-            await self._catch_up(target, position, scope, send)
+            await self._catch_up(target, position, query, scope, send)
 
     async def pass_on(
         self,
@@ -202,7 +211,7 @@ class Reads:
         headers += _position_headers(tail.position, is_up_to_date=True, is_closed=tail.is_closed)
         await asgi.answer(send, 200, target.body(b""), headers)
 
-    async def _catch_up(self, target: Target, position: int, scope: Scope, send: Send) -> None:
+    async def _catch_up(self, target: Target, position: int, query: wire.ReadQuery, scope: Scope, send: Send) -> None:
         read = await self.page(target, position)
         body = target.body(read.data)
         accepted = asgi.header(scope, b"accept-encoding")
@@ -217,7 +226,7 @@ class Reads:
         )
         # What has nothing yet may soon have more: kept for long, it would hide that.
         policy = CachePolicy.SHARED if read.data or read.is_closed else CachePolicy.BRIEF
-        headers = [*_body_headers(target), target.caching(policy), ("ETag", tag)]
+        headers = [*_body_headers(target), *target.caching(policy, query, is_final=read.is_closed), ("ETag", tag)]
         headers.append(("Vary", "Accept-Encoding"))
         headers += _position_headers(read.end, is_up_to_date=read.is_up_to_date, is_closed=read.is_closed)
         if caching.matches(asgi.header(scope, b"if-none-match"), tag):
@@ -260,10 +269,11 @@ class Reads:
         if pieces:
             self._parts.readers.delivering(pieces, since=began_at)
             policy = CachePolicy.NONE if query.offset == NOW else CachePolicy.SHARED
-            headers = [*_body_headers(target), target.caching(policy)]
+            headers = _body_headers(target)
         else:
             policy = CachePolicy.NONE if query.offset == NOW else CachePolicy.BRIEF
-            headers = [*target.headers, target.caching(policy)]
+            headers = list(target.headers)
+        headers += target.caching(policy, query, is_final=bool(pieces) or is_closed)
         headers += _position_headers(reader.resume_position, is_up_to_date=is_up_to_date, is_closed=is_closed)
         if not is_closed:
             headers.append((wire.CURSOR, _cursor(query)))

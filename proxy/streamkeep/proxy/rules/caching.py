@@ -20,6 +20,20 @@ class CachePolicy(StrEnum):
     NONE = "no-store"
 
 
+_BY_URL_SECONDS = 10
+
+
+def by_url_seconds(policy: CachePolicy, *, is_final: bool, expires_at: int, now: float) -> int:
+    """For how long a cache that tells whole URLs apart may keep what a signed URL reads, at unix time `now`; 0: not at all.
+
+    `is_final`: whoever gets it later misses nothing. It is not kept beyond the URL's own life, a second less since caches
+    count in whole ones, and for so short that what is deleted, or whose signing key is revoked, is soon unreadable.
+    """
+    if policy is CachePolicy.NONE:
+        return 0
+    return max(0, min(_BY_URL_SECONDS if is_final else 1, int(expires_at - now) - 1))
+
+
 def entity_tag(
     stream_id: int, start: int, end: int, *, is_closed: bool, is_gzip: bool = False, is_view: bool = False
 ) -> str:

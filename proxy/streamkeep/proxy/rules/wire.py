@@ -53,12 +53,15 @@ UPSTREAM_CONTENT_ENCODING = "Upstream-Content-Encoding"
 REPLAYED = "Streamkeep-Replayed"
 STREAM_URL = "Stream-Url"
 CONTROL_URL = "Control-Url"
+# Read by an nginx in front of us, before `Cache-Control`, and not passed on by it.
+ACCEL_EXPIRES = "X-Accel-Expires"
 # Our request id on an answer where `X-Request-ID` is upstream's own.
 RECORDED_AS = "Streamkeep-Request-ID"
 
 UPSTREAM_METHODS = frozenset({"GET", "HEAD", "PUT", "PATCH", "DELETE", "POST"})
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}")
+_EXPIRES = re.compile(r"[0-9]{1,12}")
 _CANCEL_AFTER = re.compile(r"cancel_after=([0-9]{1,6}(?:\.[0-9]{1,3})?)")
 _RESERVED_REQUEST_IDS = frozenset({"active"})
 
@@ -192,12 +195,14 @@ def view_header(headers: Iterable[tuple[bytes, bytes]]) -> View | None:
 
 @dataclass(frozen=True, slots=True)
 class ReadQuery:
-    """The parameters of a read. `offset` is still a token; None where none was given."""
+    """The parameters of a read. `offset` is still a token; None where none was given. `url_expires_at`: until when a signed
+    URL may be read, in unix seconds; whoever lets the read pass has checked the signature."""
 
     offset: str | None = None
     live: Live | None = None
     cursor: str | None = None
     is_base64: bool = False
+    url_expires_at: int | None = None
 
 
 def single_parameters(query_string: bytes) -> dict[str, str]:
@@ -231,4 +236,6 @@ def read_query(parameters: Mapping[str, str], *, last_event_id: str | None) -> R
     offset = last_event_id or parameters.get("offset")
     if offset is not None:
         parse_offset(offset)
-    return ReadQuery(offset, live, parameters.get("cursor"), encoding is not None)
+    expires = parameters.get("expires")
+    url_expires_at = int(expires) if expires is not None and _EXPIRES.fullmatch(expires) else None
+    return ReadQuery(offset, live, parameters.get("cursor"), encoding is not None, url_expires_at)
