@@ -52,6 +52,8 @@ class Recorder:
 
     def __init__(self, writer: Writer, generation: Generation) -> None:
         self.generation = generation
+        # The same object for all of one owner's: it is compared for every chunk.
+        self.owner = writer._owners.setdefault(generation.owner, generation.owner)
         self.position = 0
         self.pending_bytes = 0
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -151,6 +153,7 @@ class Writer:
         self._batch_bytes = batch_bytes
         self._pending_bytes = 0
         self._dirty: dict[Recorder, None] = {}
+        self._owners: dict[Owner, Owner] = {}
         self._oldest_at = 0.0
         self._work = asyncio.Event()
         self._committed = asyncio.Event()
@@ -180,7 +183,7 @@ class Writer:
             self._work.clear()
             while self._dirty:
                 batch = self._take()
-                owner = batch[0].recorder.generation.owner
+                owner = batch[0].recorder.owner
                 await self._commit(owner, batch)
                 await asyncio.sleep(_REST_SECONDS)
 
@@ -200,9 +203,10 @@ class Writer:
         size = 0
         owner: Owner | None = None
         for recorder in list(self._dirty):
-            if owner is not None and recorder.generation.owner != owner:
+            if owner is None:
+                owner = recorder.owner
+            elif recorder.owner is not owner:
                 continue
-            owner = recorder.generation.owner
             del self._dirty[recorder]
             item = recorder._take()
             batch.append(item)

@@ -19,6 +19,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -83,6 +84,7 @@ from streamkeep.storage.rules.json_messages import encode_message
 logger = logging.getLogger(__name__)
 
 _SIGNING_KEY_BYTES = 32
+_STREAM_ID = attrgetter("stream_id")
 _MAX_CLAIM_ATTEMPTS = 10
 
 # What is sealed with the key of a generation's data stream, beside its chunks.
@@ -111,6 +113,9 @@ def _fence(condition: str = "") -> str:
 # Spelled so that no index serves it: the row is found by its id, and an owner may have thousands.
 _BELONGS_TO_FENCE = "(owner_id, owner_epoch) is not distinct from (fence.id, fence.epoch)"
 
+# Likewise: an index of all that are live is not the way to a few of them.
+_IS_LIVE = "coalesce(ended_at, 'infinity') = 'infinity'"
+
 
 def _expected(stream_id: str, position: str) -> str:
     """That position if it is the tail of that stream and the stream is open; otherwise the statement fails."""
@@ -134,8 +139,10 @@ def _write(position: str) -> str:
                {encoding_of("item.is_sealed")},
                item.data
         from fence
-        cross join unnest($4::bigint[], $5::bigint[], $6::bytea[], $7::boolean[], $8::boolean[])
-            as item (stream_id, position, data, is_known, is_sealed)
+        cross join unnest(
+            (select $4::bigint[]), (select $5::bigint[]), (select $6::bytea[]), (select $7::boolean[]),
+            (select $8::boolean[])
+        ) as item (stream_id, position, data, is_known, is_sealed)
         order by item.stream_id
     """
 
@@ -184,8 +191,9 @@ class PostgresStore:
         self._tasks: list[asyncio.Task[None]] = []
         # Each lease of this process, with the number that its commits carry.
         self._settled: dict[Owner, int] = {}
-        # Tails that this store committed last and that nobody else can have moved.
+        # Tails that this store committed last and that nobody else can have moved; of what it started, 0 at first.
         self._tails: dict[int, int] = {}
+        self._endings = 0
         self._has_company = True
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
@@ -457,7 +465,9 @@ class PostgresStore:
     """
 
     async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> Generation:
-        return await self._leave_creating(self._START, generation, fingerprint, _head_json(head))
+        started = await self._leave_creating(self._START, generation, fingerprint, _head_json(head))
+        self._tails.setdefault(started.data_stream, 0)
+        return started
 
     _REFUSE = f"""
     with {_fence()}
@@ -605,21 +615,24 @@ class PostgresStore:
     # all the rest of it takes; without it one plan serves all.
     _APPEND_TO_KNOWN = f"with {_fence('and settled = $3')} {_write('item.position')}"
 
-    # One snapshot for all: an ending's `position` is the data stream's tail before this statement.
+    # One snapshot for all: an ending's `position` is the data stream's tail before this statement. Arrays hide their
+    # lengths, for which the server would make a plan each time; that takes longer than all the rest.
     _APPEND_AND_END = f"""
     with {_fence("and settled = $3")}, written as ({_WRITE}), ending as (
         select *
         from unnest(
-            $9::bigint[], $10::bigint[], $11::text[], $12::text[], $13::text[], $14::bigint[], $15::bigint[],
-            $16::bytea[], $17::boolean[], $18::text[]
+            (select $9::bigint[]), (select $10::bigint[]), (select $11::text[]), (select $12::text[]),
+            (select $13::text[]), (select $14::bigint[]), (select $15::bigint[]), (select $16::bytea[]),
+            (select $17::boolean[]), (select $18::text[])
         ) as ending (id, epoch, state, code, message, position, final_position, event, is_sealed, usage)
     ), ended as (
         update streamkeep.generations
         set state = ending.state, code = ending.code, message = ending.message, usage = ending.usage::json,
             ended_at = clock_timestamp(), sweep_at = clock_timestamp() + make_interval(secs => retention_seconds)
         from fence, ending
-        where generations.id = ending.id and generations.epoch = ending.epoch
-          and {_BELONGS_TO_FENCE} and ended_at is null
+        where generations.id = any(array(select id from ending))
+          and generations.id = ending.id and generations.epoch = ending.epoch
+          and {_BELONGS_TO_FENCE} and {_IS_LIVE}
         returning generations.id, data_stream, control_stream, ending.position, ending.final_position, ending.event,
                   ending.is_sealed, {size_of("ending.event", "ending.is_sealed")} as event_size
     ), event as (
@@ -638,13 +651,13 @@ class PostgresStore:
             closed_at = clock_timestamp(),
             merged_at = case when not closing.is_worth_merging then clock_timestamp() end
         from closing
-        where streams.id = closing.id
+        where streams.id = any(array(select id from closing)) and streams.id = closing.id
     )
     select (select count(*) from fence) = 1 as is_fresh, array(select id from ended) as ended
     """
 
     async def commit(self, owner: Owner, appends: Sequence[Append], endings: Sequence[Ending]) -> frozenset[int]:
-        appends = sorted((append for append in appends if append.data), key=lambda append: append.stream_id)
+        appends = sorted([append for append in appends if append.data], key=_STREAM_ID)
         # Forgotten until this commit is known to have happened.
         known = [self._tails.pop(append.stream_id, None) == append.position for append in appends]
         if not self._codec.is_plain:
@@ -656,9 +669,13 @@ class PostgresStore:
             statement = self._APPEND_TO_KNOWN if all(known) else self._APPEND
             is_fresh = await self._database.execute(statement, *values, is_urgent=True) > 0
         else:
+            # A plan is kept, and one that was made while the tables were small reads all of them: it is made anew whenever
+            # as many again have ended.
+            statement = f"{self._APPEND_AND_END} -- {self._endings.bit_length()}"
+            self._endings += len(endings)
             row = _one(
                 await self._database.fetch_row(
-                    self._APPEND_AND_END, *values, *self._ending_arrays(endings, appends), is_urgent=True
+                    statement, *values, *self._ending_arrays(endings, appends), is_urgent=True
                 )
             )
             is_fresh, ended = row["is_fresh"], frozenset(row["ended"])
