@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from streamkeep.client import astream
+from tests import python_packages
 from tests.serving import Proxy
 
 ROOT = Path(__file__).parents[2]
@@ -24,11 +25,14 @@ HOW_TOS = re.findall(r"```python\n(.*?)```", (ROOT / "adapters" / "README.md").r
 async def test_an_example_that_was_killed_is_run_again(
     proxy: Proxy, vendor: str, tmp_path: Path, example: Path
 ) -> None:
+    environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
+    if example.stem == "resume_litellm":
+        packages = await asyncio.to_thread(python_packages.folder, "litellm", python_packages.LITELLM)
+        environ |= {"PYTHONPATH": str(packages), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+
     async def start() -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, str(example), proxy.url, vendor),
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+            *(sys.executable, str(example), proxy.url, vendor), stdout=asyncio.subprocess.PIPE, env=environ
         )
 
     before = await number_of_calls(proxy, vendor)
