@@ -2,6 +2,7 @@
 
 const MESSAGES = "streamkeep/messages/"
 const WEEK_MS = 7 * 24 * 3_600_000
+const MAX_LINE_CHARACTERS = 16 * 1024 * 1024
 
 /** The JSON of a body's server-sent events, each as it comes; `[DONE]` is none. */
 export function jsonEvents(body) {
@@ -11,6 +12,7 @@ export function jsonEvents(body) {
   const take = (text, controller) => {
     const lines = (rest + text).split("\n")
     rest = lines.pop()
+    if (rest.length > MAX_LINE_CHARACTERS) throw new Error("an event is too large")
     for (const line of lines.map((line) => line.replace(/\r$/, ""))) {
       if (line.startsWith("data:")) data.push(line.slice(5).replace(/^ /, ""))
       if (line !== "") continue

@@ -161,7 +161,7 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
   })
 }
 
-// A generation's bytes from `given` on, then its end. Asking for a piece says that those before it have been taken.
+// A generation's bytes from `given` on. Asking for a piece says that those before it were taken.
 function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop) {
   const pieces = []
   let received = given
@@ -188,7 +188,7 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
   // Bytes before position `end`: what was had is cut off, and a gap could be filled by nothing later.
   const receive = (bytes, end) => {
     const from = end - bytes.length
-    if (!(from <= received)) throw proxyError(`the data jump from ${received} to ${from}`)
+    if (!(from <= received)) throw proxyError(`a gap from ${received} to ${from}`)
     if (end <= received) return
     pieces.push(bytes.subarray(received - from))
     received = end
@@ -198,17 +198,16 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
 
   const readEvents = async () => {
     if (!connection) {
-      const { headers, body } = await open(found.streamUrl, { live: "sse", encoding: "base64" })
-      if (headers.get("Stream-SSE-Data-Encoding") !== "base64") throw proxyError("not in base64")
+      const { body } = await open(found.streamUrl, { live: "sse", encoding: "base64" })
       Object.assign(connection, { reader: body.getReader(), decode: eventDecoder(), isBarren: true })
     }
     const { done, value } = await connection.within(connection.reader.read())
-    if (done) throw new TypeError("the connection broke off")
+    if (done) throw new TypeError("it broke off")
     outage.heard()
     for (const { event, id, data } of connection.decode(value)) {
       barren = 0
       connection.isBarren = false
-      if (event === "data") receive(Uint8Array.from(atob(data), (byte) => byte.charCodeAt(0)), positionOf(id))
+      if (event === "data") receive(bytesOf(data), positionOf(id))
       if (event === "control") isClosed = JSON.parse(data).streamClosed
     }
   }
@@ -227,7 +226,7 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
   const readEnd = async () => {
     const response = await open(found.controlUrl, { offset: "-1" })
     const [ending] = await connection.within(response.json())
-    if (!ending) throw new TypeError("how it ended is not told")
+    if (!ending) throw new TypeError("no end is told")
     if (positionOf(ending.offset) !== received) throw proxyError(`the data ended at ${received}`)
     if (ending.event !== "done") throw new GenerationError(ending, found)
   }
@@ -288,18 +287,18 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
   return stream
 }
 
-// A request that is cut when nothing comes, not even a heartbeat, and when the page is back: what was open may be dead.
+// It is cut when nothing comes, not even a heartbeat, and when the page is back: what was open may be dead.
 function connectionWithin(stallMs) {
   const abort = new AbortController()
   const cut = (message) => abort.abort(new TypeError(message))
   let heardAt = performance.now()
-  const unsubscribe = onReturn(() => performance.now() - heardAt > 2000 && cut("the page was away"))
+  const unsubscribe = onReturn(() => performance.now() - heardAt > 2000 && cut("it was away"))
   return {
     signal: abort.signal,
     async within(promise) {
       const clock = setTimeout(() => {
         this.isBarren ??= true
-        cut("nothing came for too long")
+        cut("nothing came")
       }, stallMs)
       try {
         return await promise
@@ -340,7 +339,7 @@ class Outage {
     this.silenceMs += Math.min(now - this.since, 60_000)
     this.since = now
     if (!(error instanceof TypeError || error.isTransient) || this.silenceMs >= this.limitMs) throw error
-    // At random, so that readers who were cut off together do not come back together.
+    // At random, so that those who were cut off together come back apart.
     const mostMs = this.failures && Math.min(5000, 100 * 2 ** this.failures)
     this.failures++
     if (await sleep(Math.max(error.retryAfterMs ?? 0, Math.random() * mostMs), this.signal)) this.heard(true)
@@ -421,6 +420,14 @@ async function refusal(response) {
 }
 
 const positionOf = (offset) => Number(/^0{16}_(\d{16})$/.exec(offset)?.[1])
+
+// `Uint8Array.from` is 30 times as slow.
+function bytesOf(base64) {
+  const text = atob(base64)
+  const bytes = new Uint8Array(text.length)
+  for (let index = 0; index < text.length; index++) bytes[index] = text.charCodeAt(index)
+  return bytes
+}
 
 function unlessAborted(signal, promise) {
   return new Promise((resolve, reject) => {
