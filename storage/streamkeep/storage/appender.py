@@ -1,8 +1,8 @@
 """Group commit for appends of the open protocol: one transaction for whatever all writers have pending.
 
-The loop takes what is pending, commits it, and takes what has gathered meanwhile. There is no timer: a lone append is
-committed at once, a crowd makes larger batches. One batch is under way at a time, so appends of one stream take effect
-in the order in which they were handed over.
+The loop takes what is pending, commits it, and takes what has gathered meanwhile. A lone append is committed at once; in
+a crowd the loop rests for a millisecond between two commits, so that each has more to store. One batch is under way at a
+time, so appends of one stream take effect in the order in which they were handed over.
 
 Nothing is ever sent twice. When the database breaks off, whether the batch happened is unknown, and an append without a
 producer could be stored twice: every caller of that batch is told, and a client with a producer repeats its request.
@@ -24,6 +24,10 @@ from streamkeep.storage.tallies import CommitTally
 from streamkeep.storage.writer import Audience
 
 logger = logging.getLogger(__name__)
+
+# Beside what its appends cost, a commit costs as much as several of them.
+_CROWD = 8
+_REST_SECONDS = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,8 @@ class Appender:
                         await self._commit(batch)
                     finally:
                         self._done(batch)
+                    if len(batch) >= _CROWD:
+                        await asyncio.sleep(_REST_SECONDS)
         finally:
             self._is_stopped = True
             left, self._pending = list(self._pending), deque()
