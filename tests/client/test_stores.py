@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
+import redis
 
-from streamkeep.client import GenerationRecord, GenerationStore, LocalStoreFailed, MemoryStore, RecordState, SQLiteStore
+from streamkeep.client import GenerationRecord, LocalStoreFailed, MemoryStore, SQLiteStore
+from streamkeep.client.postgres_store import PostgresStore
+from streamkeep.client.redis_store import RedisStore
+from streamkeep.client.store_contract import GenerationStoreContract
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 PROXY = "http://127.0.0.1:4000"
@@ -33,63 +41,117 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "state" / "generations.sqlite3"
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, path: Path) -> Iterator[GenerationStore]:
-    if request.param == "memory":
-        yield MemoryStore()
-        return
-    file = SQLiteStore(path)
-    yield file
-    file.close()
+class TestMemoryStore(GenerationStoreContract):
+    @pytest.fixture
+    def store(self) -> MemoryStore:
+        return MemoryStore()
 
 
-def test_a_record_comes_back_as_it_was_put(store: GenerationStore) -> None:
-    one = replace(record(position=5), state=RecordState.LEFT, handed_position=9)
-    store.put(one)
-    assert store.records(PROXY, "s") == [one]
+class TestSQLiteStore(GenerationStoreContract):
+    @pytest.fixture
+    def store(self, path: Path) -> Iterator[SQLiteStore]:
+        with closing(SQLiteStore(path)) as store:
+            yield store
 
 
-def test_a_record_takes_the_place_of_the_earlier_one(store: GenerationStore) -> None:
-    store.put(record())
-    store.put(record(position=7))
-    assert store.records(PROXY, "s") == [record(position=7)]
+class TestPostgresStore(GenerationStoreContract):
+    @pytest.fixture
+    def store(self, database_url: str) -> Iterator[PostgresStore]:
+        with closing(PostgresStore(database_url)) as store:
+            yield store
+
+    def test_a_lost_connection_is_opened_again(self, database_url: str) -> None:
+        with closing(PostgresStore(database_url)) as store, psycopg.connect(database_url) as other:
+            store.put(record())
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+            with pytest.raises(LocalStoreFailed):
+                store.records(PROXY, "s")
+            assert store.records(PROXY, "s") == [record()]
+
+    def test_two_processes_may_make_the_table_at_once(self, database_url: str) -> None:
+        stores = [PostgresStore(database_url) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(lambda store: store.records(PROXY, "s"), stores)) == [[]] * 4
+        for store in stores:
+            store.close()
+
+    def test_records_that_nobody_touches_are_dropped(self, database_url: str) -> None:
+        with closing(PostgresStore(database_url)) as store:
+            store.put(record("old", age_seconds=8 * 24 * 3600 + 200 * 365 * 24 * 3600))
+        with closing(PostgresStore(database_url)) as store:
+            assert store.records(PROXY, "s") == []
+
+    def test_no_password_stands_in_an_error(self) -> None:
+        with closing(PostgresStore("postgresql://me:secret@127.0.0.1:9/db")) as store:
+            with pytest.raises(LocalStoreFailed) as caught:
+                store.records(PROXY, "s")
+            assert "secret" not in f"{caught.value!r} {caught.value.__cause__} {store!r}"
 
 
-def test_records_come_newest_creation_first(store: GenerationStore) -> None:
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis of this module's own, on a socket in a folder."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("there is no redis-server here")
+    folder = tmp_path_factory.mktemp("redis")
+    path = folder / "s"
+    command = [program, "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            deadline = time.monotonic() + 20
+            while not path.exists():
+                assert server.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield f"unix://{path}"
+        finally:
+            server.terminate()
+
+
+class TestRedisStore(GenerationStoreContract):
+    @pytest.fixture
+    def store(self, redis_url: str) -> Iterator[RedisStore]:
+        with closing(RedisStore(redis_url)) as store:
+            yield store
+
+    def test_a_session_expires_with_what_was_last_touched(self, redis_url: str, store: RedisStore) -> None:
+        store.put(record(session_id="expires"))
+        with closing(redis.Redis.from_url(redis_url)) as other:
+            (key,) = other.scan_iter(match="streamkeep:expires *")
+            assert 7 * 24 * 3600 - 60 < other.ttl(key) <= 7 * 24 * 3600 + 1
+
+    def test_records_that_nobody_touches_are_not_shown(self, store: RedisStore) -> None:
+        store.put(record("old", age_seconds=200 * 365 * 24 * 3600))
+        assert store.records(PROXY, "s") == []
+
+    def test_a_redis_that_is_away_is_a_failed_store(self, tmp_path: Path) -> None:
+        with closing(RedisStore(f"unix://:secret@{tmp_path}/nobody")) as store:
+            with pytest.raises(LocalStoreFailed) as caught:
+                store.put(record())
+            assert "secret" not in f"{caught.value!r} {store!r}"
+
+
+@pytest.mark.parametrize("name", ["memory", "sqlite"])
+def test_equal_times_are_told_apart_by_the_order_of_creation(name: str, path: Path) -> None:
+    store: MemoryStore | SQLiteStore = MemoryStore() if name == "memory" else SQLiteStore(path)
     store.put(record("b", age_seconds=1))
     store.put(record("a"))
     store.put(record("c"))
     store.put(record("a", position=3))
     assert [found.request_id for found in store.records(PROXY, "s")] == ["c", "a", "b"]
+    if isinstance(store, SQLiteStore):
+        store.close()
 
 
-def test_sessions_and_proxies_are_kept_apart(store: GenerationStore) -> None:
-    store.put(record())
-    store.put(record(session_id="other"))
-    store.put(replace(record(), proxy_url="http://elsewhere"))
-    assert store.records(PROXY, "s") == [record()]
-
-
-def test_removing_touches_one_record_and_may_be_repeated(store: GenerationStore) -> None:
-    store.put(record("a"))
-    store.put(record("b"))
-    store.remove(PROXY, "s", "a")
-    store.remove(PROXY, "s", "a")
-    store.remove(PROXY, "nobody", "a")
-    assert store.records(PROXY, "s") == [record("b")]
-
-
-def test_threads_share_a_store(store: GenerationStore) -> None:
-    def write(thread: int) -> None:
-        for number in range(25):
-            store.put(record(f"{thread}-{number}"))
-
-    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(store.records(PROXY, "s")) == 100
+@pytest.mark.parametrize("module", ["redis_store", "postgres_store"])
+def test_a_store_whose_package_is_missing_says_what_to_install(module: str) -> None:
+    package = {"redis_store": "redis", "postgres_store": "psycopg"}[module]
+    program = f"import sys; sys.modules[{package!r}] = None\nimport streamkeep.client.{module}"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert f"pip install 'streamkeep[{module.removesuffix('_store')}]'" in ended.stderr
 
 
 def test_a_file_is_read_by_the_next_process(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 import threading
 import time
@@ -267,3 +268,17 @@ async def test_webhooks_are_checked_by_the_published_keys(kind: Kind, root: str)
                 await call(keys.verify, body, signature)
         await call(keys.disconnect)
         await call(jobs.disconnect)
+
+
+def test_without_its_package_a_check_of_webhooks_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["cryptography"] = None
+from streamkeep.client import WebhookKeys
+WebhookKeys("http://127.0.0.1/jwks.json")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (
+        "ImportError: checking webhooks needs the package cryptography: pip install 'streamkeep[webhooks]'"
+        in ended.stderr
+    )

@@ -21,6 +21,9 @@ import platformdirs
 
 from streamkeep.client._errors import LocalStoreFailed
 
+KEEP_SECONDS = 7 * 24 * 3600.0
+"""How long a record stays that nobody touches."""
+
 
 class RecordState(StrEnum):
     """How the reading of a generation stands: going on (or its process died), closed early, delivered to its end."""
@@ -93,7 +96,7 @@ class SQLiteStore(GenerationStore):
     touched for `keep_seconds` are dropped. A database that cannot be used is a `LocalStoreFailed` at the first call.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, keep_seconds: float = 7 * 24 * 3600) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, keep_seconds: float = KEEP_SECONDS) -> None:
         self.path: Path = Path(path) if path is not None else platformdirs.user_state_path("streamkeep") / _FILE
         self._keep_seconds = keep_seconds
         self._lock = threading.Lock()

@@ -331,9 +331,10 @@ class AsyncWorker:
 
 
 class WebhookKeys:
-    """Check webhooks with the keys that their server publishes at `jwks_url` (`Subscription.jwks_url`); needs `cryptography`.
+    """Check webhooks with the keys that their server publishes at `jwks_url` (`Subscription.jwks_url`).
 
-    The keys are kept for five minutes, and asked for again sooner when a webhook names one that is not among them.
+    The keys are kept for five minutes, and asked for again sooner when a webhook names one that is not among them. Needs
+    `streamkeep[webhooks]`, and raises ImportError without it.
     """
 
     def __init__(
@@ -536,6 +537,7 @@ class _KeysCore:
     """The published keys, as they were lately."""
 
     def __init__(self, peer: Peer, tolerance_seconds: float) -> None:
+        webhooks.check_is_possible()
         self.peer = peer
         self._tolerance_seconds = tolerance_seconds
         self._keys: dict[str, bytes] = {}

@@ -10,6 +10,7 @@ import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from streamkeep.client._errors import ProtocolError, WebhookRefused
 from streamkeep.client._rules import protocol
@@ -26,6 +27,12 @@ class WebhookSignature:
     at: int
     key_id: str
     signature: bytes
+
+
+def check_is_possible() -> None:
+    """Raises: ImportError: a package is missing, which reading and writing streams does not need."""
+    if find_spec("cryptography") is None:
+        raise ImportError("checking webhooks needs the package cryptography: pip install 'streamkeep[webhooks]'")
 
 
 def parse_signature(header: str | None) -> WebhookSignature:
@@ -58,6 +65,7 @@ def verify(
 ) -> None:
     """Raises: WebhookRefused: somebody else signed it, or something else, or long ago; `now` is unix time."""
     # Only who receives webhooks needs this package, which is large.
+    check_is_possible()
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
