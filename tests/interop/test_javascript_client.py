@@ -80,6 +80,13 @@ async def test_a_generation_of_events_is_read_by_the_url_for_its_bytes(scripts: 
     assert found == whole(pieces, "application/octet-stream")
 
 
+async def test_a_database_on_a_stream_is_the_same_for_all_who_open_it(scripts: Path, proxy: Proxy) -> None:
+    status, output = await node.run(scripts, "state.mjs", proxy.url, timeout_seconds=60)
+    assert status == 0, output
+    users = [{"id": "1", "name": "Ädä"}, {"id": "2", "name": "Grace"}]
+    assert json.loads(output) == {"writer": users, "watchers": [users, users], "late": users}
+
+
 async def read_generation(
     scripts: Path, proxy: Proxy, content_type: str, pieces: list[bytes], **headers: str
 ) -> dict[str, Any]:
