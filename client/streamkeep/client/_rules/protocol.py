@@ -42,6 +42,9 @@ JSON = "application/json"
 
 # The protocol forbids some characters; nobody may make a header or a page of text out of an offset either.
 _OFFSET = re.compile(r"[^\x00-\x20\x7f-\U0010ffff,&=?/]{1,256}")
+_USUAL_CONTROL = re.compile(
+    rb'\{"streamNextOffset":"([0-9A-Za-z_.-]{1,256})","streamCursor":"([0-9A-Za-z_-]{1,64})"(,"upToDate":true)?\}'
+)
 _NUMBER = re.compile(r"[0-9]{1,16}")
 _MESSAGE_CHARACTERS = 200
 
@@ -80,6 +83,11 @@ class Control:
 
 def parse_control(data: bytes) -> Control:
     """Raises: ProtocolError."""
+    # One comes with every piece of data, and nearly all look the same.
+    usual = _USUAL_CONTROL.fullmatch(data)
+    if usual is not None:
+        offset, cursor = usual[1].decode("ascii"), usual[2].decode("ascii")
+        return Control(check_offset(offset), cursor, is_up_to_date=usual[3] is not None, is_closed=False)
     fields = parse_json(data, "a control event")
     if not isinstance(fields, dict):
         raise ProtocolError("a control event is not a JSON object")

@@ -1,0 +1,162 @@
+"""A proxy that lies, breaks off and floods: a caller gets the right bytes, or an exception of ours, in bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from streamkeep.client import ConnectionFailed, Patience, ProtocolError, StreamkeepError
+from tests.client.conftest import MakeClient
+from tests.client.scripted import ScriptedProxy, control_event, data_event, offset, scripted_proxy
+from tests.upstream import Exchange
+
+BODY = "日本語🌊\r\nb\rc\n\x00é".encode()
+UPSTREAM = "http://127.0.0.1:9/"
+HASTY = Patience(send_seconds=1.0, silence_seconds=0.5, stall_seconds=0.5, max_reconnects=30, pause_seconds=0.01)
+
+
+def start_of(exchange: Exchange) -> int:
+    return int(parse_qs(urlsplit(exchange.path).query)["offset"][0][17:])
+
+
+def frames(start: int = 0) -> bytes:
+    """All of the body from a position on, in frames that cut through characters, and its end."""
+    sent = b""
+    for at in range(start, len(BODY), 2):
+        end = min(at + 2, len(BODY))
+        sent += data_event(BODY[at:end], end) + control_event(end)
+    return sent + control_event(len(BODY), is_closed=True)
+
+
+async def outcome(make_client: MakeClient, proxy: ScriptedProxy) -> tuple[bytes, Exception | None]:
+    async with asyncio.timeout(20):
+        client = make_client(proxy.url, patience=HASTY, timeout=5.0)
+        return await (await client.fetch(UPSTREAM)).failing_rest()
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+async def test_frames_are_cut_anywhere_with_every_line_end(make_client: MakeClient, line_end: bytes) -> None:
+    whole = frames().replace(b"\n", line_end)
+    async with scripted_proxy(BODY) as proxy:
+        for cut in range(1, len(whole), 29):
+
+            async def rest(exchange: Exchange) -> None:
+                await proxy.begin(exchange)
+                await exchange.chunk(frames(start_of(exchange)).replace(b"\n", line_end))
+                await exchange.end()
+
+            proxy.data = [proxy.sending(whole[:cut], then="reset" if cut % 2 else "end"), rest]
+            assert await outcome(make_client, proxy) == (BODY, None), cut
+
+
+async def test_frames_may_come_byte_by_byte(make_client: MakeClient) -> None:
+    async with scripted_proxy(BODY) as proxy:
+        proxy.data = [proxy.sending(*(bytes([byte]) for byte in frames()))]
+        assert await outcome(make_client, proxy) == (BODY, None)
+
+
+@pytest.mark.parametrize("seed", range(30))
+async def test_frames_that_are_repeated_moved_and_mislabelled_give_no_wrong_byte(
+    make_client: MakeClient, seed: int
+) -> None:
+    dice = random.Random(seed)
+    cuts = sorted({0, len(BODY), *(dice.randrange(len(BODY)) for _ in range(5))})
+    events = [data_event(BODY[at:end], end) for at, end in itertools.pairwise(cuts)]
+    events += dice.sample(events, 2)
+    events.append(control_event(dice.randrange(2 * len(BODY)), is_closed=dice.random() < 0.5))
+    if dice.random() < 0.5:
+        dice.shuffle(events)
+    async with scripted_proxy(BODY) as proxy:
+        proxy.data = [proxy.sending(b"".join(events), then=dice.choice(["end", "reset"])), proxy.serve]
+        got, error = await outcome(make_client, proxy)
+        assert got == (BODY if error is None else BODY[: len(got)])
+        assert error is None or isinstance(error, StreamkeepError)
+
+
+async def test_an_event_without_an_end_is_refused_in_time(make_client: MakeClient) -> None:
+    sent = 0
+
+    async def flood(exchange: Exchange) -> None:
+        nonlocal sent
+        await proxy.begin(exchange)
+        await exchange.chunk(b"event: data\ndata: ")
+        while not exchange.is_gone.is_set():
+            await exchange.chunk(b"A" * 1_000_000)
+            sent += 1_000_000
+
+    async with scripted_proxy(BODY) as proxy:
+        proxy.data = [flood]
+        got, error = await outcome(make_client, proxy)
+        assert (got, type(error)) == (b"", ProtocolError)
+        assert sent < 40_000_000
+
+
+@pytest.mark.parametrize("which", ["creations", "control"])
+async def test_an_answer_that_does_not_end_is_refused_in_time(make_client: MakeClient, which: str) -> None:
+    async def flood(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "application/json", "Content-Length": str(10**10)}, is_chunked=False)
+        while not exchange.is_gone.is_set():
+            await exchange.send(b" " * 1_000_000)
+
+    async with scripted_proxy(BODY) as proxy:
+        setattr(proxy, which, [flood])
+        try:
+            error = (await outcome(make_client, proxy))[1]
+        except ProtocolError as exc:
+            error = exc
+        assert isinstance(error, ProtocolError)
+        assert "4194304 bytes" in str(error)
+
+
+async def test_ten_gigabytes_that_are_promised_and_not_sent_are_asked_for_again(make_client: MakeClient) -> None:
+    async def promise(exchange: Exchange) -> None:
+        head = {"Stream-Next-Offset": offset(10**10), "Content-Length": str(10**10), "Content-Type": "text/plain"}
+        await exchange.head(200, head, is_chunked=False)
+        await exchange.send(BODY[:7])
+        exchange.reset()
+
+    async with scripted_proxy(BODY) as proxy:
+        nothing = proxy.sending(b"")
+        proxy.data = [nothing, nothing, nothing, promise, proxy.serve]
+        assert await outcome(make_client, proxy) == (BODY, None)
+        assert ("long-poll", 0) in proxy.reads()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "error"),
+    [
+        (302, {"Location": "/elsewhere"}, ProtocolError),
+        (307, {"Location": "http://127.0.0.1:9/"}, ProtocolError),
+        (200, {"Content_Type": "text/html"}, ProtocolError),
+        (200, {"Content_Type": "text/event-stream"}, ProtocolError),
+        (206, {"Content_Type": "text/event-stream"}, StreamkeepError),
+        (500, {}, StreamkeepError),
+        (502, {"Retry_After": "0"}, StreamkeepError),
+    ],
+)
+async def test_an_answer_of_another_kind_is_a_typed_exception(
+    make_client: MakeClient, status: int, headers: dict[str, str], error: type[Exception]
+) -> None:
+    async with scripted_proxy(BODY) as proxy:
+        proxy.data = [proxy.answering(status, b"<html>", **headers)]
+        got, raised = await outcome(make_client, proxy)
+        assert got == b""
+        assert isinstance(raised, error)
+        assert not proxy.paths("/elsewhere")
+
+
+async def test_a_head_that_trickles_in_is_given_up(make_client: MakeClient) -> None:
+    async def trickle(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 200 OK\r\n")
+        await exchange.is_gone.wait()
+
+    async with scripted_proxy(BODY) as proxy:
+        proxy.data = [trickle]
+        got, raised = await outcome(make_client, proxy)
+        assert got == b""
+        assert isinstance(raised, ConnectionFailed | httpx.ReadTimeout)
