@@ -230,6 +230,39 @@ test("W27: two tabs and a replay get all of it, whoever reads", async () => {
   assert.equal((await open({ storage })("", resuming(session, REPLAY))).status, 204)
 })
 
+test("W19: a tab that lags behind brings no mark back that another tab took away", async () => {
+  const { turn, give } = turns()
+  const { url } = await vendor(says(pieces(BYTES, 50), { turn }))
+  const session = freshSession()
+  const storage = new MemoryStorage()
+  const first = await open({ storage })(url, asking(session))
+  const lagging = (await open({ storage })("", resuming(session, REPLAY))).body.getReader()
+  give(2)
+  await take(lagging, 100)
+  give(10)
+  assert.equal((await drain(first.body)).error, null)
+  await lagging.read()
+  assert.equal(storage.length, 0)
+  await lagging.cancel()
+  const { url: endless, calls } = await vendor(says(["begun"], { turn: (number) => number && new Promise(() => {}) }))
+  const stopper = new AbortController()
+  const line = await wire(PROXY)
+  const impatient = { proxyUrl: line.url, storage, patience: { ...QUICK, sendSeconds: 0.01 } }
+  const stopped = await open(impatient)(endless, asking(session, { signal: stopper.signal }))
+  const watching = (await open(impatient)("", resuming(session, REPLAY))).body.getReader()
+  await take(watching, 5)
+  line.isDown = true
+  line.cut()
+  stopper.abort()
+  await assert.rejects(stopped.text(), { name: "AbortError" })
+  const refused = assert.rejects(watching.read(), { name: "AbortError" })
+  await until(() => copied(storage, session).isStopped)
+  line.isDown = false
+  assert.equal((await open({ proxyUrl: line.url, storage })("", resuming(session))).status, 204)
+  await refused
+  await until(() => calls[0].isGone)
+})
+
 test("an answer that has ended is not given again once another came after it", async () => {
   const { url } = await vendor(says(["an answer"]))
   const session = freshSession()

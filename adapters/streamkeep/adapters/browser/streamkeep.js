@@ -1,5 +1,5 @@
 // A `fetch` whose responses survive: the proxy calls upstream once and records the answer, and bodies are read from that
-// record. A mark in the storage, from before a request is sent until its end was given out, leads later pages to it.
+// record. A mark in the storage, from before a request is sent until its end was given out, leads pages to it.
 
 const ID = /^[A-Za-z0-9][\w.~:@-]{0,199}$/
 
@@ -26,7 +26,7 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
     const sent = new Headers(headers)
     if (new URL(url).origin === origin) {
       const ours = new Headers(typeof auth === "function" ? await auth() : auth)
-      if (ours.has("Authorization")) throw new Error("Authorization is upstream's, not the proxy's")
+      if (ours.has("Authorization")) throw new Error("Authorization is upstream's")
       ours.forEach((value, name) => sent.set(name, value))
     }
     return fetch(url, { cache: "no-store", redirect: "error", ...init, headers: sent })
@@ -58,7 +58,7 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
   async function stop(mark, creating) {
     mark.save({ isStopped: true })
     const { sessionId, requestId } = mark
-    // What was still on its way at first may have been claimed since.
+    // What was on its way at first may have been claimed since.
     if (!(await cancel(sessionId, requestId)) && (await creating?.catch(() => {}))) await cancel(sessionId, requestId)
     mark.remove()
   }
@@ -94,7 +94,7 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
       throw error
     })
     if (response.ok) return answer(await response.json(), mark, 0, signal)
-    // After a 5xx of the proxy's own nobody knows whether upstream was called.
+    // After a 5xx of the proxy's own upstream may have been called.
     if (response.status < 500 || response.headers.has("Upstream-Status")) mark.remove()
     return response
   }
@@ -263,7 +263,8 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
   const pull = async () => {
     try {
       outage.heard()
-      mark.save({ position: given })
+      // Another tab may have ended or stopped it.
+      if (mark.read()?.position >= 0) mark.save({ position: given })
       const piece = await next()
       if (signal?.aborted) return
       if (piece) {
