@@ -1,4 +1,4 @@
-"""The published chat hooks and transports, unmodified, in a page of another origin: answers go on after a reload."""
+"""The published chat hooks, transports and clients, unmodified, in a page of another origin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.browser.pages import Pages
 from tests.serving import Proxy
 from tests.upstream import Exchange, upstream
 
-SCRIPTS = Path(__file__).parent / "chat"
+SCRIPTS = Path(__file__).parent / "scripts"
 BUNDLE = """
 import { build } from "esbuild"
 const options = { bundle: true, format: "esm", write: false, logLevel: "error", nodePaths: ["node_modules"] }
@@ -129,6 +129,30 @@ async def test_use_chat_of_tanstack_follows_its_session_through_a_reload(
         await expect(said).to_have_text("".join(WORDS))
         await expect(page.locator("p.user").last).to_have_text("Hello")
         assert len(server.calls) == 1
+
+
+async def test_shape_streams_follow_a_generation_from_another_origin(
+    proxy: Proxy, pages: Pages, page: Page, packages: Path
+) -> None:
+    turn = asyncio.Semaphore(0)
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/plain"})
+        for word in WORDS:
+            await turn.acquire()
+            await exchange.chunk(word.encode())
+        await exchange.end()
+
+    script = await bundled(packages, "shapes.mjs")
+    async with upstream(play) as server:
+        created = (await proxy.create("chat", "1", server.url)).json()
+        names = ("streamUrl", "controlUrl", "requestId", "sessionId")
+        query = httpx.QueryParams({name: created[name] for name in names})
+        await page.goto(f"{pages.put_module('/shapes', script)}?{query}")
+        for number in range(1, len(WORDS) + 1):
+            turn.release()
+            await expect(page.locator("main")).to_have_text("".join(WORDS[:number]))
+        await expect(page).to_have_title(f"done after {len(''.join(WORDS).encode())}")
 
 
 def message(id: str, role: str, *words: str) -> list[dict[str, Any]]:
