@@ -11,6 +11,7 @@ import anthropic
 import openai
 import pytest
 
+from streamkeep.adapters._rules.ag_ui import messages_of
 from streamkeep.adapters.chunks import Events, ai_sdk_chunks, tanstack_chunks
 from tests.replay import Trace
 
@@ -212,6 +213,32 @@ async def test_calls_that_overlap_and_arguments_that_are_no_json() -> None:
     done = [chunk for chunk in chunks if chunk["type"].startswith("tool-input-") and "input" in chunk]
     assert [(chunk["toolCallId"], chunk["input"]) for chunk in done] == [("a", {"x": 1}), ("b", {}), ("c", "{oops")]
     assert [chunk["type"] for chunk in done] == [*["tool-input-available"] * 2, "tool-input-error"]
+
+
+def test_messages_are_put_together_whatever_comes_between() -> None:
+    named = {"toolCallId": "c", "parentMessageId": "a"}
+    chunks: list[Any] = [
+        {"type": "TEXT_MESSAGE_START", "messageId": "q", "role": "user"},
+        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "q", "delta": "Hi"},
+        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "a", "delta": "Let"},
+        *(
+            "noise",
+            None,
+            7,
+            {},
+            {"type": "TEXT_MESSAGE_CONTENT"},
+            {"type": "TOOL_CALL_ARGS", "toolCallId": "?", "delta": ""},
+        ),
+        {"type": "TEXT_MESSAGE_CONTENT", "messageId": "a", "delta": " me"},
+        {"type": "TOOL_CALL_START", "toolCallName": "f", **named},
+        {"type": "TOOL_CALL_ARGS", "toolCallId": "c", "delta": "{}"},
+        {"type": "TOOL_CALL_END", "toolCallId": "c"},
+    ]
+    called = {"type": "tool-call", "id": "c", "name": "f", "arguments": "{}", "state": "input-complete"}
+    assert messages_of(chunks) == [
+        {"id": "q", "role": "user", "parts": [{"type": "text", "content": "Hi"}]},
+        {"id": "a", "role": "assistant", "parts": [{"type": "text", "content": "Let me"}, called]},
+    ]
 
 
 @pytest.mark.parametrize(

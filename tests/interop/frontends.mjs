@@ -2,7 +2,7 @@
 import { readFile } from "node:fs/promises"
 import { EventSchemas } from "@ag-ui/core/schemas"
 import { createDurableChatTransport } from "@durable-streams/aisdk-transport"
-import { durableStreamConnection } from "@durable-streams/tanstack-ai-transport"
+import { durableStreamConnection, materializeSnapshotFromDurableStream } from "@durable-streams/tanstack-ai-transport"
 import { StreamProcessor } from "@tanstack/ai/client"
 import { DefaultChatTransport, readUIMessageStream, uiMessageChunkSchema } from "ai"
 
@@ -79,7 +79,9 @@ const scenarios = {
     const later = new AbortController()
     const { value: snapshot } = await durableStreamConnection(options).subscribe(later.signal).next()
     later.abort()
-    return { ...tanstackMessages(chunks), snapshot }
+    const materialized = await materializeSnapshotFromDurableStream({ readUrl: options.readUrl })
+    const told = await (await fetch(`${argument}/api/tanstack/chat/snapshot`)).json()
+    return { ...tanstackMessages(chunks), snapshot, materialized, told }
   },
 }
 

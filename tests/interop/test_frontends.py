@@ -95,6 +95,10 @@ async def app_of_somebody() -> AsyncIterator[str]:
         chunks = tanstack_chunks(answer(), thread_id=chat, run_id=run, message_id="answer")
         return await responses.tanstack(chat, run, said[-1:], chunks)
 
+    @app.get("/api/tanstack/{chat}/snapshot")
+    async def snapshot(chat: str) -> Response:
+        return await responses.snapshot(chat)
+
     @app.get("/streams/{chat}")
     async def read_chat(request: Request, chat: str) -> Response:
         return await responses.read(request, chat)
@@ -168,4 +172,5 @@ async def test_tanstack_ai_chats_and_comes_back(scripts: Path) -> None:
     texts = [("user", "Hello"), ("assistant", text_of(recorded("chat-short")))]
     for messages in (found["messages"], found["snapshot"]["messages"]):
         assert [(message["role"], message["parts"][0]["content"]) for message in messages] == texts
+    assert found["told"] == found["materialized"]
     assert found["errors"] == []

@@ -39,6 +39,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.adapters._in_process import InProcess
+from streamkeep.adapters._rules.ag_ui import messages_of
 from streamkeep.adapters._sources import closed_afterwards
 from streamkeep.client import (
     AsyncDurableStream,
@@ -222,6 +223,19 @@ class DurableResponses:
         except (InvalidId, StreamkeepError) as exc:
             return _refusal(exc)
         return Response(status_code=200 if wait or not made else 202, headers=_NO_STORE)
+
+    async def snapshot(self, chat: str) -> Response:
+        """Answer with the chat's messages so far, and the offset from which to read on: `{messages, offset}`.
+
+        For a page that is made on the server, and for TanStack AI's `initialMessages` and `initialOffset`.
+        """
+        try:
+            path = f"{_path(chat)}/~messages"
+            await self._create(path)
+            read = await self._stream(path).read()
+        except (InvalidId, StreamkeepError) as exc:
+            return _refusal(exc)
+        return JSONResponse({"messages": messages_of(read.json()), "offset": read.offset}, headers=_NO_STORE)
 
     async def sse(self, chat: str, generation: str, chunks: Chunks) -> Response:
         """Answer with the generation itself as server-sent events: one for each chunk, as JSON, and `[DONE]` at its end.

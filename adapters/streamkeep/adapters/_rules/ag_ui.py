@@ -1,8 +1,8 @@
-"""The steps of an answer as AG-UI events, which are TanStack AI's chunks."""
+"""The steps of an answer as AG-UI events, which are TanStack AI's chunks; and the messages that such chunks come to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from streamkeep.adapters._rules.answers import (
@@ -74,3 +74,47 @@ def _usage(finished: Finished) -> Chunk:
     usage = finished.usage
     counts = {"inputTokens": usage.input, "outputTokens": usage.output, "totalTokens": usage.total}
     return {"usage": [{name: count for name, count in counts.items() if count is not None}]}
+
+
+def messages_of(chunks: Iterable[Any]) -> list[dict[str, Any]]:
+    """A chat's messages as TanStack AI's front end keeps them: text and tool calls, in parts. Reasoning and all other
+    chunks are passed over."""
+    messages: dict[str, dict[str, Any]] = {}
+    calls: dict[str, dict[str, Any]] = {}
+    for chunk in chunks:
+        match chunk:
+            case {"type": "TEXT_MESSAGE_START", "messageId": str(name), "role": str(role)}:
+                _message(messages, name, "assistant" if role == "tool" else role)
+            case {"type": "TEXT_MESSAGE_CONTENT", "messageId": str(name), "delta": str(delta)}:
+                _say(_message(messages, name, "assistant"), delta)
+            case {
+                "type": "TOOL_CALL_START",
+                "toolCallId": str(call),
+                "toolCallName": str(tool),
+                "parentMessageId": str(name),
+            }:
+                calls[call] = {
+                    "type": "tool-call",
+                    "id": call,
+                    "name": tool,
+                    "arguments": "",
+                    "state": "awaiting-input",
+                }
+                _message(messages, name, "assistant")["parts"].append(calls[call])
+            case {"type": "TOOL_CALL_ARGS", "toolCallId": str(call), "delta": str(delta)} if call in calls:
+                calls[call]["arguments"] += delta
+                calls[call]["state"] = "input-streaming"
+            case {"type": "TOOL_CALL_END", "toolCallId": str(call)} if call in calls:
+                calls[call]["state"] = "input-complete"
+    return list(messages.values())
+
+
+def _message(messages: dict[str, dict[str, Any]], name: str, role: str) -> dict[str, Any]:
+    return messages.setdefault(name, {"id": name, "role": role, "parts": []})
+
+
+def _say(message: dict[str, Any], delta: str) -> None:
+    parts = message["parts"]
+    if not parts or parts[-1]["type"] != "text":
+        parts.append({"type": "text", "content": ""})
+    parts[-1]["content"] += delta
