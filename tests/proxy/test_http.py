@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import re
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -90,6 +91,7 @@ async def test_openapi_describes_exactly_the_routes_that_are_served(proxy: Proxy
     routes = _routes(proxy.app.router.routes)
     served = {(route.path_format, method) for route in routes if route.include_in_schema for method in route.methods}
     pages = {"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+    pages |= {f"/{file.name}" for file in (files("streamkeep.adapters") / "browser").iterdir()}
     assert {route.path_format for route in routes if not route.include_in_schema} - pages == {"/v1/stream/__ds/{path}"}
     served |= {(f"/v1/stream/__ds/{path}", method) for path, methods in OPERATIONS.items() for method in methods}
     generations = "/v1/stream/generations"
