@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -304,3 +306,49 @@ async def test_a_server_that_is_away_is_no_500(session: str) -> None:
     async with backend_over(responses) as backend:
         answer = await backend.client.get("/streams/chat/1", params={"offset": "-1"})
         assert (answer.status_code, answer.json()["error"]) == (503, "storage_unavailable")
+
+
+APP = """
+import asyncio, sys
+import uvicorn
+from fastapi import FastAPI, Response
+from streamkeep.adapters.asgi import DurableResponses
+
+responses = DurableResponses(sys.argv[1], read_url="/{chat}/{generation}", lease_seconds=2)
+app = FastAPI()
+
+async def answer():
+    yield {"type": "start"}
+    await asyncio.Event().wait()
+
+@app.post("/{chat}/{generation}")
+async def ask(chat: str, generation: str) -> Response:
+    return await responses.ai_sdk(chat, generation, answer())
+
+async def main():
+    async with responses:
+        await uvicorn.Server(uvicorn.Config(app, port=0)).serve()
+
+asyncio.run(main())
+"""
+
+
+async def test_the_generation_of_a_killed_process_is_ended_for_its_readers(proxy: Proxy, session: str) -> None:
+    url = f"{proxy.url}/v1/stream/{session}"
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", APP, url, stderr=asyncio.subprocess.PIPE)
+    assert killed.stderr is not None
+    async with asyncio.timeout(30):
+        while not (found := re.search(rb"http://[0-9.]+:[1-9][0-9]*", await killed.stderr.readline())):
+            pass
+    async with backend_over(over(url, lease_seconds=2)) as other:
+        async with httpx.AsyncClient(base_url=found[0].decode()) as client:
+            assert (await client.post("/chat/1")).status_code == 201
+        assert (await other.client.get("/ai/chat/stream")).status_code == 200
+        reading = asyncio.create_task(other.messages("/streams/chat/1"))
+        killed.kill()
+        await killed.communicate()
+        told = await reading
+        assert (await other.client.get("/ai/chat/stream")).status_code == 204
+    assert told[0] == {"type": "start"}
+    assert told[1] == {"type": "error", "errorText": "the server that generated this is gone"}
+    assert (len(told), other.begun) == (2, [])
