@@ -189,8 +189,8 @@ async def test_a_stream_cancelled_at_random_moments_joins_up_and_leaves_nothing(
             await handle.append(body[start : start + 10_000])
         await handle.close()
 
-    seen, cancelled, is_spared = b"", 0, False
-    async with asyncio.timeout(30), handle.stream(live=live) as response:
+    seen, is_spared = b"", False
+    async with asyncio.timeout(30), handle, handle.stream(live=live) as response:
         writing = asyncio.create_task(write())
         while not response.is_closed:
             reading = asyncio.create_task(items(response.iter_bytes(), 1))
@@ -204,11 +204,9 @@ async def test_a_stream_cancelled_at_random_moments_joins_up_and_leaves_nothing(
             await asyncio.sleep(0)
             reading.cancel()
             await asyncio.wait([reading])
-            cancelled += reading.cancelled()
             seen += b"" if reading.cancelled() else b"".join(reading.result())
         await writing
-    assert (seen == body, cancelled > 0) == (True, True)
-    await handle.disconnect()
+    assert seen == body
     gc.collect()
     await none_is_left(proxy.url)
 
