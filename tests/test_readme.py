@@ -135,7 +135,7 @@ async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_pat
 
 async def test_the_commands_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
     section = README.partition("\n## The command\n")[2].partition("\n## ")[0]
-    streams, messages, requests = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    streams, messages, work, requests = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     environ = {"STREAM_URL": proxy.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     async def commands(block: str) -> str:
@@ -145,6 +145,9 @@ async def test_the_commands_run(proxy: ServedProcess, vendor_url: str, tmp_path:
     assert said.count("something happened\n") == 2
     assert f"{proxy.url}/v1/stream/logs/copy\n" in said
     assert (await commands(messages)).splitlines()[1:] == [f'{{"step": {step}}}' for step in range(1, 6)]
+    worked = await commands(work)
+    assert "words/1 has 3 new words\n" in worked
+    assert "rights=append.read" in worked
     answers = await commands(requests)
     assert answers.count("data: [DONE]") == 2
     assert answers.splitlines()[-2].startswith("1\tdone\tcomplete")

@@ -436,6 +436,7 @@ class WorkCore:
         self.renewal_seconds: float = lease.lease_seconds / _RENEWALS_PER_LEASE
         self._core = core
         self._id = subscription_id
+        self._acked: dict[str, str] = {}
         self._extended_at = time.monotonic()
 
     def stream(self, path: str) -> HandleCore:
@@ -445,12 +446,15 @@ class WorkCore:
         """Extend the lease, or end it; whether there is more to do. Raises: LeaseLost."""
         body = subscriptions.acknowledgement(self.lease, offsets, is_done=is_done)
         answer = await self._ask("ack", body)
+        self._acked |= offsets
         return subscriptions.parse_next_wake(answer)
 
     async def finish(self) -> bool:
         """All of it is done; whether there is more to do. Raises: LeaseLost."""
         tails = {each.path: each.tail_offset for each in self.lease.streams if each.has_pending is not False}
-        return await self.acknowledge({path: tail for path, tail in tails.items() if tail is not None}, is_done=True)
+        # A handler may have read, and acknowledged, what came since.
+        behind = {path: tail for path, tail in tails.items() if tail is not None and tail > self._acked.get(path, "")}
+        return await self.acknowledge(behind, is_done=True)
 
     async def renew(self) -> None:
         """Extend the lease; a server that is away for less than the lease does no harm. Raises: LeaseLost."""

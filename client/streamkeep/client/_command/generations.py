@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -16,8 +18,10 @@ from streamkeep.client._command.outcomes import (
     complain,
     note,
 )
-from streamkeep.client._command.output import write
+from streamkeep.client._command.output import write, write_rows
+from streamkeep.client._command.parameters import as_json
 from streamkeep.client._command.server import StreamServer, header, server_options
+from streamkeep.client._errors import ProtocolError
 from streamkeep.client._rules import wire
 
 _FETCH_EPILOG = f"""\
@@ -100,9 +104,62 @@ def fetch(
 def active(session: str, server: StreamServer) -> int:
     """List a session's generations that run, or ended within the hour, newest first."""
     with server.fetch_client() as client:
-        for found in client.active(session):
-            columns = (found.code or "-", found.created_at or "-", found.content_type or "-")
-            click.echo("\t".join((found.request_id, found.state, *columns)))
+        found = client.active(session)
+    rows = ((each.request_id, each.state, each.code, each.created_at, each.content_type) for each in found)
+    write_rows(("Request", "State", "Code", "Created", "Content type"), rows)
+    return 0
+
+
+_PAGE_ROWS = 500
+
+_limit = click.option(
+    "-n", "--limit", type=click.IntRange(1), default=100, show_default=True, help="The newest so many."
+)
+_text = click.option("-q", "--query", metavar="TEXT", help="Those whose ids contain it.")
+
+
+@click.command(
+    "sessions",
+    epilog="\b\nExamples:\n  streamkeep sessions\n  streamkeep sessions -q support --json | jq -r .sessionId",
+)
+@_text
+@_limit
+@as_json
+@server_options
+def sessions(query: str | None, limit: int, as_json: bool, server: StreamServer) -> int:
+    """List sessions, by their newest generation."""
+    found = _listing(server, "sessions", limit, {"q": query})
+    columns = ("sessionId", "generations", "live", "firstAt", "lastAt")
+    _show(("Session", "Generations", "Running", "First", "Last"), columns, found, as_json=as_json)
+    return 0
+
+
+_GENERATIONS_EPILOG = f"""\
+\b
+Examples:
+  streamkeep generations
+  streamkeep generations my-chat
+  streamkeep generations --state live
+  streamkeep generations --state error,cancelled -n 1000 --json
+
+{EXIT_CODES}"""
+
+
+@click.command("generations", epilog=_GENERATIONS_EPILOG)
+@click.argument("session", required=False)
+@click.option("--state", metavar="STATES", help="live, or creating, running, done, error, cancelled, refused.")
+@_text
+@_limit
+@as_json
+@server_options
+def generations(
+    session: str | None, state: str | None, query: str | None, limit: int, as_json: bool, server: StreamServer
+) -> int:
+    """List generations, newest first; with SESSION those of one."""
+    found = _listing(server, "generations", limit, {"session": session, "state": state, "q": query})
+    columns = ("sessionId", "requestId", "state", "code", "createdAt", "endedAt", "bytes", "contentType")
+    headings = ("Session", "Request", "State", "Code", "Created", "Ended", "Bytes", "Content type")
+    _show(headings, columns, found, as_json=as_json)
     return 0
 
 
@@ -115,6 +172,33 @@ def cancel(session: str, request: str, server: StreamServer) -> int:
     with server.fetch_client() as client:
         click.echo(client.cancel(session, request))
     return 0
+
+
+def _listing(
+    server: StreamServer, what: str, limit: int, asked: Mapping[str, str | None]
+) -> Iterator[dict[str, object]]:
+    """The rows of a listing, page by page."""
+    params = {name: value for name, value in asked.items() if value is not None}
+    while limit:
+        page = server.ask("GET", f"/api/{what}", params={**params, "limit": str(min(limit, _PAGE_ROWS))})
+        rows, following = page.get(what), page.get("next")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ProtocolError(f"the listing of {what} is not a list of objects")
+        yield from rows
+        limit -= len(rows)
+        if not rows or not isinstance(following, str):
+            return
+        params["before"] = following
+
+
+def _show(
+    headings: Sequence[str], columns: Sequence[str], found: Iterable[dict[str, object]], *, as_json: bool
+) -> None:
+    if as_json:
+        for row in found:
+            click.echo(json.dumps(row, ensure_ascii=False))
+    else:
+        write_rows(headings, ([row.get(column) for column in columns] for row in found))
 
 
 def _content(argument: str) -> bytes:

@@ -6,10 +6,12 @@ from importlib.metadata import entry_points
 
 import click
 
-from streamkeep.client._command.generations import active, cancel, fetch
+from streamkeep.client._command.generations import active, cancel, fetch, generations, sessions
 from streamkeep.client._command.outcomes import EXIT_CODES, MISUSED
 from streamkeep.client._command.reading import read, tail
+from streamkeep.client._command.sharing import share
 from streamkeep.client._command.streams import close, create, delete, fork, info, list_streams
+from streamkeep.client._command.subscriptions import subscribe, work
 from streamkeep.client._command.writing import write
 
 _SERVER_COMMANDS = {
@@ -20,12 +22,14 @@ _SERVER_COMMANDS = {
     "tenants": "Whose data stay, and how long.",
 }
 
-_REQUESTS = (fetch, active, cancel)
-_STREAMS = (create, write, read, tail, fork, close, delete, info, list_streams)
+_REQUESTS = (fetch, active, cancel, sessions, generations)
+_STREAMS = (create, write, read, tail, fork, close, delete, info, list_streams, share)
+_SUBSCRIPTIONS = (subscribe, work)
 
 _SECTIONS = {
     "Requests through the proxy": tuple(str(command.name) for command in _REQUESTS),
     "Streams": tuple(str(command.name) for command in _STREAMS),
+    "Subscriptions": tuple(str(command.name) for command in _SUBSCRIPTIONS),
     "The server": tuple(_SERVER_COMMANDS),
 }
 
@@ -91,7 +95,7 @@ class Commands(click.Group):
         return _SERVER_COMMANDS.get(name) or self.commands[name].get_short_help_str(limit=80)
 
 
-@click.group("streamkeep", cls=Commands, commands=[*_REQUESTS, *_STREAMS], epilog=_EPILOG)
+@click.group("streamkeep", cls=Commands, commands=[*_REQUESTS, *_STREAMS, *_SUBSCRIPTIONS], epilog=_EPILOG)
 @click.version_option(package_name="streamkeep", message="streamkeep %(version)s")
 def commands() -> None:
     """Requests whose responses survive broken connections, refreshes and crashes; and streams that outlive programs."""

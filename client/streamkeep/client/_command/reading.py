@@ -22,7 +22,7 @@ from streamkeep.client._rules import protocol, wire
 from streamkeep.client._rules.decoding import StreamChunk
 from streamkeep.client._rules.json_values import JsonValues
 from streamkeep.client._server import Server
-from streamkeep.client._streams import LiveMode, stream
+from streamkeep.client._streams import LiveMode, StreamResponse, stream
 
 _HURRIED = Patience(silence_seconds=10.0)
 _STEADY = Patience()
@@ -112,9 +112,14 @@ def _stream(url: str, offset: str | None, live: LiveMode, server: StreamServer) 
         headers=server.headers_for(url),
         patience=_HURRIED if live is False else _STEADY,
     ) as response:
-        for chunk in response.iter_chunks():
-            is_json = protocol.is_json(response.content_type)
-            yield _lines(chunk) if is_json else chunk.data, chunk.offset
+        yield from pieces(response)
+
+
+def pieces(response: StreamResponse) -> Iterator[tuple[bytes, str]]:
+    """What a stream's reader is shown, each piece with the offset after it: bytes, or messages one a line."""
+    for chunk in response.iter_chunks():
+        is_json = protocol.is_json(response.content_type)
+        yield _lines(chunk) if is_json else chunk.data, chunk.offset
 
 
 def _lines(chunk: StreamChunk) -> bytes:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import quote
 
 import click
 
+from streamkeep.client._calls import timeouts_of
+from streamkeep.client._channel import BlockingChannel, run_blocking
+from streamkeep.client._errors import ProtocolError
 from streamkeep.client._fetch import FetchClient
-from streamkeep.client._rules import wire
+from streamkeep.client._peer import Address, Peer
+from streamkeep.client._retry import Patience
+from streamkeep.client._rules import protocol, wire
 
 _DEFAULT_URL = "http://127.0.0.1:4000"
 _STREAMS = "/v1/stream"
+_ASK_SECONDS = 10.0
 _IN_PATHS = "/-._~!$&'()*+,;=:@"
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -53,6 +60,28 @@ class StreamServer:
     def fetch_client(self) -> FetchClient:
         """A client for what is asked of the proxy itself."""
         return FetchClient(self.base, key=self.key, auth=dict(self.headers))
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, object] | None = None,
+    ) -> dict[str, object]:
+        """Ask one of the proxy's own routes that answers with a JSON object. Raises: StreamkeepError."""
+        channel = BlockingChannel()
+        address = Address(self.base + path, self.headers_for(self.base), params)
+        peer = Peer(channel, address, within=timeouts_of(_ASK_SECONDS), patience=Patience(send_seconds=_ASK_SECONDS))
+        content = b"" if body is None else json.dumps(body).encode()
+        try:
+            answer = run_blocking(peer.ask(method, {"Content-Type": protocol.JSON} if content else {}, content))
+        finally:
+            run_blocking(channel.close())
+        found = protocol.parse_json(answer.content, "the answer")
+        if not isinstance(found, dict):
+            raise ProtocolError("the answer is not a JSON object, so it is not the proxy's")
+        return found
 
 
 def server_options(command: F) -> F:

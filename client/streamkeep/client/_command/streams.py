@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 
 import click
 
 from streamkeep.client._command.outcomes import EXIT_CODES
+from streamkeep.client._command.output import write_rows
+from streamkeep.client._command.parameters import as_json, seconds
 from streamkeep.client._command.server import StreamServer, server_options
 from streamkeep.client._errors import ProtocolError
 from streamkeep.client._handles import OCTETS, DurableStream
@@ -19,22 +20,10 @@ from streamkeep.client._streams import stream
 
 _REGISTRY = "__registry__"
 _PATIENCE = Patience(send_seconds=10.0, silence_seconds=10.0)
-_SPAN = re.compile(r"([0-9]{1,9})([smhdw]?)")
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 24 * 3600, "w": 7 * 24 * 3600}
 
 
-def _seconds(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    match = _SPAN.fullmatch(value)
-    if match is None:
-        raise click.BadParameter("must be a number of seconds, or like 90m, 12h, 30d", context, parameter)
-    return int(match[1]) * _UNITS[match[2]]
-
-
-_ttl = click.option("--ttl", metavar="TIME", callback=_seconds, help="Delete it so long after its last use: 3600, 12h.")
+_ttl = click.option("--ttl", metavar="TIME", callback=seconds, help="Delete it so long after its last use: 3600, 12h.")
 _expires_at = click.option("--expires-at", metavar="INSTANT", help="Delete it then; RFC 3339.")
-_as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
 
 _CREATE_EPILOG = f"""\
 \b
@@ -122,7 +111,7 @@ def delete(name: str, server: StreamServer) -> int:
 
 @click.command("info", epilog=f"\b\nExamples:\n  streamkeep info hello\n  streamkeep info hello --json\n\n{EXIT_CODES}")
 @click.argument("name", metavar="STREAM")
-@_as_json
+@as_json
 @server_options
 def info(name: str, as_json: bool, server: StreamServer) -> int:
     """Tell what a stream holds, where its tail is, and when it expires."""
@@ -157,7 +146,7 @@ The list is read from the server's registry, a stream that tells of each creatio
 
 @click.command("list", epilog=_LIST_EPILOG)
 @click.argument("pattern", metavar="[GLOB]", required=False)
-@_as_json
+@as_json
 @server_options
 def list_streams(pattern: str | None, as_json: bool, server: StreamServer) -> int:
     """List the streams that there are, by path, with content type and time of creation."""
@@ -172,11 +161,12 @@ def list_streams(pattern: str | None, as_json: bool, server: StreamServer) -> in
                 known.pop(path, None)
             else:
                 known[path] = value
-    for path, value in sorted(known.items()):
-        if as_json:
+    if as_json:
+        for _, value in sorted(known.items()):
             click.echo(json.dumps(value, ensure_ascii=False))
-        else:
-            click.echo(f"{path}\t{value.get('contentType', '-')}\t{value.get('createdAt', '-')}")
+        return 0
+    rows = ((path, value.get("contentType"), value.get("createdAt")) for path, value in sorted(known.items()))
+    write_rows(("Path", "Content type", "Created"), rows)
     return 0
 
 
