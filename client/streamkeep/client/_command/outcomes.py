@@ -20,7 +20,6 @@ UPSTREAM_REFUSED = 4
 SERVER_REFUSED = 5
 NOT_FOUND = 6
 CONFLICT = 7
-FOUND_FAULTS = 8
 INTERRUPTED = 130
 PIPE_CLOSED = 141
 
@@ -55,7 +54,6 @@ Exit codes:
   5  the server refused           15  storage_unavailable
   6  there is no such stream
   7  it is there, or closed, already
-  8  a check has found faults
 """
 
 
