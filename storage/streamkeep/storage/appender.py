@@ -1,7 +1,7 @@
 """Group commit for appends of the open protocol: one transaction for whatever all writers have pending.
 
 The loop takes what is pending, commits it, and takes what has gathered meanwhile. A lone append is committed at once; in
-a crowd the loop rests for a millisecond between two commits, so that each has more to store. One batch is under way at a
+company the loop rests for a millisecond between two commits, so that each has more to store. One batch is under way at a
 time, so appends of one stream take effect in the order in which they were handed over.
 
 Nothing is ever sent twice. When the database breaks off, whether the batch happened is unknown, and an append without a
@@ -26,7 +26,6 @@ from streamkeep.storage.writer import Audience
 logger = logging.getLogger(__name__)
 
 # Beside what its appends cost, a commit costs as much as several of them.
-_CROWD = 8
 _REST_SECONDS = 0.001
 
 
@@ -103,7 +102,7 @@ class Appender:
                         await self._commit(batch)
                     finally:
                         self._done(batch)
-                    if len(batch) >= _CROWD:
+                    if len(batch) > 1:
                         await asyncio.sleep(_REST_SECONDS)
         finally:
             self._is_stopped = True
