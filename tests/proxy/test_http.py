@@ -90,7 +90,7 @@ async def test_openapi_describes_exactly_the_routes_that_are_served(proxy: Proxy
     described = {(path, method.upper()) for path, methods in document["paths"].items() for method in methods}
     routes = _routes(proxy.app.router.routes)
     served = {(route.path_format, method) for route in routes if route.include_in_schema for method in route.methods}
-    pages = {"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+    pages = {"/", "/console/{name}", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
     pages |= {f"/{file.name}" for file in (files("streamkeep.adapters") / "browser").iterdir()}
     assert {route.path_format for route in routes if not route.include_in_schema} - pages == {"/v1/stream/__ds/{path}"}
     served |= {(f"/v1/stream/__ds/{path}", method) for path, methods in OPERATIONS.items() for method in methods}

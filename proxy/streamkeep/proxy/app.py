@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -20,7 +20,8 @@ from streamkeep.proxy.asgi import Guarded, RawRoutes
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.front import Front
-from streamkeep.proxy.routes import browser_modules, listings, operations, transport
+from streamkeep.proxy.routes import browser_modules, keys, listings, operations, transport
+from streamkeep.proxy.routes.console import Console
 from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
 from streamkeep.proxy.routes.proxy_protocol import ProxyProtocol
@@ -68,10 +69,10 @@ def create_app(
 
     app = _Application(service, lifespan)
     app.include_router(listings.router(service))
+    app.include_router(keys.router(service))
     app.include_router(transport.router(service))
     app.include_router(operations.router(service))
     app.include_router(browser_modules.router())
-    app.add_api_route("/", _welcome, include_in_schema=False)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     for foreseen in _FORESEEN:
@@ -102,6 +103,7 @@ def _raw_routes(service: Service) -> list[Route]:
     generation = "/v1/stream/generations/{session_id}/{request_id}"
     protocol = ["GET", "HEAD", "PUT", "POST", "DELETE"]
     every = ["GET", "HEAD", "PUT", "POST", "PATCH", "DELETE"]
+    console = Guarded(Console())
     return [
         Route("/v1/proxy", Guarded(ProxyProtocol(service)), methods=["POST"]),
         Route(
@@ -121,11 +123,10 @@ def _raw_routes(service: Service) -> list[Route]:
             include_in_schema=False,
         ),
         Route("/v1/stream/{path:anything}", Guarded(StreamByAnyPath(service)), methods=protocol),
+        Route("/console/{name}", console, methods=["GET", "HEAD"], include_in_schema=False),
+        # Last: every path begins like this one.
+        Route("/", console, methods=["GET", "HEAD"], include_in_schema=False),
     ]
-
-
-async def _welcome() -> RedirectResponse:
-    return RedirectResponse("/docs")
 
 
 def _schema(app: FastAPI) -> dict[str, Any]:

@@ -391,8 +391,10 @@ class Generations:
         call = self._calls.get(row.id)
         return row.usage if call is None or call.relay is None else call.relay.usage_so_far
 
-    def is_recorded_here(self, row: Generation) -> bool:
-        return row.id in self._calls
+    def chunks_so_far(self, row: Generation) -> int | None:
+        """How many pieces upstream has sent of what is recorded here; None elsewhere."""
+        call = self._calls.get(row.id)
+        return None if call is None else call.recorder.chunks
 
     # Listener of the store (streams go to the readers)
 

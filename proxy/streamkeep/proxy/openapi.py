@@ -127,11 +127,32 @@ _LISTINGS: Schema = {
             "type": ["object", "null"],
             "description": "`inputTokens`, `outputTokens`, `source`; so far, while it runs",
         },
+        chunks={
+            "type": ["integer", "null"],
+            "description": "Pieces that upstream has sent so far, where this process records it",
+        },
         readers={**_INTEGER, "description": "Live readers of this process"},
         owner={"type": ["object", "null"], "description": "Who records it: `id`, and whether that `isHere`"},
     ),
     "ListedGenerations": _object(
         "generations next", generations={"type": "array", "items": _ref("ListedGeneration")}, next=_NEXT
+    ),
+    "ListedStreams": _object(
+        "streams next",
+        streams={
+            "type": "array",
+            "items": _object(
+                "path contentType bytes isClosed createdAt ttlSeconds expiresAt",
+                path=_TEXT,
+                contentType=_TEXT,
+                bytes=_INTEGER,
+                isClosed={"type": "boolean"},
+                createdAt=_INSTANT,
+                ttlSeconds={"type": ["integer", "null"]},
+                expiresAt={**_INSTANT, "type": ["string", "null"]},
+            ),
+        },
+        next={"type": ["string", "null"], "description": "`after` of the next page; null at the end"},
     ),
     "ListedSessions": _object(
         "sessions next",
@@ -569,6 +590,21 @@ def _listing(summary: str, name: str) -> Schema:
 
 
 PATHS["/api/generations"] = {"get": _listing("Generations, newest first: what runs, and what ran", "ListedGenerations")}
+PATHS["/api/streams"] = {
+    "get": {
+        "tags": ["listings"],
+        "summary": "Streams of the open protocol, by path",
+        "parameters": [
+            _query("prefix", "What their paths begin with"),
+            _query("after", "The `next` of the page before"),
+            _query("limit", "Rows, 100 by default", {"type": "integer", "minimum": 1, "maximum": 500}),
+        ],
+        "responses": {
+            "200": {"description": "A page", "content": _json("ListedStreams")},
+            **_errors(_400="`invalid_parameter`", _401="`missing_credentials`, `invalid_credentials`"),
+        },
+    }
+}
 PATHS["/api/sessions"] = {"get": _listing("Sessions, by their newest generation", "ListedSessions")}
 
 

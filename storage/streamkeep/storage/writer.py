@@ -48,13 +48,15 @@ class Audience(Protocol):
 
 
 class Recorder:
-    """One generation's way into its streams. `position` is the data stream's tail once all pending is committed."""
+    """One generation's way into its streams. `position` is the data stream's tail once all pending is committed, `chunks`
+    how many pieces were taken for that, but for those that wait."""
 
     def __init__(self, writer: Writer, generation: Generation) -> None:
         self.generation = generation
         # The same object for all of one owner's: it is compared for every chunk.
         self.owner = writer._owners.setdefault(generation.owner, generation.owner)
         self.position = 0
+        self.chunks = 0
         self.pending_bytes = 0
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._writer = writer
@@ -101,6 +103,7 @@ class Recorder:
 
     def _take(self) -> _Item:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self.chunks += len(self._chunks)
         self._chunks = []
         terminal, self._terminal = self._terminal, None
         return _Item(self, self.position - len(data), data, terminal)

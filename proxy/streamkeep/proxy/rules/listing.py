@@ -14,6 +14,8 @@ MAX_LIMIT = 500
 _DEFAULT_LIMIT = 100
 _MAX_TEXT_CHARACTERS = 200
 _LIVE = "live"
+_MAX_PATH_CHARACTERS = 1024
+_STREAM_PARAMETERS = frozenset({"prefix", "after", "limit"})
 _PARAMETERS = frozenset({"tenant", "session", "state", "q", "before", "limit"})
 
 
@@ -39,6 +41,29 @@ class ListingQuery:
             text=_text(parameters.get("q", "")),
         )
         return cls(wanted, _number(parameters.get("before"), "before", 2**63 - 1), _limit(parameters.get("limit")))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamQuery:
+    """One page of the streams whose paths begin with `prefix`, from behind a path on."""
+
+    prefix: str
+    after: str
+    limit: int
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, str]) -> StreamQuery:
+        """Raises: BadRequest."""
+        if not parameters.keys() <= _STREAM_PARAMETERS:
+            raise _bad(f"a listing of streams takes {', '.join(sorted(_STREAM_PARAMETERS))}")
+        prefix, after = (_path(parameters.get(name, ""), name) for name in ("prefix", "after"))
+        return cls(prefix, after, _limit(parameters.get("limit")))
+
+
+def _path(given: str, name: str) -> str:
+    if len(given) > _MAX_PATH_CHARACTERS or "\0" in given:
+        raise _bad(f"{name} is a path of {_MAX_PATH_CHARACTERS} characters at most")
+    return given
 
 
 def _tenant(given: str | None, principal: Principal) -> str | None:
