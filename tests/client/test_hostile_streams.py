@@ -221,13 +221,15 @@ async def test_what_cannot_be_right_is_an_exception_of_ours(
         await read_all(kind, script, live="sse")
 
 
-async def test_swallowed_events_are_replaced_by_long_polls(kind: Kind) -> None:
+@pytest.mark.parametrize("has_head", [True, False])
+async def test_swallowed_events_are_replaced_by_long_polls(kind: Kind, has_head: bool) -> None:
     async def play(exchange: Exchange) -> None:
         mode = live(exchange)
         if mode is None:
             await exchange.send(page(b"", 0))
         elif mode == "sse":
-            await begin_events(exchange)
+            if has_head:
+                await begin_events(exchange)
             await exchange.is_gone.wait()
         else:
             await exchange.send(page(WHOLE, len(WHOLE), closed=True))

@@ -128,9 +128,12 @@ async def test_a_connection_without_a_sign_of_life_is_replaced(make_client: Make
         assert proxy.reads() == [("sse", 0), ("sse", 4), ("sse", 4)]
 
 
-async def test_a_connection_that_hangs_before_its_first_event_leads_to_long_polls(make_client: MakeClient) -> None:
+@pytest.mark.parametrize("has_head", [True, False])
+async def test_a_connection_that_hangs_before_its_first_event_leads_to_long_polls(
+    make_client: MakeClient, has_head: bool
+) -> None:
     async with scripted_proxy() as proxy:
-        proxy.data = [proxy.sending(then="silence"), proxy.serve]
+        proxy.data = [proxy.sending(then="silence") if has_head else silence, proxy.serve]
         reading = await make_client(proxy.url, patience=HASTY).fetch(UPSTREAM)
         assert await reading.rest() == BODY
         assert proxy.reads() == [("sse", 0), ("long-poll", 0)]

@@ -173,6 +173,8 @@ BARREN, SILENT, FRUITFUL = (True, False), (True, True), (False, True)
         ([BARREN, BARREN, BARREN], Read.DATA_BY_LONG_POLL),
         ([FRUITFUL], Read.DATA_BY_EVENTS),
         ([SILENT], Read.DATA_BY_LONG_POLL),
+        ([FRUITFUL, SILENT, SILENT], Read.DATA_BY_EVENTS),
+        ([FRUITFUL, SILENT, SILENT, SILENT], Read.DATA_BY_LONG_POLL),
         ([SILENT, FRUITFUL], Read.DATA_BY_LONG_POLL),
     ],
 )

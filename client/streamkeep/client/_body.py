@@ -245,7 +245,12 @@ class GenerationBody:
     async def _connect(self) -> _EventConnection:
         url = self._read_url(live="sse", encoding="base64")
         extensions = self._within.extensions(read=self._patient_read_seconds())
-        reply = await self._server.read(url, extensions, accept="text/event-stream")
+        try:
+            reply = await self._server.read(url, extensions, accept="text/event-stream")
+        except httpx.ReadTimeout:
+            # Some gateways hold back the head, too, until there is a body to go with it.
+            self._plan.events_ended(was_barren=True, was_silent=True)
+            raise
         try:
             if not wire.is_media_type(reply.headers.get("Content-Type"), "text/event-stream"):
                 raise ProtocolError("a live read was not answered with server-sent events")

@@ -216,7 +216,12 @@ class StreamReading:
     async def _connect(self) -> _Events:
         await self._disconnect()
         query = self.position.query(Mode.EVENTS)
-        reply = await self._peer.open(query, accept="text/event-stream", read_seconds=self._patient_seconds())
+        try:
+            reply = await self._peer.open(query, accept="text/event-stream", read_seconds=self._patient_seconds())
+        except httpx.ReadTimeout:
+            # Some gateways hold back the head, too, until there is a body to go with it.
+            self.position.health.ended(was_barren=True, was_silent=True)
+            raise
         encoding = reply.headers.get(wire.SSE_DATA_ENCODING)
         is_stream = wire.is_media_type(reply.headers.get("Content-Type"), "text/event-stream")
         if not is_stream or encoding not in (None, "base64"):

@@ -3,7 +3,8 @@
 A body is read from the data stream live, as server-sent events. When that stream says that it is closed, what is left is
 the control stream's one event. Where something on the way swallows or cuts server-sent events, so that connections end
 or fall silent without having brought a single event, the data are read by long-polls instead, for the rest of the body:
-the proxy sends an event at once on each connection, so a healthy one is never barren.
+the proxy sends an event at once on each connection, so a healthy one is never barren. Where events came through before,
+one silence is taken for a dead network, which no other mode would bring to life.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ class EventHealth:
     def __init__(self) -> None:
         self.are_swallowed: bool = False
         self._barren = 0
+        self._came_through = False
 
     def ended(self, *, was_barren: bool, was_silent: bool) -> None:
         """A connection for events is over: did it bring no event at all, and did it hang rather than end?"""
         self._barren = self._barren + 1 if was_barren else 0
-        self.are_swallowed = self.are_swallowed or (was_barren and was_silent) or self._barren >= _BARREN_LIMIT
+        self._came_through = self._came_through or not was_barren
+        is_held_back = was_silent and not self._came_through
+        self.are_swallowed = self.are_swallowed or is_held_back or self._barren >= _BARREN_LIMIT
 
 
 class ReadPlan:
