@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,19 +11,21 @@ from bench.tables import NOTHING, table
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One figure of ours. `bar` is the most that it may be, or with `is_floor` the least; `peers` have theirs by name."""
+    """One figure of ours. `bar` is the most that it may be, or with `is_floor` the least, and None where it is told
+    for comparison alone; `peers` have theirs by name."""
 
     what: str
     unit: str
-    bar: float
+    bar: float | None
     value: float | None
     peers: Mapping[str, float | None] = field(default_factory=dict)
     is_floor: bool = False
 
     @property
-    def is_met(self) -> bool:
-        if self.value is None:
-            return False
+    def is_met(self) -> bool | None:
+        """None where there is no bar, or nothing was found."""
+        if self.bar is None or self.value is None:
+            return None
         return self.value >= self.bar if self.is_floor else self.value <= self.bar
 
     def ratio(self, peer: str) -> float | None:
@@ -48,45 +50,54 @@ class RowComparison:
     def to_json(self) -> dict[str, Any]:
         return {
             "measured": self.row,
-            "figures": [
-                {
-                    "what": figure.what,
-                    "unit": figure.unit,
-                    "bar": figure.bar,
-                    "isFloor": figure.is_floor,
-                    "value": figure.value,
-                    "isMet": figure.is_met,
-                    "peers": dict(figure.peers),
-                }
-                for figure in self.figures
-            ],
+            "figures": figures_to_json(self.figures),
             "leftOut": dict(self.left_out),
         }
 
     def to_markdown(self) -> str:
-        """A table that can be read as it stands."""
-        parts = [f"{self.title}:", bars_table({self.row: self.figures})]
-        parts += [f"{name} was left out: {reason.splitlines()[0]}" for name, reason in self.left_out.items()]
-        return "\n\n".join(parts)
+        """What was done; the figures stand in the table of all rows."""
+        return f"{self.row}: {self.title}."
 
 
-def bars_table(rows: Mapping[str, Sequence[Figure]]) -> str:
-    """The figures of several rows: bar, figure, whether it is met, and each peer's figure with how many times better ours is."""
-    peers = list(dict.fromkeys(peer for figures in rows.values() for figure in figures for peer in figure.peers))
+def figures_to_json(figures: Iterable[Figure]) -> list[dict[str, Any]]:
+    return [
+        {
+            "what": figure.what,
+            "unit": figure.unit,
+            "bar": figure.bar,
+            "isFloor": figure.is_floor,
+            "value": figure.value,
+            "isMet": figure.is_met,
+            "peers": dict(figure.peers),
+        }
+        for figure in figures
+    ]
+
+
+def bars_table(rows: Iterable[tuple[str, Sequence[Figure]]], subject: str) -> str:
+    """The figures of several rows: bar, figure, whether it is met, and each peer's figure with how many times better ours
+    is. `subject` names who is measured."""
+    named = [(row, figure) for row, figures in rows for figure in figures]
+    peers = list(dict.fromkeys(peer for _, figure in named for peer in figure.peers))
     return table(
         [
             {
                 "row": row,
                 "figure": figure.what,
-                "bar": f"{'≥' if figure.is_floor else '≤'} {figure.bar:g} {figure.unit}",
-                "streamkeep": _shown(figure.value),
-                "met": "yes" if figure.is_met else "no",
+                "bar": _bar(figure),
+                subject: _shown(figure.value),
+                "met": {True: "yes", False: "no", None: NOTHING}[figure.is_met],
                 **{peer: _against(figure, peer) for peer in peers},
             }
-            for row, figures in rows.items()
-            for figure in figures
+            for row, figure in named
         ]
     )
+
+
+def _bar(figure: Figure) -> str:
+    if figure.bar is None:
+        return f"({figure.unit})" if figure.unit else NOTHING
+    return f"{'≥' if figure.is_floor else '≤'} {figure.bar:g} {figure.unit}".rstrip()
 
 
 def _against(figure: Figure, peer: str) -> str:

@@ -53,7 +53,7 @@ async def compare_clients(place: Place, say: Callable[[str], None]) -> RowCompar
     """All clients on one server, which replays the same body to them."""
     figures: list[Figure] = []
     command = (sys.executable, "-m", "bench.replay")
-    async with server(*command, log=place.folder / "replay.log", core=place.server_core) as replay:
+    async with server(*command, log=place.folder / "replay.log", cores=place.server_cores) as replay:
         for name, load in LOADS.items():
             say(f"clients: {load.chunks} chunks, {name} …")
             costs = await asyncio.to_thread(measure, replay.url, load)

@@ -26,8 +26,8 @@ class StartFailed(Exception):
 class Cores:
     """Where processes run: everything under test on one core, all that makes and takes the load on another."""
 
-    servers: int
-    load: int
+    servers: frozenset[int]
+    load: frozenset[int]
 
     @classmethod
     def choose(cls) -> Cores | None:
@@ -35,17 +35,21 @@ class Cores:
         if not hasattr(os, "sched_getaffinity"):
             return None
         usable = sorted(os.sched_getaffinity(0))
-        return cls(usable[0], usable[1]) if len(usable) > 1 else None
+        return cls(frozenset(usable[:1]), frozenset(usable[1:2])) if len(usable) > 1 else None
+
+    def shared(self) -> Cores:
+        """All of them, for everybody."""
+        return Cores(self.servers | self.load, self.servers | self.load)
 
 
 @contextmanager
-def pinned(core: int | None) -> Iterator[None]:
-    """Processes and threads that are started inside run on this core, and so do theirs."""
-    if core is None:
+def pinned(cores: frozenset[int] | None) -> Iterator[None]:
+    """Processes and threads that are started inside run on these cores, and so do theirs."""
+    if cores is None:
         yield
         return
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:
@@ -62,14 +66,14 @@ class Server:
 
 @asynccontextmanager
 async def server(
-    *command: str, log: Path, core: int | None, environ: Mapping[str, str] | None = None
+    *command: str, log: Path, cores: frozenset[int] | None, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Server]:
     """Start a server that prints its base URL in its first line; terminated at the end. Its stderr goes to `log`.
 
     Raises:
         StartFailed: it ended, or said nothing, before that line.
     """
-    with log.open("ab") as stderr, pinned(core):
+    with log.open("ab") as stderr, pinned(cores):
         process = await asyncio.create_subprocess_exec(
             *command,
             env={**os.environ, **(environ or {})},

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from bench.appends import Written
-from bench.bars import RowComparison
+from bench.bars import Figure, RowComparison, bars_table, figures_to_json
 from bench.histogram import Histogram
 from bench.load import LOAD, OTHERS, Cost, Outcome
-from bench.systems import POSTGRES, PROXY
+from bench.systems import OURS, POSTGRES, PROXY
 from bench.tables import NOTHING, table
 from bench.workload import Workload
 
@@ -25,10 +25,14 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RelayComparison:
-    """One workload of generations on several systems, by their names, in the order in which they ran."""
+    """One workload of generations on several systems, by their names, in the order in which they ran. `left_out` says
+    which were not measured, and why."""
 
+    row: str
     workload: Workload
     outcomes: Mapping[str, Outcome]
+    figures: Sequence[Figure]
+    left_out: Mapping[str, str]
 
     @property
     def faults(self) -> list[str]:
@@ -38,7 +42,8 @@ class RelayComparison:
     def to_json(self) -> dict[str, Any]:
         workload = self.workload
         return {
-            "measured": "relay",
+            "measured": self.row,
+            "figures": figures_to_json(self.figures),
             "generations": workload.generations,
             "chunksPerSecond": workload.rate,
             "chunkBytes": workload.chunk_bytes,
@@ -46,13 +51,14 @@ class RelayComparison:
             "rampSeconds": workload.ramp_seconds,
             "expectedSeconds": round(workload.expected_seconds, 2),
             "systems": {name: self._system_to_json(outcome) for name, outcome in self.outcomes.items()},
+            "leftOut": dict(self.left_out),
         }
 
     def to_markdown(self) -> str:
         """Tables that can be read as they stand."""
         workload = self.workload
         return (
-            f"{workload.generations} generations of {workload.rate:g} chunks/s, {workload.chunk_bytes} bytes each, for "
+            f"{self.row}: {workload.generations} generations of {workload.rate:g} chunks/s, {workload.chunk_bytes} bytes each, for "
             f"{workload.seconds:g} s; started over {workload.ramp_seconds:g} s:\n\n"
             + table([self._figures(name, outcome) for name, outcome in self.outcomes.items()])
             + "\n\nThe load side's own part:\n\n"
@@ -138,6 +144,23 @@ class AppendComparison:
     writers: int
     servers: Mapping[str, AppendFigures]
     left_out: Mapping[str, str]
+    row: str = "append"
+
+    @property
+    def figures(self) -> list[Figure]:
+        if OURS not in self.servers:
+            return []
+
+        def figure(what: str, unit: str, bar: float | None, value: Callable[[AppendFigures], float | None]) -> Figure:
+            peers = {name: value(found) for name, found in self.servers.items() if name != OURS}
+            return Figure(what, unit, bar, value(self.servers[OURS]), peers, is_floor=unit == "a second")
+
+        return [
+            figure(f"{self.writers} connections", "a second", 6000, lambda found: found.crowd.appends_per_second),
+            figure(f"{self.writers} connections: p50", "ms", None, lambda found: found.crowd.latency.percentile_ms(50)),
+            figure("one connection: p50", "ms", None, lambda found: found.plain.latency.percentile_ms(50)),
+            figure("one producer: p50", "ms", None, lambda found: found.producer.latency.percentile_ms(50)),
+        ]
 
     @property
     def faults(self) -> list[str]:
@@ -151,7 +174,8 @@ class AppendComparison:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "measured": "append",
+            "measured": self.row,
+            "figures": figures_to_json(self.figures),
             "appendBytes": self.append_bytes,
             "seconds": self.seconds,
             "writers": self.writers,
@@ -168,34 +192,61 @@ class AppendComparison:
     def to_markdown(self) -> str:
         """A table that can be read as it stands."""
         title = (
-            f"Appends of {self.append_bytes} bytes by `POST /v1/stream/…`, for {self.seconds:g} s each: one writer, one "
+            f"append: {self.append_bytes} bytes by `POST /v1/stream/…`, for {self.seconds:g} s each: one writer, one "
             f"writer with a producer's headers, and {self.writers} writers with a connection and a stream each:"
         )
-        parts = [title]
-        if self.servers:
-            parts.append(table([_append_figures(name, figures) for name, figures in self.servers.items()]))
-        parts += [f"{name} was left out: {reason.splitlines()[0]}" for name, reason in self.left_out.items()]
-        return "\n\n".join(parts)
+        return f"{title}\n\n{table([_append_figures(name, figures) for name, figures in self.servers.items()])}"
 
 
 Comparison: TypeAlias = RelayComparison | AppendComparison | RowComparison
 
 
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that a run found, row by row. `subject` names who was measured; `failures` says which rows were not, and why."""
+
+    subject: str
+    comparisons: Sequence[Comparison]
+    failures: Mapping[str, str]
+
+    @property
+    def faults(self) -> list[str]:
+        return [fault for comparison in self.comparisons for fault in comparison.faults]
+
+    def to_markdown(self) -> str:
+        """What was done, with tables of its own where there is more to tell; then one table of all figures and bars."""
+        return "\n\n".join(part for part in (*(c.to_markdown() for c in self.comparisons), self.bars()) if part)
+
+    def bars(self) -> str:
+        """The one table, and below it what is not in it."""
+        left_out: dict[tuple[str, str], list[str]] = {}
+        for comparison in self.comparisons:
+            for name, reason in comparison.left_out.items():
+                rows = left_out.setdefault((name, reason.strip().partition("\n")[0]), [])
+                rows.append(comparison.row)
+        parts = [bars_table([(comparison.row, comparison.figures) for comparison in self.comparisons], self.subject)]
+        parts += [
+            f"{name} is not in {', '.join(dict.fromkeys(rows))}: {why}." for (name, why), rows in left_out.items()
+        ]
+        parts += [f"**{row} was not measured: {reason}**" for row, reason in self.failures.items()]
+        return "\n\n".join(part for part in parts if part)
+
+
 def result_entry(
-    machine: Mapping[str, Any], *, date: str, command: str, comparisons: Sequence[Comparison], note: str | None = None
+    machine: Mapping[str, Any], report: Report, *, date: str, command: str, note: str | None = None
 ) -> str:
     """A section for RESULTS.md: when, on what, by which command, and the tables."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     hardware = f"{machine['cores']} cores, {machine['cpu']}, {machine['kernel']}, Python {machine['python']}"
     state = f"load average {machine['loadAverage']} at the start, {machine['syncMicros']:g} µs to sync a write to disk"
-    faults = sum(len(comparison.faults) for comparison in comparisons)
+    faults = len(report.faults)
     return "\n\n".join(
         [
             f"## {date}, revision {machine['revision'] or 'unknown'}",
             f"{hardware}; {state}. {versions}.",
             *([f"**{note}**"] if note else []),
             f"`{command}`",
-            *(comparison.to_markdown() for comparison in comparisons),
+            report.to_markdown(),
             f"**{faults} streams did not come whole.**" if faults else "Every stream came whole.",
         ]
     )

@@ -58,11 +58,11 @@ class Place:
     folder: Path
 
     @property
-    def server_core(self) -> int | None:
+    def server_cores(self) -> frozenset[int] | None:
         return None if self.cores is None else self.cores.servers
 
     @property
-    def load_core(self) -> int | None:
+    def load_cores(self) -> frozenset[int] | None:
         return None if self.cores is None else self.cores.load
 
 
@@ -84,7 +84,7 @@ VENDOR = ("-m", "streamkeep.proxy", "vendor", "--port", "0", "--rate", "0")
 async def site_at(place: Place, upstream: Sequence[str] = _FAKE_UPSTREAM) -> AsyncIterator[Site]:
     """A site with an upstream of its own: Python with these arguments."""
     log = place.folder / "upstream.log"
-    async with server(sys.executable, *upstream, log=log, core=place.load_core) as running:
+    async with server(sys.executable, *upstream, log=log, cores=place.load_cores) as running:
         yield Site(place, running)
 
 
@@ -99,7 +99,7 @@ def _pass_through(transport: str) -> Callable[[Site], AbstractAsyncContextManage
         command = (sys.executable, "-m", "bench.passthrough")
         arguments = ("--origin", site.upstream.url, "--transport", transport)
         log = site.place.folder / f"pass-through-{transport}.log"
-        async with server(*command, *arguments, log=log, core=site.place.server_core) as passing:
+        async with server(*command, *arguments, log=log, cores=site.place.server_cores) as passing:
             yield System(PlainRoute(passing.url), {PROXY: passing.pid})
 
     return start
@@ -142,7 +142,7 @@ async def _reference_server(place: Place, *arguments: str) -> AsyncIterator[Serv
     except node.InstallFailed as exc:
         raise StartFailed(str(exc)) from exc
     command = (str(node.NODE), str(home / "server.mjs"), *arguments)
-    async with server(*command, log=place.folder / "reference.log", core=place.server_core) as reference:
+    async with server(*command, log=place.folder / "reference.log", cores=place.server_cores) as reference:
         yield reference
 
 
@@ -151,7 +151,7 @@ async def _proxy(place: Place, *, allow: str) -> AsyncIterator[tuple[Server, int
     """The proxy as users run it, on a fresh database; with the process id of its Postgres and its URL. Postgres is ours to start, so
     that its processes are counted apart; the thread that supervises it keeps to the core on which it was started."""
     with tempfile.TemporaryDirectory(prefix="postgres-", dir=place.folder) as data_dir:
-        with pinned(place.server_core):
+        with pinned(place.server_cores):
             postgres = EmbeddedPostgres.start(Path(data_dir))
         with postgres:
             postmaster = postgres.postmaster_pid
@@ -163,7 +163,7 @@ async def _proxy(place: Place, *, allow: str) -> AsyncIterator[tuple[Server, int
             }
             command = (sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0")
             log = place.folder / "streamkeep.log"
-            async with server(*command, log=log, core=place.server_core, environ=environ) as proxy:
+            async with server(*command, log=log, cores=place.server_cores, environ=environ) as proxy:
                 yield proxy, postmaster, postgres.dsn
 
 

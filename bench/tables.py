@@ -9,6 +9,8 @@ NOTHING = "-"
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """Rows of the same columns, as a table that is aligned in plain text too."""
+    if not rows:
+        return ""
     cells = [list(rows[0]), *(list(row.values()) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells]
