@@ -105,6 +105,16 @@ async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, ven
     assert calls["count"] == 1
 
 
+async def test_the_messages_example_remembers_what_was_said(
+    proxy: ServedProcess, vendor_url: str, tmp_path: Path
+) -> None:
+    program = here(example("Messages"), proxy, vendor_url)
+    for turns in (1, 2):
+        printed = (await run(sys.executable, "-c", program, home=tmp_path)).splitlines()
+        assert [line.split()[0] for line in printed if " is whole" in line] == ["user", "assistant"] * turns
+        assert "partial" not in "".join(printed)
+
+
 async def test_the_streams_examples_read_on_produce_and_work(
     proxy: ServedProcess, vendor_url: str, tmp_path: Path
 ) -> None:

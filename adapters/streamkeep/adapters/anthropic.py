@@ -21,7 +21,7 @@ from anthropic import (
 from anthropic.types import RawMessageStreamEvent
 
 from streamkeep.adapters._resuming import resume_headers
-from streamkeep.client import DurableTransport, GenerationStore, NothingToResume
+from streamkeep.client import DurableTransport, GenerationStore, MessageKeeper, NothingToResume
 
 
 def durable_anthropic(
@@ -30,6 +30,7 @@ def durable_anthropic(
     session: str | None = None,
     key: str | None = None,
     store: GenerationStore | None = None,
+    messages: MessageKeeper | None = None,
     **anthropic_options: Any,
 ) -> Anthropic:
     """An `Anthropic` client whose calls go through the proxy.
@@ -37,7 +38,7 @@ def durable_anthropic(
     `session` names the session of every call that does not name one in its headers; `key` is the proxy's, `api_key`
     among the other options the vendor's. Closing the client closes its connections.
     """
-    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key)
+    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key, messages=messages)
     return Anthropic(http_client=DefaultHttpxClient(transport=transport), **anthropic_options)
 
 
@@ -47,10 +48,11 @@ def durable_async_anthropic(
     session: str | None = None,
     key: str | None = None,
     store: GenerationStore | None = None,
+    messages: MessageKeeper | None = None,
     **anthropic_options: Any,
 ) -> AsyncAnthropic:
     """`durable_anthropic` for asyncio."""
-    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key)
+    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key, messages=messages)
     return AsyncAnthropic(http_client=DefaultAsyncHttpxClient(transport=transport), **anthropic_options)
 
 

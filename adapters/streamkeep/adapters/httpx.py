@@ -8,7 +8,7 @@ from typing import Any, overload
 import httpx
 
 from streamkeep.adapters._resuming import resume_headers
-from streamkeep.client import DurableTransport, GenerationStore
+from streamkeep.client import DurableTransport, GenerationStore, MessageKeeper
 
 # A resume goes to the proxy alone; httpx wants a URL all the same, also where the client has no base.
 _NOWHERE = "http://resumed.invalid/"
@@ -20,6 +20,7 @@ def durable_httpx(
     session: str | None = None,
     key: str | None = None,
     store: GenerationStore | None = None,
+    messages: MessageKeeper | None = None,
     **httpx_options: Any,
 ) -> httpx.Client:
     """An `httpx.Client` whose requests go through the proxy.
@@ -27,7 +28,7 @@ def durable_httpx(
     `session` names the session of every request that does not name one in its headers; `key` is the proxy's. Closing
     the client closes its connections.
     """
-    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key)
+    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key, messages=messages)
     return httpx.Client(transport=transport, **httpx_options)
 
 
@@ -37,10 +38,11 @@ def durable_async_httpx(
     session: str | None = None,
     key: str | None = None,
     store: GenerationStore | None = None,
+    messages: MessageKeeper | None = None,
     **httpx_options: Any,
 ) -> httpx.AsyncClient:
     """`durable_httpx` for asyncio."""
-    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key)
+    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key, messages=messages)
     return httpx.AsyncClient(transport=transport, **httpx_options)
 
 

@@ -15,11 +15,16 @@ from litellm.utils import CustomStreamWrapper
 
 from streamkeep.adapters._resuming import resume_headers
 from streamkeep.adapters.httpx import durable_httpx
-from streamkeep.client import DurableTransport, GenerationStore, NothingToResume
+from streamkeep.client import DurableTransport, GenerationStore, MessageKeeper, NothingToResume
 
 
 def durable_handler(
-    proxy_url: str, *, session: str | None = None, key: str | None = None, store: GenerationStore | None = None
+    proxy_url: str,
+    *,
+    session: str | None = None,
+    key: str | None = None,
+    store: GenerationStore | None = None,
+    messages: MessageKeeper | None = None,
 ) -> HTTPHandler:
     """What `completion` takes as `client` for Anthropic and others, with calls that go through the proxy.
 
@@ -30,10 +35,17 @@ def durable_handler(
 
 
 def durable_async_handler(
-    proxy_url: str, *, session: str | None = None, key: str | None = None, store: GenerationStore | None = None
+    proxy_url: str,
+    *,
+    session: str | None = None,
+    key: str | None = None,
+    store: GenerationStore | None = None,
+    messages: MessageKeeper | None = None,
 ) -> AsyncHTTPHandler:
     """`durable_handler` for `acompletion`."""
-    return AsyncHTTPHandler(transport=DurableTransport(proxy_url, store=store, session_id=session, key=key))
+    return AsyncHTTPHandler(
+        transport=DurableTransport(proxy_url, store=store, session_id=session, key=key, messages=messages)
+    )
 
 
 def resume_completion(

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.responses import ResponseStreamEvent
 
 from streamkeep.adapters._resuming import resume_headers
-from streamkeep.client import DurableTransport, GenerationStore
+from streamkeep.client import DurableTransport, GenerationStore, MessageKeeper
 
 
 def durable_openai(
@@ -22,6 +22,7 @@ def durable_openai(
     session: str | None = None,
     key: str | None = None,
     store: GenerationStore | None = None,
+    messages: MessageKeeper | None = None,
     **openai_options: Any,
 ) -> OpenAI:
     """An `OpenAI` client whose calls go through the proxy.
@@ -29,7 +30,7 @@ def durable_openai(
     `session` names the session of every call that does not name one in its headers; `key` is the proxy's, `api_key`
     among the other options the vendor's. Closing the client closes its connections.
     """
-    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key)
+    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key, messages=messages)
     return OpenAI(http_client=DefaultHttpxClient(transport=transport), **openai_options)
 
 
@@ -39,10 +40,11 @@ def durable_async_openai(
     session: str | None = None,
     key: str | None = None,
     store: GenerationStore | None = None,
+    messages: MessageKeeper | None = None,
     **openai_options: Any,
 ) -> AsyncOpenAI:
     """`durable_openai` for asyncio."""
-    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key)
+    transport = DurableTransport(proxy_url, store=store, session_id=session, key=key, messages=messages)
     return AsyncOpenAI(http_client=DefaultAsyncHttpxClient(transport=transport), **openai_options)
 
 

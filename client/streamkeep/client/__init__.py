@@ -33,9 +33,17 @@ from streamkeep.client._errors import (
 )
 from streamkeep.client._fetch import AsyncFetchClient, FetchClient, GenerationInfo
 from streamkeep.client._handles import AsyncDurableStream, DurableStream
+from streamkeep.client._messages import (
+    AnswerKeeper,
+    MemoryMessageStore,
+    MessageKeeper,
+    MessageStore,
+    SQLiteMessageStore,
+)
 from streamkeep.client._producer import AsyncIdempotentProducer, IdempotentProducer
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules.decoding import JsonBatch, ServerSentEvent, StreamChunk
+from streamkeep.client._rules.messages import Message, ToolCall
 from streamkeep.client._rules.subscriptions import SubscribedStream, Subscription
 from streamkeep.client._stores import GenerationRecord, GenerationStore, MemoryStore, RecordState, SQLiteStore
 from streamkeep.client._streams import (
@@ -100,6 +108,14 @@ __all__ = [  # noqa: RUF022  # in groups
     "MemoryStore",
     "RecordState",
     "SQLiteStore",
+    # Messages
+    "AnswerKeeper",
+    "MemoryMessageStore",
+    "Message",
+    "MessageKeeper",
+    "MessageStore",
+    "SQLiteMessageStore",
+    "ToolCall",
     # Errors
     "BodyConsumed",
     "ConnectionFailed",

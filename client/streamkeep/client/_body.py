@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import binascii
 import time
+from typing import Protocol
 
 import httpx
 from tenacity import RetryCallState
@@ -35,7 +36,15 @@ _CLOCK_SLACK_SECONDS = 0.05
 _MAX_ENCODED_PIECE_BYTES = 4096
 
 
-class GenerationBody:
+class Body(Protocol):
+    """What an answer's bytes are read from; see `GenerationBody`."""
+
+    async def next_chunk(self) -> bytes | None: ...
+
+    async def close(self) -> None: ...
+
+
+class GenerationBody(Body):
     """The bytes of a generation from `start` on, then its end. Not for two callers at once.
 
     `bookmark` is None where nothing is to be kept, as for a bare stream URL.

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import httpx
 
-from streamkeep.client._body import GenerationBody
+from streamkeep.client._body import Body, GenerationBody
 from streamkeep.client._bookmark import Bookmark
 from streamkeep.client._channel import Channel
 from streamkeep.client._errors import GenerationError, NothingToResume, ResumeReason, ServerError, generation_error
+from streamkeep.client._messages import AnswerKeeper, KeptBody, MessageKeeper
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules import wire
 from streamkeep.client._rules.wire import Creation, Header
@@ -49,7 +51,7 @@ class Answer:
 
     status: int
     headers: tuple[Header, ...]
-    body: GenerationBody | bytes
+    body: Body | bytes
     session_id: str
     request_id: str
 
@@ -81,12 +83,14 @@ class Exchange:
         store: GenerationStore,
         *,
         patience: Patience,
+        messages: MessageKeeper | None = None,
         skips_finished: bool = False,
     ) -> None:
         self.channel = channel
         self.server = server
         self._store = store
         self._patience = patience
+        self._messages = messages
         self._skips_finished = skips_finished
 
     async def open(self, call: Call) -> Answer:
@@ -106,6 +110,7 @@ class Exchange:
 
     async def _send(self, call: Call, upstream: UpstreamCall) -> Answer:
         request_id = call.request_id or new_id()
+        await self._keep_question(call.session_id, request_id, upstream)
         bookmark = self._bookmark(self._new_record(call.session_id, request_id))
         await bookmark.place()
         try:
@@ -123,7 +128,7 @@ class Exchange:
             headers = (*outcome.headers, *_id_headers(call.session_id, request_id))
             return Answer(outcome.status, headers, outcome.content, call.session_id, request_id)
         extra = ((wire.REPLAYED.encode(), b"true"),) if outcome.is_replay else ()
-        return self._answer(outcome.creation, bookmark, call.within, start=0, extra=extra)
+        return await self._answer(outcome.creation, bookmark, call.within, start=0, extra=extra)
 
     async def _resume(self, call: Call) -> Answer:
         reasons: list[ResumeReason] = []
@@ -189,7 +194,7 @@ class Exchange:
         bookmark.record = replace(bookmark.record, state=RecordState.OPEN, position=start, handed_position=start)
         await bookmark.place()
         extra = ((wire.START_OFFSET.encode(), str(start).encode()),)
-        return self._answer(creation, bookmark, call.within, start=start, extra=extra)
+        return await self._answer(creation, bookmark, call.within, start=start, extra=extra)
 
     async def _verdict(self, creation: Creation, within: Timeouts) -> Creation:
         """Ask until upstream has answered, or the caller's read timeout is over."""
@@ -225,18 +230,16 @@ class Exchange:
     def _bookmark(self, record: GenerationRecord) -> Bookmark:
         return Bookmark(self.channel, self._store, record)
 
-    def _answer(
+    async def _keep_question(self, session_id: str, request_id: str, upstream: UpstreamCall) -> None:
+        """A body that is sent while it is made is not kept: nobody has all of it."""
+        messages, content = self._messages, upstream.content
+        if messages is not None and isinstance(content, bytes):
+            await self.channel.run(lambda: messages.asked(session_id, request_id, content))
+
+    async def _answer(
         self, creation: Creation, bookmark: Bookmark, within: Timeouts, *, start: int, extra: tuple[Header, ...]
     ) -> Answer:
-        body = GenerationBody(
-            self.channel,
-            self.server,
-            creation,
-            start=start,
-            within=within,
-            patience=self._patience,
-            bookmark=bookmark,
-        )
+        body = self._body(creation, bookmark, within, start=start)
         headers = [
             (name.encode("ascii"), value.encode("latin-1", "replace")) for name, value in creation.answer_headers()
         ]
@@ -247,7 +250,39 @@ class Exchange:
         headers += [*_id_headers(creation.session_id, creation.request_id), *extra]
         status = creation.status
         assert status is not None, "a body is opened only after upstream's verdict"
-        return Answer(status, tuple(headers), body, creation.session_id, creation.request_id)
+        kept = await self._kept(body, creation, within, start=start)
+        return Answer(status, tuple(headers), kept, creation.session_id, creation.request_id)
+
+    def _body(self, creation: Creation, bookmark: Bookmark | None, within: Timeouts, *, start: int) -> GenerationBody:
+        return GenerationBody(
+            self.channel,
+            self.server,
+            creation,
+            start=start,
+            within=within,
+            patience=self._patience,
+            bookmark=bookmark,
+        )
+
+    async def _kept(self, body: GenerationBody, creation: Creation, within: Timeouts, *, start: int) -> Body:
+        """The body, of which the keeper of messages is told everything, also what is before its start."""
+        if self._messages is None or creation.content_encoding is not None:
+            return body
+        answer = self._messages.answer(creation.session_id, creation.request_id, creation.content_type)
+        if start > 0:
+            await self._tell_beginning(answer, self._body(creation, None, within, start=0), start)
+        return KeptBody(body, answer, self.channel)
+
+    async def _tell_beginning(self, answer: AnswerKeeper, body: GenerationBody, end: int) -> None:
+        told = 0
+        try:
+            # Where it ends badly, so does the body that is read next.
+            with suppress(GenerationError):
+                while told < end and (chunk := await body.next_chunk()) is not None:
+                    answer.receive(chunk[: end - told])
+                    told += len(chunk)
+        finally:
+            await body.close()
 
 
 def new_id() -> str:

@@ -16,6 +16,7 @@ from streamkeep.client._calls import DEFAULT_TIMEOUT, DEFAULT_TTL_SECONDS, timeo
 from streamkeep.client._channel import AsyncChannel, BlockingChannel, Channel, run_blocking
 from streamkeep.client._errors import NothingToResume
 from streamkeep.client._exchange import Answer, Call, Exchange, new_id
+from streamkeep.client._messages import MessageKeeper
 from streamkeep.client._responses import HttpLibrary, async_response, blocking_response
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules import wire
@@ -61,7 +62,8 @@ class FetchClient:
 
     `proxy_url` may or may not end in `/api`. Where several proxies share a database, it may be all their URLs: one that
     cannot be reached is followed by the next, also within a body. `store` keeps which generations are being read: a `SQLiteStore` in the
-    user's state directory unless given. `key` is the proxy's own, and `auth` are more headers for the proxy alone. `http`
+    user's state directory unless given. `messages`
+    is told what is asked and answered, as `Messages` of `streamkeep.adapters.messages` wants to be. `key` is the proxy's own, and `auth` are more headers for the proxy alone. `http`
     is the httpx transport to it, for TLS settings, HTTP/2 and the like. `event_hooks` are httpx's: `request` functions get
     the caller's request before it is sent, `response` functions the response before its body. Several threads may share a client; a response belongs to one at a time.
     """
@@ -76,11 +78,12 @@ class FetchClient:
         timeout: httpx.Timeout | float | None = DEFAULT_TIMEOUT,
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         patience: Patience | None = None,
+        messages: MessageKeeper | None = None,
         http: httpx.BaseTransport | None = None,
         event_hooks: EventHooks | None = None,
     ) -> None:
         self._core = _Core(
-            BlockingChannel(http), proxy_url, store, headers_for(key, auth), timeout, ttl_seconds, patience
+            BlockingChannel(http), proxy_url, store, headers_for(key, auth), timeout, ttl_seconds, patience, messages
         )
         self._hooks = _checked_hooks(event_hooks)
 
@@ -198,10 +201,13 @@ class AsyncFetchClient:
         timeout: httpx.Timeout | float | None = DEFAULT_TIMEOUT,
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         patience: Patience | None = None,
+        messages: MessageKeeper | None = None,
         http: httpx.AsyncBaseTransport | None = None,
         event_hooks: EventHooks | None = None,
     ) -> None:
-        self._core = _Core(AsyncChannel(http), proxy_url, store, headers_for(key, auth), timeout, ttl_seconds, patience)
+        self._core = _Core(
+            AsyncChannel(http), proxy_url, store, headers_for(key, auth), timeout, ttl_seconds, patience, messages
+        )
         self._hooks = _checked_hooks(event_hooks)
 
     def __repr__(self) -> str:
@@ -305,13 +311,14 @@ class _Core:
         timeout: httpx.Timeout | float | None,
         ttl_seconds: float,
         patience: Patience | None,
+        messages: MessageKeeper | None,
     ) -> None:
         patience = patience or Patience()
         self.server = Server(channel, wire.proxy_bases(proxy_url), auth=auth, patience=patience)
         self._channel = channel
         self._own_store = SQLiteStore()
         kept = self._own_store if store is None else store
-        self._exchange = Exchange(channel, self.server, kept, patience=patience)
+        self._exchange = Exchange(channel, self.server, kept, patience=patience, messages=messages)
         self._timeout = timeout
         self._ttl_seconds = ttl_seconds
 

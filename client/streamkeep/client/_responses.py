@@ -13,7 +13,7 @@ from typing import Protocol, Self, cast
 
 import httpx
 
-from streamkeep.client._body import GenerationBody
+from streamkeep.client._body import Body
 from streamkeep.client._channel import run_blocking
 from streamkeep.client._exchange import Answer
 from streamkeep.client._rules import wire
@@ -70,7 +70,7 @@ def _streamed(
 class _BodyStream:
     """A body that can be iterated again, and goes on where it was: some SDKs drain the rest through a second loop."""
 
-    def __init__(self, body: GenerationBody, translate: Translate) -> None:
+    def __init__(self, body: Body, translate: Translate) -> None:
         self._body = body
         self._translate = translate
 
@@ -116,12 +116,12 @@ class _AsyncStream(_BodyStream):
 
 
 @cache
-def _blocking_stream(library: HttpLibrary) -> Callable[[GenerationBody, Translate], httpx.SyncByteStream]:
+def _blocking_stream(library: HttpLibrary) -> Callable[[Body, Translate], httpx.SyncByteStream]:
     made = type("BlockingBodyStream", (_BlockingStream, library.SyncByteStream), {})
-    return cast("Callable[[GenerationBody, Translate], httpx.SyncByteStream]", made)
+    return cast("Callable[[Body, Translate], httpx.SyncByteStream]", made)
 
 
 @cache
-def _async_stream(library: HttpLibrary) -> Callable[[GenerationBody, Translate], httpx.AsyncByteStream]:
+def _async_stream(library: HttpLibrary) -> Callable[[Body, Translate], httpx.AsyncByteStream]:
     made = type("AsyncBodyStream", (_AsyncStream, library.AsyncByteStream), {})
-    return cast("Callable[[GenerationBody, Translate], httpx.AsyncByteStream]", made)
+    return cast("Callable[[Body, Translate], httpx.AsyncByteStream]", made)

@@ -9,17 +9,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-import platformdirs
-
-from streamkeep.client._errors import LocalStoreFailed
+from streamkeep.client._sqlite import SQLiteFile
 
 KEEP_SECONDS = 7 * 24 * 3600.0
 """How long a record stays that nobody touches."""
@@ -97,12 +93,11 @@ class SQLiteStore(GenerationStore):
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, *, keep_seconds: float = KEEP_SECONDS) -> None:
-        self.path: Path = Path(path) if path is not None else platformdirs.user_state_path("streamkeep") / _FILE
         self._keep_seconds = keep_seconds
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._opened_by = 0
-        self._inherited: list[sqlite3.Connection] = []
+        self._file = SQLiteFile(
+            path, "generations.sqlite3", _MIGRATIONS, on_open=self._sweep, instead="store=MemoryStore()"
+        )
+        self.path: Path = self._file.path
         self._puts = 0
 
     def __repr__(self) -> str:
@@ -129,7 +124,7 @@ class SQLiteStore(GenerationStore):
             record.position,
             record.handed_position,
         )
-        with self._database() as database:
+        with self._file.database() as database:
             database.execute(self._PUT, values)
             self._puts += 1
             if self._puts % _PUTS_PER_SWEEP == 0:
@@ -141,7 +136,7 @@ class SQLiteStore(GenerationStore):
         """
 
     def records(self, proxy_url: str, session_id: str) -> list[GenerationRecord]:
-        with self._database() as database:
+        with self._file.database() as database:
             rows = database.execute(self._RECORDS, (proxy_url, session_id)).fetchall()
         return [
             GenerationRecord(
@@ -160,31 +155,12 @@ class SQLiteStore(GenerationStore):
     _REMOVE = "DELETE FROM generations WHERE proxy_url = ? AND session_id = ? AND request_id = ?"
 
     def remove(self, proxy_url: str, session_id: str, request_id: str) -> None:
-        with self._database() as database:
+        with self._file.database() as database:
             database.execute(self._REMOVE, (proxy_url, session_id, request_id))
 
     def close(self) -> None:
         """Close the file. It is opened again when it is needed."""
-        with self._lock:
-            if self._connection is not None and self._opened_by == os.getpid():
-                self._connection.close()
-                self._connection = None
-
-    @contextmanager
-    def _database(self) -> Iterator[sqlite3.Connection]:
-        """The one connection, for one thread at a time. A child process after a fork opens its own."""
-        with self._lock:
-            try:
-                if self._connection is not None and self._opened_by != os.getpid():
-                    # The parent's, over a fork: to use it or even to close it here could harm the file.
-                    self._inherited.append(self._connection)
-                    self._connection = None
-                if self._connection is None:
-                    self._connection = self._open()
-                    self._opened_by = os.getpid()
-                yield self._connection
-            except (sqlite3.Error, OSError) as exc:
-                raise LocalStoreFailed(f"{self.path}: {exc}; pass store=MemoryStore() to do without a file") from exc
+        self._file.close()
 
     _SWEEP = "DELETE FROM generations WHERE updated_at < ?"
 
@@ -192,25 +168,9 @@ class SQLiteStore(GenerationStore):
         oldest = datetime.now(UTC) - timedelta(seconds=self._keep_seconds)
         database.execute(self._SWEEP, (oldest.timestamp(),))
 
-    def _open(self) -> sqlite3.Connection:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # SQLite gives the files beside it the mode of the database itself, so it must be right from the start.
-        os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-        connection = sqlite3.connect(self.path, timeout=10, isolation_level=None, check_same_thread=False)
-        try:
-            _use_write_ahead_log(connection)
-            _migrate(connection, self.path)
-            self._sweep(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
-
-_FILE = "generations.sqlite3"
 _PUTS_PER_SWEEP = 1000
 
-# Applied in order; `user_version` counts how many of them a file has. Never edited once released.
 _MIGRATIONS = (
     """
     CREATE TABLE generations (
@@ -227,35 +187,3 @@ _MIGRATIONS = (
     )
     """,
 )
-
-
-def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Readers and the writer do not wait for each other. Where the file system cannot do it, the journal stays as it is.
-
-    Two processes that switch a new file at once may meet a lock that SQLite does not wait for; one of them succeeds.
-    """
-    with suppress(sqlite3.OperationalError):
-        connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    if _version(connection) == len(_MIGRATIONS):
-        return
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        version = _version(connection)
-        if version > len(_MIGRATIONS):
-            raise LocalStoreFailed(f"{path} was written by a newer version of streamkeep")
-        for statement in _MIGRATIONS[version:]:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-
-
-def _version(connection: sqlite3.Connection) -> int:
-    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    return version

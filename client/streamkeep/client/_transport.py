@@ -33,6 +33,7 @@ from streamkeep.client._calls import DEFAULT_TTL_SECONDS, timeouts_in, upstream_
 from streamkeep.client._channel import AsyncChannel, BlockingChannel, Channel, run_blocking
 from streamkeep.client._errors import BodyConsumed, ConnectionFailed, GenerationError, ProtocolError, ServerError
 from streamkeep.client._exchange import Answer, Call, Exchange, new_id
+from streamkeep.client._messages import MessageKeeper
 from streamkeep.client._responses import HttpLibrary, Translate, async_response, blocking_response, library_of
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules import wire
@@ -76,6 +77,7 @@ class DurableTransport(_Transport):
         auth: Mapping[str, str] | None = None,
         ttl_seconds: float = DEFAULT_TTL_SECONDS,
         patience: Patience | None = None,
+        messages: MessageKeeper | None = None,
         http: httpx.BaseTransport | None = None,
         async_http: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -90,7 +92,7 @@ class DurableTransport(_Transport):
             kept = self._own_store if store is None else store
             patient = patience or Patience()
             server = Server(channel, bases, auth=headers_for(key, auth), patience=patient)
-            return Exchange(channel, server, kept, patience=patient, skips_finished=True)
+            return Exchange(channel, server, kept, patience=patient, messages=messages, skips_finished=True)
 
         self._blocking = exchange(BlockingChannel(http))
         self._async = exchange(AsyncChannel(async_http))
