@@ -23,6 +23,10 @@ class Ended:
     def json(self) -> Any:
         return json.loads(self.out)
 
+    @property
+    def json_lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
 
 @dataclass(frozen=True, slots=True)
 class Program:

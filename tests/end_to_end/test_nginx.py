@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import httpx
 import pytest
@@ -21,94 +15,16 @@ from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.proxy.tallies import ReadMode
 from streamkeep.storage import GenerationKey
 from streamkeep.storage.postgres import PostgresStore
-from tests.installed import free_port
+from tests.nginx import NGINX, Front, in_front_of
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
 
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-EXAMPLE = Path(__file__).parents[2] / "examples" / "nginx.conf"
 ACME = {"Streamkeep-Key": "acme-key-0123456789abc"}
 OTHER = {"Streamkeep-Key": "other-key-0123456789ab"}
 KEYS = BootstrapKeys.parse([f"acme={ACME['Streamkeep-Key']}", f"other={OTHER['Streamkeep-Key']}"])
 READERS = 200
 
-_AROUND = """
-{user}
-daemon off;
-pid {home}/nginx.pid;
-error_log stderr;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    client_body_temp_path {home}/body;
-    proxy_temp_path {home}/proxy;
-    fastcgi_temp_path {home}/fastcgi;
-    uwsgi_temp_path {home}/uwsgi;
-    scgi_temp_path {home}/scgi;
-    include {home}/streamkeep.conf;
-    server {{
-        listen unix:{home}/status;
-        location / {{ stub_status; }}
-    }}
-}}
-"""
-
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
-
-
-class Front:
-    """A running nginx: a client for it, and how many requests it has read and not answered."""
-
-    def __init__(self, home: Path, client: httpx.AsyncClient) -> None:
-        self.client = client
-        self._home = home
-
-    async def requests(self) -> int:
-        transport = httpx.AsyncHTTPTransport(uds=str(self._home / "status"))
-        async with httpx.AsyncClient(transport=transport) as client:
-            found = re.search(r"Writing: (\d+)", (await client.get("http://nginx/")).text)
-        assert found is not None
-        return int(found[1]) - 1  # The one that asks.
-
-
-@asynccontextmanager
-async def in_front_of(proxy: Proxy) -> AsyncIterator[Front]:
-    """nginx before a proxy, as the example has it but for addresses and folders."""
-    assert NGINX is not None
-    port = free_port()
-    with tempfile.TemporaryDirectory(prefix="nginx-") as name:
-        home = Path(name)
-        shipped = EXAMPLE.read_text("utf-8")
-        for theirs, here in {
-            "server 127.0.0.1:4000;": f"server {proxy.url.removeprefix('http://')};",
-            "listen 80;": f"listen 127.0.0.1:{port};",
-            "/var/cache/nginx/streamkeep": f"{home}/cache",
-        }.items():
-            assert theirs in shipped
-            shipped = shipped.replace(theirs, here)
-        (home / "streamkeep.conf").write_text(shipped)
-        user = "user root;" if os.geteuid() == 0 else ""
-        (home / "nginx.conf").write_text(_AROUND.format(home=home, user=user))
-        process = await asyncio.create_subprocess_exec(NGINX, "-p", name, "-c", f"{home}/nginx.conf")
-        limits = httpx.Limits(max_connections=None)
-        try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, limits=limits) as client:
-                await _listening(process, client)
-                yield Front(home, client)
-        finally:
-            process.terminate()
-            await process.wait()
-
-
-async def _listening(process: asyncio.subprocess.Process, client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            assert process.returncode is None, "nginx did not start"
-            try:
-                await client.get("/health")
-                return
-            except httpx.ConnectError:
-                await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -119,7 +35,7 @@ async def proxy(database_url: str) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def front(proxy: Proxy) -> AsyncIterator[Front]:
-    async with in_front_of(proxy) as started:
+    async with in_front_of(proxy.url) as started:
         yield started
 
 
@@ -253,7 +169,7 @@ async def test_each_event_is_seen_before_the_next_is_sent(database_url: str, way
             keys=KEYS,
             upstreams=Upstreams.parse_toml(f'[vendor]\nurl = "{server.url}"', {}),
         ) as proxy,
-        in_front_of(proxy) as front,
+        in_front_of(proxy.url) as front,
         asyncio.timeout(60),
     ):
         if way == "the answer itself":

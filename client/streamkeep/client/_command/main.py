@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
+from streamkeep.client._command.doctor import doctor
 from streamkeep.client._command.generations import active, cancel, fetch, generations, sessions
 from streamkeep.client._command.outcomes import EXIT_CODES, MISUSED
 from streamkeep.client._command.reading import read, tail
@@ -25,12 +26,13 @@ _SERVER_COMMANDS = {
 _REQUESTS = (fetch, active, cancel, sessions, generations)
 _STREAMS = (create, write, read, tail, fork, close, delete, info, list_streams, share)
 _SUBSCRIPTIONS = (subscribe, work)
+_FRONT_DOORS = (doctor,)
 
 _SECTIONS = {
     "Requests through the proxy": tuple(str(command.name) for command in _REQUESTS),
     "Streams": tuple(str(command.name) for command in _STREAMS),
     "Subscriptions": tuple(str(command.name) for command in _SUBSCRIPTIONS),
-    "The server": tuple(_SERVER_COMMANDS),
+    "The server": (*_SERVER_COMMANDS, *(str(command.name) for command in _FRONT_DOORS)),
 }
 
 _EPILOG = f"""\
@@ -95,7 +97,9 @@ class Commands(click.Group):
         return _SERVER_COMMANDS.get(name) or self.commands[name].get_short_help_str(limit=80)
 
 
-@click.group("streamkeep", cls=Commands, commands=[*_REQUESTS, *_STREAMS, *_SUBSCRIPTIONS], epilog=_EPILOG)
+@click.group(
+    "streamkeep", cls=Commands, commands=[*_REQUESTS, *_STREAMS, *_SUBSCRIPTIONS, *_FRONT_DOORS], epilog=_EPILOG
+)
 @click.version_option(package_name="streamkeep", message="streamkeep %(version)s")
 def commands() -> None:
     """Requests whose responses survive broken connections, refreshes and crashes; and streams that outlive programs."""
