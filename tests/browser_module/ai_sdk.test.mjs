@@ -42,8 +42,8 @@ class Chat extends AbstractChat {
 }
 
 /** What a page does when it is loaded. */
-function page(session, storage, url, { proxyUrl = PROXY, ...durableOptions } = {}) {
-  const patience = { sendSeconds: 10, silenceSeconds: 0.5 }
+function page(session, storage, url, { proxyUrl = PROXY, sendSeconds = 10, ...durableOptions } = {}) {
+  const patience = { sendSeconds, silenceSeconds: 0.5 }
   const durable = durableTransport(session, { proxyUrl, storage, patience }, { api: url }, durableOptions)
   const chat = new Chat({ ...durable.durableSession, messages: durable.initialMessages })
   return { durable, chat, resumed: chat.resumeStream() }
@@ -185,4 +185,40 @@ test("requests are prepared, messages expire, and a session that is cleared is e
   await chat.sendMessage({ text: "two" })
   durable.clearSession()
   assert.equal(storage.length, 0)
+})
+
+test("a call that was lost earlier does not keep a later answer from being kept", async () => {
+  const { url } = await answering()
+  const line = await wire(PROXY)
+  const [session, storage] = [freshSession(), new MemoryStorage()]
+  const shown = page(session, storage, url, { proxyUrl: line.url, sendSeconds: 0.01 })
+  await shown.resumed
+  line.isDown = true
+  line.cut()
+  await shown.chat.sendMessage({ text: "one" })
+  assert.equal(shown.chat.status, "error")
+  line.isDown = false
+  await shown.chat.regenerate()
+  assert.deepEqual(texts(shown), ["one", TEXT])
+  const again = page(session, storage, url)
+  await again.resumed
+  assert.deepEqual(texts(again), ["one", TEXT])
+})
+
+for (const stored of ["5", "null", "[]", "{", '{"messages":5,"at":AT}', '{"messages":{"filter":1},"at":AT}', '{"messages":[null,7,{}],"at":AT}']) {
+  test(`what is no messages is none: ${stored}`, () => {
+    const storage = new MemoryStorage()
+    storage.setItem("streamkeep/messages/chat", stored.replace("AT", Date.now()))
+    assert.deepEqual(durableTransport("chat", { proxyUrl: PROXY, storage }).initialMessages, [])
+  })
+}
+
+test("messages of sessions that nobody came back to go", () => {
+  const storage = new MemoryStorage()
+  const kept = (days) => JSON.stringify({ messages: [{ id: "one", role: "user", parts: [] }], at: Date.now() - days * 86_400_000 })
+  for (let number = 0; number < 300; number++) storage.setItem(`streamkeep/messages/old-${number}`, kept(8))
+  storage.setItem("streamkeep/messages/other", kept(6))
+  storage.setItem("theirs", kept(9))
+  durableTransport("chat", { proxyUrl: PROXY, storage })
+  assert.equal(storage.length, 2)
 })

@@ -141,10 +141,12 @@ function copyOf(storage) {
   return copy
 }
 
-function copied(storage, session) {
+function keyOf(storage, session) {
   const keys = Array.from({ length: storage.length }, (_, index) => storage.key(index))
-  return JSON.parse(storage.getItem(keys.find((key) => key.includes(`/${session}/`))))
+  return keys.find((key) => key.includes(`/${session}/`))
 }
+
+const copied = (storage, session) => JSON.parse(storage.getItem(keyOf(storage, session)))
 
 test("W17: a resume at the very end ends", async () => {
   const { url } = await vendor(says(["all of it"]))
@@ -285,6 +287,91 @@ test("an answer that ended while nobody was there is given, unless its time is o
   await response.body.cancel()
 })
 
+test("what runs is resumed however long ago its mark was made, and whichever way the clock went", async () => {
+  const { turn, give } = turns()
+  const { url } = await vendor(says(pieces(BYTES, 50), { turn }))
+  const session = freshSession()
+  const storage = new MemoryStorage()
+  await (await open({ storage })(url, asking(session))).body.cancel()
+  give(1)
+  for (const days of [-3, 3, -300, 300]) {
+    const at = Date.now() + days * 86_400_000
+    storage.setItem(keyOf(storage, session), JSON.stringify({ position: 0, at }))
+    const resumed = await open({ storage })("", resuming(session, REPLAY))
+    assert.deepEqual(await take(resumed.body.getReader(), 50), BYTES.subarray(0, 50))
+  }
+})
+
+test("marks that nobody came back to go after a week, and others stay", async () => {
+  const { url } = await vendor(says(["an answer"]))
+  const storage = new MemoryStorage()
+  const fetch = open({ storage })
+  const session = freshSession()
+  const { headers } = await fetch(url, asking(session))
+  const key = keyOf(storage, session)
+  const base = key.slice(0, key.indexOf(session))
+  for (let number = 0; number < 300; number++) {
+    storage.setItem(`${base}old-${number}/request`, JSON.stringify({ position: 0, at: Date.now() - 8 * 86_400_000 }))
+  }
+  storage.setItem(`${base}${session}-2/request`, JSON.stringify({ position: 0, at: Date.now() }))
+  storage.setItem("theirs", "kept")
+  assert.deepEqual(fetch.pending(session), [headers.get("x-request-id")])
+  assert.equal(storage.length, 3)
+})
+
+const HOSTILE = ["{", "[]", "5", '"text"', "null", '{"at":"soon"}', '{"__proto__":{"position":5},"constructor":1}']
+const POSITIONS = [-5, 1.5, 1e300, "7", "text", null, {}, [3], true, '1","x":"']
+
+test("what else may stand in the storage does no harm, and sends nothing anywhere", async () => {
+  const { turn, give } = turns()
+  const { url, calls } = await vendor(says(["an ", "answer"], { turn }))
+  const elsewhere = await vendor(says(["stolen"]))
+  const session = freshSession()
+  const storage = new MemoryStorage()
+  const response = await open({ storage })(url, asking(session))
+  const key = keyOf(storage, session)
+  const urls = { streamUrl: elsewhere.url, controlUrl: elsewhere.url, proxyUrl: elsewhere.url, url: elsewhere.url }
+  const marks = [...HOSTILE, ...POSITIONS.map((position) => JSON.stringify({ position, at: Date.now(), ...urls }))]
+  give(2)
+  for (const mark of marks) {
+    storage.setItem(key, mark)
+    storage.setItem(`${key.slice(0, key.lastIndexOf("/"))}/..`, mark)
+    const resumed = await open({ storage })("", resuming(session))
+    const start = Number(resumed.headers.get("streamkeep-start-offset"))
+    assert.ok([0, 3, 7].includes(start), mark)
+    assert.deepEqual(await take(resumed.body.getReader(), 9 - start), Buffer.from("an answer").subarray(start), mark)
+  }
+  storage.setItem(key, JSON.stringify({ position: 1_000_000, at: Date.now() }))
+  await assert.rejects((await open({ storage })("", resuming(session))).text(), { status: 400 })
+  const resumed = await open({ storage })("", resuming(session))
+  give()
+  assert.equal(await resumed.text(), "an answer")
+  await response.body.cancel()
+  assert.equal({}.position, undefined)
+  assert.deepEqual([calls.length, elsewhere.calls.length], [1, 0])
+})
+
+test("the proxy's key goes to the proxy's own origin, wherever its answers lead", async () => {
+  const elsewhere = await vendor(says([`event: control\ndata:{"streamClosed":true}\n\n`]))
+  const leading = await vendor(({ response }) => {
+    const found = { sessionId: "s", requestId: "r", upstreamStatus: 200, upstreamHeaders: {}, contentType: "text/plain" }
+    const urls = { streamUrl: `${elsewhere.url}/data`, controlUrl: `${elsewhere.url}/control` }
+    response.setHeader("Content-Type", "application/json")
+    response.end(JSON.stringify({ ...found, ...urls }))
+  })
+  const auth = { "Streamkeep-Key": "a secret" }
+  const response = await open({ proxyUrl: leading.url, auth })(leading.url, asking(freshSession()))
+  await drain(response.body)
+  assert.equal(leading.calls[0].request.headers["streamkeep-key"], "a secret")
+  assert.ok(elsewhere.calls.length >= 2)
+  for (const { request } of elsewhere.calls) assert.ok(!JSON.stringify([request.url, request.headers]).includes("secret"))
+  const redirecting = await vendor(says([], { status: 307, headers: { Location: elsewhere.url } }))
+  const times = elsewhere.calls.length
+  const patience = { sendSeconds: 0 }
+  await assert.rejects(open({ proxyUrl: redirecting.url, auth, patience })(leading.url, asking(freshSession())))
+  assert.equal(elsewhere.calls.length, times)
+})
+
 test("a TTL that is no number is refused, and does not last for ever", async () => {
   await assert.rejects(open()("", resuming(freshSession(), { "X-Active-Generation-TTL": "soon" })), TypeError)
 })
@@ -382,6 +469,21 @@ test("one who only stops reading leaves it running", async () => {
   const resumed = await open({ storage })("", resuming(session, REPLAY))
   assert.deepEqual(await drain(resumed.body), { bytes: BYTES, error: null })
   assert.equal(calls.length, 1)
+})
+
+test("one who leaves in the middle of a read does not connect again", async () => {
+  const { url } = await vendor(says(["begun"], { turn: (number) => number && new Promise(() => {}) }))
+  const quick = await vendor(says(["quick"]))
+  const line = await wire(PROXY)
+  const fetch = open({ proxyUrl: line.url })
+  const reader = (await fetch(url, asking(freshSession()))).body.getReader()
+  await take(reader, 5)
+  const asked = reader.read()
+  await new Promise(setImmediate)
+  await reader.cancel()
+  assert.equal((await asked).done, true)
+  for (let times = 0; times < 3; times++) await (await fetch(quick.url, asking(freshSession()))).text()
+  assert.equal(line.liveReads, 4)
 })
 
 test("everybody else who reads a stopped generation sees an abort, not an end", async () => {

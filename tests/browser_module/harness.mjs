@@ -58,12 +58,13 @@ export function turns() {
 
 /**
  * A wire to the proxy. It breaks after `bytesEach` bytes of answers, gives one byte at a time (`isDribbling`), keeps back
- * event streams (`holdsEvents`), everything (`isHeld`), or is down (`isDown`); `cut` breaks what is there.
+ * event streams (`holdsEvents`), everything (`isHeld`), or is down (`isDown`); `cut` breaks what is there. It counts
+ * `connections`, and requests for events as `liveReads`.
  */
 export async function wire(target, { bytesEach = Infinity, isDribbling = false, holdsEvents = false } = {}) {
   const sockets = new Set()
   const cut = () => sockets.forEach((one) => one.destroy())
-  const state = { isHeld: false, isDown: false, connections: 0, cut }
+  const state = { isHeld: false, isDown: false, connections: 0, liveReads: 0, cut }
   const server = net.createServer((socket) => {
     if (state.isDown) return socket.destroy()
     state.connections++
@@ -82,6 +83,7 @@ export async function wire(target, { bytesEach = Infinity, isDribbling = false, 
     }
     socket.on("data", (data) => {
       asked = data.toString("latin1")
+      if (asked.includes("live=sse")) state.liveReads++
       if (!state.isHeld) other.write(data)
     })
     other.on("data", (data) => {

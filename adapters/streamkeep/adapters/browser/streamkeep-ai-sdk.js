@@ -7,7 +7,14 @@ const resolved = (value) => (typeof value === "function" ? value() : value)
 export function durableTransport(sessionId, fetchOptions, transportOptions = {}, durableOptions = {}) {
   const durable = createFetchClient(fetchOptions)
   const kept = messagesIn(fetchOptions.storage, sessionId, durableOptions.messages?.ttlMs)
+  let requestId
   const { api = "/api/chat", prepareSendMessagesRequest, prepareReconnectToStreamRequest } = transportOptions
+
+  const chunksOf = async (response) => {
+    const { body, headers } = await accepted(response)
+    requestId = headers.get("X-Request-ID")
+    return jsonEvents(body)
+  }
 
   const common = async ({ chatId, body, headers, metadata }) => ({
     api,
@@ -36,7 +43,7 @@ export function durableTransport(sessionId, fetchOptions, transportOptions = {},
         credentials: prepared.credentials ?? asked.credentials,
         signal: abortSignal,
       })
-      return jsonEvents((await accepted(response)).body)
+      return chunksOf(response)
     },
 
     async reconnectToStream({ abortSignal, ...options }) {
@@ -49,13 +56,13 @@ export function durableTransport(sessionId, fetchOptions, transportOptions = {},
       const { ttlMs } = durableOptions.activeGeneration ?? {}
       if (ttlMs !== undefined) sent.set("X-Active-Generation-TTL", ttlMs)
       const response = await durable("", { headers: sent, signal: abortSignal })
-      return response.status === 204 ? null : jsonEvents((await accepted(response)).body)
+      return response.status === 204 ? null : chunksOf(response)
     },
   }
 
   const onFinish = (finished) => {
     // What can be resumed is not kept in part, or the rest would be put behind a half of it.
-    if (!durable.pending(sessionId).length) kept.save(finished.messages)
+    if (!durable.pending(sessionId).includes(requestId)) kept.save(finished.messages)
     return durableOptions.onFinish?.(finished)
   }
 

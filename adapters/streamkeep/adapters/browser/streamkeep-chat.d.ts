@@ -14,7 +14,7 @@ export function stopAll(durable: FetchClient, sessionId: string): Promise<void>
 
 /** How long what is stored in the page may be used. */
 export interface Lifetimes {
-  /** A generation may be resumed for so long after it was last read; an hour unless given. */
+  /** A generation that has ended may be resumed for so long after it was last read; an hour unless given. */
   activeGeneration?: { ttlMs?: number }
   /** Messages are kept for so long after they were last saved; a week unless given. */
   messages?: { ttlMs?: number }

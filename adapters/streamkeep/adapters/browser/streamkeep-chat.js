@@ -29,7 +29,7 @@ export function jsonEvents(body) {
   return body.pipeThrough(new TransformStream(transformer))
 }
 
-/** A session's messages in a page's storage, for a week after they were last saved. */
+/** A session's messages in a page's storage, for a week after they were last saved. Those of other sessions go, too. */
 export function messagesIn(storage, sessionId, ttlMs = WEEK_MS) {
   const key = MESSAGES + sessionId
   const quietly = (action) => {
@@ -39,13 +39,16 @@ export function messagesIn(storage, sessionId, ttlMs = WEEK_MS) {
       return null
     }
   }
+  const read = (name) => {
+    const { messages, at } = quietly((kept) => JSON.parse(kept.getItem(name))) ?? {}
+    if (Array.isArray(messages) && Date.now() - at <= ttlMs) return messages.filter((one) => typeof one?.id === "string")
+    quietly((kept) => kept.removeItem(name))
+    return []
+  }
+  const all = quietly((kept) => Array.from({ length: kept.length }, (_, index) => kept.key(index))) ?? []
+  for (const name of all) if (name?.startsWith(MESSAGES)) read(name)
   return {
-    load() {
-      const found = quietly((kept) => JSON.parse(kept.getItem(key)))
-      if (found && Date.now() - found.at <= ttlMs) return found.messages
-      this.clear()
-      return []
-    },
+    load: () => read(key),
     save: (messages) => quietly((kept) => kept.setItem(key, JSON.stringify({ messages, at: Date.now() }))),
     clear: () => quietly((kept) => kept.removeItem(key)),
   }

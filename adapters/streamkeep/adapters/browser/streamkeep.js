@@ -1,7 +1,7 @@
 // A `fetch` whose responses survive: the proxy calls upstream once and records the answer, and bodies are read from that
 // record. A mark in the storage, from before a request is sent until its end was given out, leads pages to it.
 
-const ID = /^[A-Za-z0-9][\w.~:@-]{0,199}$/
+const ID = /^[^\W_][\w.~:@-]{0,199}$/
 
 export class GenerationError extends Error {
   constructor({ code, message, retryable = false }, { sessionId, requestId }) {
@@ -41,7 +41,7 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
   const api = (path) => [base, "api", ...path.map(encodeURIComponent)].join("/")
 
   const look = (path, init) =>
-    repeatedly(new Outage(sendSeconds, init.signal), async () => {
+    repeatedly(outageWithin(sendSeconds, init.signal), async () => {
       try {
         return await (await get(api(path), init)).json()
       } catch (error) {
@@ -58,9 +58,11 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
   async function stop(mark, creating) {
     mark.save({ isStopped: true })
     const { sessionId, requestId } = mark
-    // What was on its way at first may have been claimed since.
-    if (!(await cancel(sessionId, requestId)) && (await creating?.catch(() => {}))) await cancel(sessionId, requestId)
-    mark.remove()
+    try {
+      // What was on its way at first may have been claimed since.
+      if (!(await cancel(sessionId, requestId)) && (await creating)) await cancel(sessionId, requestId)
+      mark.remove()
+    } catch {}
   }
 
   async function durableFetch(input, init = {}) {
@@ -77,20 +79,20 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
     steering(headers)
     headers.set("X-Proxy-Url", request.url)
     headers.set("X-Proxy-Method", request.method)
-    // A body that is a stream stays one, and cannot be sent twice; every other is kept, as bytes.
+    // A stream stays one, and cannot be sent twice.
     const { duplex } = init
     const body = duplex ? request.body : await request.blob()
     const sent = { method: "POST", headers, body: duplex || body.size ? body : null, duplex }
     const mark = marks.of(sessionId, requestId)
     mark.save({ position: 0 })
     // A repeat has the same ids, and so joins what an earlier attempt began.
-    const creating = repeatedly(new Outage(duplex ? 0 : sendSeconds, signal), async () => {
+    const creating = repeatedly(outageWithin(duplex ? 0 : sendSeconds, signal), async () => {
       const response = await ask(api([sessionId, requestId]), sent)
       if (response.ok || response.headers.has("Upstream-Status")) return response
       throw Object.assign(await refusal(response.clone()), { response })
     }).catch((error) => error.response ?? Promise.reject(error))
     const response = await unlessAborted(signal, creating).catch((error) => {
-      if (signal?.aborted) stop(mark, creating).catch(() => {})
+      if (signal?.aborted) stop(mark, creating)
       throw error
     })
     if (response.ok) return answer(await response.json(), mark, 0, signal)
@@ -101,15 +103,15 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
 
   async function resume({ sessionId, requestId, replays, ttlMs }, signal) {
     if (!sessionId) throw new TypeError("a resume needs X-Session-ID")
-    const lapsed = []
+    const stopped = []
     for (const mark of marks.all(sessionId)) {
       const { isStopped, at } = mark.read()
-      if (!isStopped && Date.now() - at <= ttlMs) continue
-      lapsed.push(mark.requestId)
-      if (isStopped) await stop(mark).catch(() => {})
-      else mark.remove()
+      if (isStopped) {
+        stopped.push(mark.requestId)
+        await stop(mark)
+      } else if (!(Date.now() - at <= ttlMs)) mark.remove()
     }
-    let found = await sought(sessionId, requestId, lapsed, signal)
+    let found = await sought(sessionId, requestId, stopped, signal)
     while (found?.state === "creating") {
       await sleep(300, signal)
       found = await find(found, signal)
@@ -120,18 +122,19 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
       mark.remove()
       throw new GenerationError({ code: found.code, message: "upstream never answered" }, found)
     }
-    const start = replays ? 0 : (mark.read()?.position ?? 0)
+    const { position } = mark.read()
+    const start = !replays && /^\d+$/.test(position) ? Number(position) : 0
     mark.save({ position: start })
     return answer(found, mark, start, signal)
   }
 
   // The one that is named, or the newest that runs, or the very newest if it was not read to its end here.
-  async function sought(sessionId, requestId, lapsed, signal) {
+  async function sought(sessionId, requestId, stopped, signal) {
     const listed = requestId ? [] : await active(sessionId, signal)
-    const running = listed.find((one) => /creating|running/.test(one.state) && !lapsed.includes(one.requestId))
+    const running = listed.find((one) => /creating|running/.test(one.state) && !stopped.includes(one.requestId))
     const named = running?.requestId ?? requestId ?? listed[0]?.requestId ?? marks.all(sessionId)[0]?.requestId
-    const isWanted = named === requestId || running || marks.of(sessionId, named).read()
-    if (named && isWanted && !lapsed.includes(named)) return find({ sessionId, requestId: named }, signal)
+    const isWanted = named === requestId || running || marks.of(sessionId, named).read().at
+    if (named && isWanted && !stopped.includes(named)) return find({ sessionId, requestId: named }, signal)
   }
 
   function answer({ upstreamStatus: status, contentType, upstreamHeaders, ...found }, mark, start, signal) {
@@ -145,8 +148,8 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
       mark.remove()
       return new Response(null, { status, headers })
     }
-    const proxy = { get, find, outage: new Outage(silenceSeconds, signal), stallMs: stallSeconds * 1000 }
-    let body = bodyOf(found, mark, start, proxy, signal, () => stop(mark).catch(() => {}))
+    const proxy = { get, find, stop, outage: outageWithin(silenceSeconds, signal), stallMs: stallSeconds * 1000 }
+    let body = bodyOf(found, mark, start, proxy, signal)
     // Upstream was asked for none, but may not care. The middle of one cannot be decoded.
     const encoding = headers.get("Content-Encoding")
     if (!start && /^(gzip|deflate)$/.test(encoding)) body = body.pipeThrough(new DecompressionStream(encoding))
@@ -162,13 +165,14 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
 }
 
 // A generation's bytes from `given` on. Asking for a piece says that those before it were taken.
-function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop) {
+function bodyOf(found, mark, given, { get, find, stop, outage, stallMs }, signal) {
   const pieces = []
   let received = given
   let connection
   let controller
   let barren = 0
   let isClosed = false
+  let isLeft = false
   let isRenewed = false
 
   const disconnect = () => {
@@ -232,12 +236,12 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
   }
 
   const next = async () => {
-    while (!pieces.length) {
+    while (!pieces.length && !isLeft) {
       try {
         if (isClosed) return await readEnd()
         await (barren < 2 ? readEvents() : readByLongPoll())
       } catch (error) {
-        // Each live read begins with an event at once: where none arrives, something on the way keeps them back.
+        // Live reads begin with an event: where none arrives, something on the way keeps them back.
         if (connection?.isBarren) barren++
         disconnect()
         // An expired URL is renewed; once, until it was good for something.
@@ -250,6 +254,7 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
   }
 
   const leave = () => {
+    isLeft = true
     signal?.removeEventListener("abort", aborted)
     disconnect()
   }
@@ -257,16 +262,16 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
   const aborted = () => {
     leave()
     controller.error(signal.reason)
-    stop()
+    stop(mark)
   }
 
   const pull = async () => {
     try {
       outage.heard()
       // Another tab may have ended or stopped it.
-      if (mark.read()?.position >= 0) mark.save({ position: given })
+      if (mark.read().position >= 0) mark.save({ position: given })
       const piece = await next()
-      if (signal?.aborted) return
+      if (isLeft) return
       if (piece) {
         given += piece.length
         return controller.enqueue(piece)
@@ -274,8 +279,9 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
       mark.remove()
       controller.close()
     } catch (error) {
-      if (signal?.aborted) return
-      if (error instanceof GenerationError) mark.remove()
+      if (isLeft) return
+      // A 400 says that the mark was wrong.
+      if (error instanceof GenerationError || error.status === 400) mark.remove()
       controller.error(error)
     }
     leave()
@@ -288,7 +294,7 @@ function bodyOf(found, mark, given, { get, find, outage, stallMs }, signal, stop
   return stream
 }
 
-// It is cut when nothing comes, not even a heartbeat, and when the page is back: what was open may be dead.
+// It is cut when not even a heartbeat comes, and when the page is back: what was open may be dead.
 function connectionWithin(stallMs) {
   const abort = new AbortController()
   const cut = (message) => abort.abort(new TypeError(message))
@@ -317,34 +323,29 @@ function connectionWithin(stallMs) {
   }
 }
 
-class Outage {
-  silenceMs = 0
-  failures = 0
-  since = performance.now()
-
-  constructor(limitSeconds, signal) {
-    Object.assign(this, { limitMs: limitSeconds * 1000, signal })
-  }
-
-  heard(isProgress) {
+function outageWithin(limitSeconds, signal) {
+  let silenceMs = 0
+  let failures = 0
+  let since = performance.now()
+  const heard = (isProgress) => {
     const now = performance.now()
-    if (isProgress || now - this.since > 1000) this.failures = 0
-    this.silenceMs = 0
-    this.since = now
+    if (isProgress || now - since > 1000) failures = 0
+    silenceMs = 0
+    since = now
   }
-
-  async pause(error) {
-    this.signal?.throwIfAborted()
+  const pause = async (error) => {
+    signal?.throwIfAborted()
     const now = performance.now()
     // The clock of a frozen page jumps.
-    this.silenceMs += Math.min(now - this.since, 60_000)
-    this.since = now
-    if (!(error instanceof TypeError || error.isTransient) || this.silenceMs >= this.limitMs) throw error
+    silenceMs += Math.min(now - since, 60_000)
+    since = now
+    if (!(error instanceof TypeError || error.isTransient) || silenceMs >= limitSeconds * 1000) throw error
     // At random, so that those who were cut off together come back apart.
-    const mostMs = this.failures && Math.min(5000, 100 * 2 ** this.failures)
-    this.failures++
-    if (await sleep(Math.max(error.retryAfterMs ?? 0, Math.random() * mostMs), this.signal)) this.heard(true)
+    const mostMs = failures && Math.min(5000, 100 * 2 ** failures)
+    failures++
+    if (await sleep(Math.max(error.retryAfterMs ?? 0, Math.random() * mostMs), signal)) heard(true)
   }
+  return { heard, pause }
 }
 
 async function repeatedly(outage, attempt) {
@@ -360,19 +361,10 @@ async function repeatedly(outage, attempt) {
 function eventDecoder() {
   const decoder = new TextDecoder()
   let rest = ""
-  let event = {}
   return (bytes) => {
-    const events = []
-    const lines = (rest + decoder.decode(bytes, { stream: true })).split("\n")
-    rest = lines.pop()
-    for (const line of lines) {
-      const [, field, value] = /^(.*?)(?:: ?(.*))?$/.exec(line)
-      event[field] = value
-      if (line) continue
-      events.push(event)
-      event = {}
-    }
-    return events
+    const events = (rest + decoder.decode(bytes, { stream: true })).split("\n\n")
+    rest = events.pop()
+    return events.map((event) => Object.fromEntries(event.split("\n").map((line) => /^(\w*):? ?(.*)/.exec(line).slice(1))))
   }
 }
 
@@ -380,16 +372,17 @@ function eventDecoder() {
 function marksIn(storage, prefix) {
   const of = (sessionId, requestId) => {
     const key = `${prefix}${sessionId}/${requestId}`
-    const read = () => quietly(() => JSON.parse(storage.getItem(key)))
+    const read = () => quietly(() => JSON.parse(storage.getItem(key))) ?? {}
     const save = (found) => quietly(() => storage.setItem(key, JSON.stringify({ ...found, at: Date.now() })))
     const remove = () => quietly(() => storage.removeItem(key))
     return { sessionId, requestId, read, save, remove }
   }
   const all = (sessionId) => {
     const keys = quietly(() => Array.from({ length: storage.length }, (_, index) => storage.key(index))) ?? []
-    const ids = keys.map((key) => key.startsWith(`${prefix}${sessionId}/`) && key.slice(key.lastIndexOf("/") + 1))
-    const marks = ids.map((id) => of(sessionId, id)).filter((mark) => mark.read())
-    return marks.sort((a, b) => b.read().at - a.read().at)
+    const marks = keys.filter((key) => key.startsWith(prefix)).map((key) => of(...key.slice(prefix.length).split("/")))
+    // After a week those go that nobody came back to, and what is no mark.
+    for (const { read, remove } of marks) if (!(Math.abs(Date.now() - read().at) < 604_800_000)) remove()
+    return marks.filter((mark) => mark.sessionId === sessionId && mark.read().at).sort((a, b) => b.read().at - a.read().at)
   }
   return { of, all }
 }
