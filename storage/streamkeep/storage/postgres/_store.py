@@ -129,7 +129,16 @@ def _expected(stream_id: str, position: str) -> str:
     end"""
 
 
-def _write(position: str) -> str:
+# Arrays in the order of their streams. They hide their lengths, for which the server would make a plan each time; and they
+# are unnested side by side as they are read: as a table, they would be stored once more.
+_ITEMS = """
+    unnest((select $4::bigint[])) as stream_id, unnest((select $5::bigint[])) as position,
+    unnest((select $6::bytea[])) as data, unnest((select $7::boolean[])) as is_sealed
+"""
+_DOUBTFUL_ITEMS = f"{_ITEMS}, unnest((select $8::boolean[])) as is_known"
+
+
+def _write(items: str, position: str) -> str:
     """Insert a row for each item, at a position that is an expression over it."""
     return f"""
         insert into streamkeep.chunks (stream_id, position, size, encoding, data)
@@ -138,12 +147,7 @@ def _write(position: str) -> str:
                {size_of("item.data", "item.is_sealed")},
                {encoding_of("item.is_sealed")},
                item.data
-        from fence
-        cross join unnest(
-            (select $4::bigint[]), (select $5::bigint[]), (select $6::bytea[]), (select $7::boolean[]),
-            (select $8::boolean[])
-        ) as item (stream_id, position, data, is_known, is_sealed)
-        order by item.stream_id
+        from (select {items} from fence) as item
     """
 
 
@@ -606,17 +610,17 @@ class PostgresStore:
     # Bytes
 
     _WRITE = _write(
-        f"case when item.is_known then item.position else {_expected('item.stream_id', 'item.position')} end"
+        _DOUBTFUL_ITEMS,
+        f"case when item.is_known then item.position else {_expected('item.stream_id', 'item.position')} end",
     )
 
     _APPEND = f"with {_fence('and settled = $3')} {_WRITE}"
 
     # What nearly every commit is. The comparison's estimated cost makes the server plan each of them anew, for as long as
     # all the rest of it takes; without it one plan serves all.
-    _APPEND_TO_KNOWN = f"with {_fence('and settled = $3')} {_write('item.position')}"
+    _APPEND_TO_KNOWN = f"with {_fence('and settled = $3')} {_write(_ITEMS, 'item.position')}"
 
-    # One snapshot for all: an ending's `position` is the data stream's tail before this statement. Arrays hide their
-    # lengths, for which the server would make a plan each time; that takes longer than all the rest.
+    # One snapshot for all: an ending's `position` is the data stream's tail before this statement.
     _APPEND_AND_END = f"""
     with {_fence("and settled = $3")}, written as ({_WRITE}), ending as (
         select *
@@ -666,8 +670,11 @@ class PostgresStore:
         values = (owner.id, owner.epoch, self._settled.get(owner, 0), *self._append_arrays(appends, known))
         ended: frozenset[int] = frozenset()
         if appends and not endings:
-            statement = self._APPEND_TO_KNOWN if all(known) else self._APPEND
-            is_fresh = await self._database.execute(statement, *values, is_urgent=True) > 0
+            if all(known):
+                written = await self._database.execute(self._APPEND_TO_KNOWN, *values[:-1], is_urgent=True)
+            else:
+                written = await self._database.execute(self._APPEND, *values, is_urgent=True)
+            is_fresh = written > 0
         else:
             # A plan is kept, and one that was made while the tables were small reads all of them: it is made anew whenever
             # as many again have ended.
@@ -793,15 +800,15 @@ class PostgresStore:
 
     def _append_arrays(
         self, appends: Sequence[Append], known: Sequence[bool]
-    ) -> tuple[list[int], list[int], list[bytes], Sequence[bool], list[bool]]:
-        """The rows of a commit, and for each whether its position is known to be the tail, and whether it is sealed."""
+    ) -> tuple[list[int], list[int], list[bytes], list[bool], Sequence[bool]]:
+        """The rows of a commit, and for each whether it is sealed, and whether its position is known to be the tail."""
         if self._codec.is_plain:
             return (
                 [append.stream_id for append in appends],
                 [append.position for append in appends],
                 [append.data for append in appends],
-                known,
                 [],
+                known,
             )
         rows = [
             (append.stream_id, segment, is_known or segment.position != append.position)
@@ -812,8 +819,8 @@ class PostgresStore:
             [stream_id for stream_id, _, _ in rows],
             [segment.position for _, segment, _ in rows],
             [segment.data for _, segment, _ in rows],
-            [is_known for _, _, is_known in rows],
             [segment.encoding == SEALED for _, segment, _ in rows],
+            [is_known for _, _, is_known in rows],
         )
 
     def _ending_arrays(self, endings: Sequence[Ending], appends: Sequence[Append]) -> tuple[list[Any], ...]:
