@@ -153,8 +153,8 @@ async def test_random_wake_ups_never_lose_or_double_a_byte(log: Log) -> None:
 
 async def test_readers_of_one_encoding_share_one_frame() -> None:
     piece = Piece(0, b"shared")
-    assert piece.frame(Encoding.BASE64, b"")[0] is piece.frame(Encoding.BASE64, b"")[0]
-    assert piece.frame(Encoding.TEXT, b"")[0] is piece.frame(Encoding.TEXT, b"")[0]
+    assert piece.shared_frame(Encoding.BASE64, b"")[0] is piece.shared_frame(Encoding.BASE64, b"")[0]
+    assert piece.shared_frame(Encoding.TEXT, b"")[0] is piece.shared_frame(Encoding.TEXT, b"")[0]
 
 
 async def test_a_feed_keeps_a_bounded_amount(log: Log) -> None:

@@ -52,6 +52,27 @@ class Connection(asyncio.BufferedProtocol):
     in the same call. `lost` is done once the socket is closed.
     """
 
+    __slots__ = (
+        "_decoder",
+        "_failure",
+        "_is_read_paused",
+        "_is_sent",
+        "_is_write_paused",
+        "_loop",
+        "_max_buffered_bytes",
+        "_on_lost",
+        "_progress",
+        "_receiver",
+        "_receivers_failure",
+        "_scratch",
+        "_stuck_at",
+        "_tls",
+        "_transport",
+        "_writable",
+        "lost",
+        "origin",
+    )
+
     def __init__(self, origin: Origin, scratch: memoryview, on_lost: Callable[[Connection], None]) -> None:
         self.origin = origin
         self._loop = asyncio.get_running_loop()

@@ -97,6 +97,25 @@ class ResponseDecoder:
     taken. Once `is_complete`, whatever else is fed is no part of the response and only sets `has_surplus`.
     """
 
+    __slots__ = (
+        "_ends_with_input",
+        "_head_bytes",
+        "_header_bytes",
+        "_headers",
+        "_idle_bytes",
+        "_interim_responses",
+        "_is_head_request",
+        "_max_head_bytes",
+        "_parser",
+        "_pieces",
+        "_reason",
+        "_refusal",
+        "buffered_bytes",
+        "has_surplus",
+        "head",
+        "is_complete",
+    )
+
     def __init__(self, *, is_head_request: bool = False, max_head_bytes: int = MAX_HEAD_BYTES) -> None:
         self.head: ResponseHead | None = None
         self.buffered_bytes = 0

@@ -23,7 +23,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -50,6 +49,10 @@ _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
 
 
+Frame = tuple[bytes, str, bytes]
+"""A `data` event, the offset behind it, and what its reader holds back from then on. An empty event: everything is held back."""
+
+
 @dataclass(frozen=True, slots=True)
 class Keepalive:
     """How the life of a stream with a sliding TTL is prolonged while somebody reads it live."""
@@ -67,12 +70,12 @@ class Piece:
 
     __slots__ = ("_frames", "_viewed", "data", "end", "known_at", "start")
 
-    def __init__(self, start: int, data: bytes, *, end: int | None = None) -> None:
+    def __init__(self, start: int, data: bytes, *, end: int | None = None, known_at: float = 0.0) -> None:
         self.start = start
         self.end = start + len(data) if end is None else end
         self.data = data
-        self.known_at = 0.0
-        self._frames: dict[tuple[Encoding, bytes], tuple[bytes, bytes]] = {}
+        self.known_at = known_at
+        self._frames: dict[tuple[Encoding, bytes], Frame] | None = None
         self._viewed: dict[Held, tuple[Piece | None, Held]] | None = None
 
     def viewed(self, held: Held) -> tuple[Piece | None, Held]:
@@ -82,32 +85,32 @@ class Piece:
         found = self._viewed.get(held)
         if found is None:
             messages, rest = event_messages.decode(held, self.data)
-            piece = Piece(held.position, messages, end=rest.position) if messages else None
-            if piece is not None:
-                piece.known_at = self.known_at
+            piece = Piece(held.position, messages, end=rest.position, known_at=self.known_at) if messages else None
             found = self._viewed[held] = (piece, rest)
         return found
 
-    def frame(self, encoding: Encoding, held: bytes) -> tuple[bytes, bytes]:
-        """The `data` event for readers that hold back `held` before this piece, and what they hold back after it.
-
-        An empty frame: everything is held back.
-        """
+    def shared_frame(self, encoding: Encoding, held: bytes) -> Frame:
+        """As `frame`, made once for all who ask."""
+        if self._frames is None:
+            self._frames = {}
         key = (encoding, held)
         found = self._frames.get(key)
         if found is None:
-            found = self._frames[key] = self._encode(encoding, held)
+            found = self._frames[key] = self.frame(encoding, held)
         return found
 
-    def _encode(self, encoding: Encoding, held: bytes) -> tuple[bytes, bytes]:
+    def frame(self, encoding: Encoding, held: bytes) -> Frame:
+        """The `data` event for readers that hold back `held` before this piece."""
+        if encoding is Encoding.TEXT:
+            text, rest = sse.split_text(held + self.data)
+            offset = format_offset(self.end - len(rest))
+            return (sse.data_frame(text, offset) if text else b""), offset, rest
+        offset = format_offset(self.end)
         if encoding is Encoding.BASE64:
-            return sse.base64_frame(self.data, format_offset(self.end)), b""
+            return sse.base64_frame(self.data, offset), offset, b""
         if encoding is Encoding.JSON:
-            return sse.data_frame(sse.json_payload(self.data), format_offset(self.end)), b""
-        if encoding is Encoding.JSON_BASE64:
-            return sse.base64_frame(to_array(self.data), format_offset(self.end)), b""
-        text, rest = sse.split_text(held + self.data)
-        return (sse.data_frame(text, format_offset(self.end - len(rest))) if text else b""), rest
+            return sse.data_frame(sse.json_payload(self.data), offset), offset, b""
+        return sse.base64_frame(to_array(self.data), offset), offset, b""
 
 
 @dataclass(slots=True)
@@ -126,18 +129,28 @@ class News:
 
 
 class Telling:
-    """One telling of the readers of a feed. What they get is made once for those who get the same, and goes out to some
+    """One telling of the readers of some feeds. What they get is made once for those who get the same, and goes out to some
     dozens of sockets in a row: each system call drives all else out of the processor's caches.
 
     Who leaves an entry in `news` is told; `at` is now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tally: ReadTally) -> None:
         self.at = time.monotonic()
-        self.news: dict[tuple[int, bytes, Encoding, str], News] = {}
+        self.news: dict[tuple[Feed, int, bytes, Encoding, str], News] = {}
+        self._tally = tally
+        self._told = 0
 
-    def send(self, tally: ReadTally) -> None:
+    def tell(self, reader: Reader) -> None:
+        """There may be news for this one."""
+        reader.wake(self)
+        self._told += 1
+        if self._told == _TOLD_AT_ONCE:
+            self.send()
+
+    def send(self) -> None:
         """Write what there is to write."""
+        tally = self._tally
         for news in self.news.values():
             chunk = news.chunk
             for write in news.writes:
@@ -146,13 +159,26 @@ class Telling:
             tally.lag_seconds.observe(time.monotonic() - news.known_at, news.readers)
             news.writes.clear()
             news.readers = 0
-        if len(self.news) > _TOLD_AT_ONCE:  # Cursors are the callers' to choose.
+        self._told = 0
+        if len(self.news) >= _TOLD_AT_ONCE:  # There are many feeds; and cursors are the callers' to choose.
             self.news.clear()
 
 
 class Feed:
     """What this process knows of one stream that is read live here: its tail's `position`, None until somebody looked; whether it
     `is_closed` there; and `is_gone` when the store no longer has it."""
+
+    __slots__ = (
+        "_pieces",
+        "is_closed",
+        "is_gone",
+        "is_message_stream",
+        "keeper",
+        "position",
+        "readers",
+        "retained_bytes",
+        "stream_id",
+    )
 
     def __init__(self, stream_id: int, *, is_message_stream: bool) -> None:
         self.stream_id = stream_id
@@ -163,7 +189,6 @@ class Feed:
         self.is_gone = False
         self.readers: set[Reader] = set()
         self._pieces: dict[int, Piece] = {}
-        self._order: deque[Piece] = deque()
         self.retained_bytes = 0
 
     def __repr__(self) -> str:
@@ -171,20 +196,35 @@ class Feed:
             f"Feed({self.stream_id}, position={self.position}, is_closed={self.is_closed}, readers={len(self.readers)})"
         )
 
-    def piece_at(self, position: int) -> Piece | None:
-        return self._pieces.get(position)
+    def pieces_from(self, position: int) -> list[Piece]:
+        """The pieces in memory that follow each other from a position on, up to about a read's worth."""
+        found: list[Piece] = []
+        size = 0
+        while (piece := self._pieces.get(position)) is not None and size < _READ_BYTES:
+            found.append(piece)
+            position = piece.end
+            size += len(piece.data)
+        return found
 
     def add(self, piece: Piece) -> None:
-        piece.known_at = time.monotonic()
-        self._pieces[piece.start] = piece
-        self._order.append(piece)
+        pieces = self._pieces
+        replaced = pieces.pop(piece.start, None)
+        if replaced is not None:
+            self.retained_bytes -= len(replaced.data) + _PIECE_OVERHEAD_BYTES
+        pieces[piece.start] = piece
         self.retained_bytes += len(piece.data) + _PIECE_OVERHEAD_BYTES
-        while self.retained_bytes > _RETAINED_BYTES and len(self._order) > 1:
-            oldest = self._order.popleft()
+        while self.retained_bytes > _RETAINED_BYTES and len(pieces) > 1:
+            oldest = pieces.pop(next(iter(pieces)))
             self.retained_bytes -= len(oldest.data) + _PIECE_OVERHEAD_BYTES
-            if self._pieces.get(oldest.start) is oldest:
-                del self._pieces[oldest.start]
         self.see(piece.end)
+
+    def let_go(self) -> None:
+        """Forget pieces that nobody waits for: the only reader has them. A crowd's are kept for those who lag or come back."""
+        if len(self.readers) == 1:
+            (reader,) = self.readers
+            if reader.position == self.position:
+                self._pieces.clear()
+                self.retained_bytes = 0
 
     def see(self, position: int, *, is_closed: bool = False) -> bool:
         """Learn of a tail; it never goes back. Returns whether it is news."""
@@ -204,15 +244,6 @@ class Feed:
     def wake(self) -> None:
         for reader in self.readers:
             reader.wake()
-
-    def tell(self, tally: ReadTally) -> None:
-        """There may be news for everybody who reads here."""
-        telling = Telling()
-        for number, reader in enumerate(self.readers, start=1):
-            reader.wake(telling)
-            if number % _TOLD_AT_ONCE == 0:
-                telling.send(tally)
-        telling.send(tally)
 
 
 class Reader:
@@ -411,13 +442,9 @@ class Readers:
 
     def at_hand(self, reader: Reader) -> list[Piece]:
         """The pieces in memory that a reader of the log comes to next; it stands behind them then."""
-        feed, position, size = reader.feed, reader.position, 0
-        found: list[Piece] = []
-        while (piece := feed.piece_at(position)) is not None and size < _READ_BYTES:
-            found.append(piece)
-            position = piece.end
-            size += len(piece.data)
-        reader.position = position
+        found = reader.feed.pieces_from(reader.position)
+        if found:
+            reader.position = found[-1].end
         return found
 
     def delivering(self, pieces: Sequence[Piece], *, since: float) -> None:
@@ -474,8 +501,12 @@ class Readers:
 
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
+        telling = Telling(self.tally)
         for feed in untold:
-            feed.tell(self.tally)
+            for reader in feed.readers:
+                telling.tell(reader)
+            feed.let_go()
+        telling.send()
 
     # Audience of the writer
 
@@ -484,7 +515,7 @@ class Readers:
         if feed is None:
             return
         if len(data) <= _MAX_PIECE_BYTES:
-            feed.add(Piece(position, data))
+            feed.add(Piece(position, data, known_at=time.monotonic()))
             self._tell(feed)
         else:
             # Kept and sent as one, it would cost each feed as much, and each reader who is slow.
@@ -556,7 +587,7 @@ class Readers:
             return
         read = await self._read(feed, position)
         if read.data and feed.position == position:
-            feed.add(Piece(position, read.data))
+            feed.add(Piece(position, read.data, known_at=time.monotonic()))
             self._tell(feed)
 
     async def _read(self, feed: Feed, position: int) -> Slice:

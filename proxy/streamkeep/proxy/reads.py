@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.json_view import JsonView, Page, Viewer
-from streamkeep.proxy.readers import Keepalive, News, Piece, Reader, Readers, Telling
+from streamkeep.proxy.readers import Frame, Keepalive, News, Piece, Reader, Readers, Telling
 from streamkeep.proxy.rules import caching, sse, wire
 from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor
@@ -413,7 +413,16 @@ class _Events:
         return self._reader.is_gone or self._reader.feed.is_gone or time.monotonic() >= self._rotate_at
 
     def _take(self, pieces: Sequence[Piece]) -> list[bytes]:
-        frames, self._held = _frames(self._reader, pieces, self._held, self._encoding, self._cursor)
+        """The events for pieces that the reader just took, to the last of a closed stream."""
+        reader, encoding, cursor = self._reader, self._encoding, self._cursor
+        is_up_to_date, is_closed = reader.is_up_to_date, reader.is_at_end
+        frames, self._held = _frames(
+            Piece.shared_frame, pieces, self._held, encoding, cursor, is_up_to_date=is_up_to_date, is_closed=is_closed
+        )
+        if is_closed:
+            if self._held:
+                frames.append(sse.data_frame(self._held.decode("utf-8", "replace"), format_offset(reader.position)))
+            frames.append(sse.closing_frame(format_offset(reader.resume_position)))
         return frames
 
     async def _next(self) -> list[Piece]:
@@ -434,7 +443,7 @@ class _Events:
     def _deliver(self, telling: Telling) -> bool:
         """Have what is at hand sent without the reader's task; whether that can be done."""
         reader = self._reader
-        place = (reader.position, self._held, self._encoding, self._cursor)
+        place = (reader.feed, reader.position, self._held, self._encoding, self._cursor)
         news = telling.news.get(place)
         if news is None:
             news = self._news()
@@ -452,38 +461,42 @@ class _Events:
 
     def _news(self) -> News | None:
         """What is at hand for readers at this one's place; None when there is nothing, or an end."""
-        reader = self._reader
-        if reader.feed.is_gone or reader.feed.is_closed:
+        feed = self._reader.feed
+        if feed.is_gone or feed.is_closed:
             return None
-        start = reader.position
-        pieces = self._readers.at_hand(reader)
+        start = self._reader.position
+        pieces = feed.pieces_from(start)
         if not pieces:
             return None
-        frames, held = _frames(reader, pieces, self._held, self._encoding, self._cursor)
+        end = pieces[-1].end
+        frames, held = _frames(
+            Piece.frame, pieces, self._held, self._encoding, self._cursor, is_up_to_date=end == feed.position
+        )
         chunk = asgi.chunk(b"".join(frames)) if frames else b""
-        end, reader.position = reader.position, start
         return News(chunk, end - start, pieces[0].known_at, end, held)
 
 
 def _frames(
-    reader: Reader, pieces: Sequence[Piece], held: bytes, encoding: Encoding, cursor: str
+    make: Callable[[Piece, Encoding, bytes], Frame],
+    pieces: Sequence[Piece],
+    held: bytes,
+    encoding: Encoding,
+    cursor: str,
+    *,
+    is_up_to_date: bool,
+    is_closed: bool = False,
 ) -> tuple[list[bytes], bytes]:
-    """The events for pieces that a reader just took, to the last of a closed stream; and what it holds back behind them."""
-    is_closed = reader.is_at_end
+    """The events for pieces, but for what comes behind the last one of a closed stream; and what is held back then."""
+    last = pieces[-1] if pieces else None
     frames: list[bytes] = []
     for piece in pieces:
-        frame, held = piece.frame(encoding, held)
+        frame, offset, held = make(piece, encoding, held)
         if frame:
             frames.append(frame)
-            offset = format_offset(piece.end - len(held))
-            is_last = piece is pieces[-1]
-            is_up_to_date = is_last and reader.is_up_to_date
-            if not (is_last and is_closed):
+            if piece is not last:
+                frames.append(sse.control_frame(offset, cursor, is_up_to_date=False))
+            elif not is_closed:
                 frames.append(sse.control_frame(offset, cursor, is_up_to_date=is_up_to_date))
-    if is_closed:
-        if held:
-            frames.append(sse.data_frame(held.decode("utf-8", "replace"), format_offset(reader.position)))
-        frames.append(sse.closing_frame(format_offset(reader.resume_position)))
     return frames, held
 
 

@@ -37,6 +37,19 @@ class Relay:
     """Moves one body. `waiting_since` is the monotonic instant since which upstream owes us content, None while we are
     the ones who do not read; `paused_seconds` is how long that was in all. `on_first_chunk` is told of the first bytes."""
 
+    __slots__ = (
+        "_digest",
+        "_is_too_large",
+        "_max_bytes",
+        "_observer",
+        "_on_first_chunk",
+        "_seen",
+        "paused_seconds",
+        "recorder",
+        "size_bytes",
+        "waiting_since",
+    )
+
     def __init__(
         self,
         recorder: Recorder,

@@ -51,6 +51,18 @@ class Recorder:
     """One generation's way into its streams. `position` is the data stream's tail once all pending is committed, `chunks`
     how many pieces were taken for that, but for those that wait."""
 
+    __slots__ = (
+        "_chunks",
+        "_terminal",
+        "_writer",
+        "chunks",
+        "ended",
+        "generation",
+        "owner",
+        "pending_bytes",
+        "position",
+    )
+
     def __init__(self, writer: Writer, generation: Generation) -> None:
         self.generation = generation
         # The same object for all of one owner's: it is compared for every chunk.
@@ -193,9 +205,9 @@ class Writer:
     def _queue(self, recorder: Recorder, size: int) -> None:
         if not self._dirty:
             self._oldest_at = time.monotonic()
+            self._work.set()
         self._pending_bytes += size
         self._dirty[recorder] = None
-        self._work.set()
 
     async def _next_commit(self) -> None:
         await self._committed.wait()

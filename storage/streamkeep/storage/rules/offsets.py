@@ -21,7 +21,7 @@ def format_offset(position: int) -> str:
     """
     if not 0 <= position <= _MAX_POSITION:
         raise ValueError(f"no offset for position {position}")
-    return f"{0:016d}_{position:016d}"
+    return f"0000000000000000_{position:016d}"
 
 
 def parse_offset(token: str) -> int | None:
