@@ -5,12 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import sys
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 
-from streamkeep.client import ConnectionFailed, Patience, ProtocolError, StreamkeepError
+from streamkeep.client import (
+    AsyncFetchClient,
+    ConnectionFailed,
+    FetchClient,
+    MemoryStore,
+    Patience,
+    ProtocolError,
+    StreamkeepError,
+)
 from tests.client.conftest import MakeClient
 from tests.client.scripted import ScriptedProxy, control_event, data_event, offset, scripted_proxy
 from tests.upstream import Exchange
@@ -52,6 +62,67 @@ async def test_frames_are_cut_anywhere_with_every_line_end(make_client: MakeClie
 
             proxy.data = [proxy.sending(whole[:cut], then="reset" if cut % 2 else "end"), rest]
             assert await outcome(make_client, proxy) == (BODY, None), cut
+
+
+class CutWire(httpx.BaseTransport, httpx.AsyncBaseTransport):
+    """A proxy without sockets, whose first live read breaks off after so many bytes, cleanly or not."""
+
+    def __init__(self, line_end: bytes, cut: int) -> None:
+        self._line_end = line_end
+        self._cut = cut
+        self._reads = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = "http://proxy.test/stream"
+        if request.url.path == "/stream/control":
+            ending = {"event": "done", "code": "complete", "offset": offset(len(BODY))}
+            return httpx.Response(200, json=[ending])
+        if request.url.path != "/stream/data":
+            named = {"sessionId": "s", "requestId": "r", "streamUrl": f"{url}/data", "controlUrl": f"{url}/control"}
+            told = {"state": "running", "contentType": "text/plain", "upstreamStatus": 200, "upstreamHeaders": {}}
+            return httpx.Response(200, json={**named, **told})
+        self._reads += 1
+        start = int(request.url.params["offset"][17:])
+        sent = frames(start).replace(b"\n", self._line_end)
+        head = {"Content-Type": "text/event-stream", "Stream-SSE-Data-Encoding": "base64"}
+        if self._reads > 1:
+            return httpx.Response(200, headers=head, stream=CutPiece(sent, is_cut=False))
+        return httpx.Response(200, headers=head, stream=CutPiece(sent[: self._cut], is_cut=self._cut % 2 == 1))
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return self.handle_request(request)
+
+
+class CutPiece(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """One piece of a body, and behind it the end or a broken connection."""
+
+    def __init__(self, data: bytes, *, is_cut: bool) -> None:
+        self._data = data
+        self._is_cut = is_cut
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._data
+        if self._is_cut:
+            raise httpx.ReadError("cut")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+
+@pytest.mark.parametrize(("line_end", "step"), [(b"\n", 1), (b"\r\n", 5), (b"\r", 5)])
+def test_a_blocking_reader_may_be_cut_off_at_every_byte(line_end: bytes, step: int) -> None:
+    for cut in range(0, len(frames().replace(b"\n", line_end)) + 1, step):
+        with FetchClient("http://proxy.test", store=MemoryStore(), http=CutWire(line_end, cut)) as client:
+            assert b"".join(client.fetch(UPSTREAM).iter_raw()) == BODY, cut
+
+
+@pytest.mark.parametrize(("line_end", "step"), [(b"\n", 1), (b"\r\n", 5), (b"\r", 5)])
+async def test_an_async_reader_may_be_cut_off_at_every_byte(line_end: bytes, step: int) -> None:
+    for cut in range(0, len(frames().replace(b"\n", line_end)) + 1, step):
+        async with AsyncFetchClient("http://proxy.test", store=MemoryStore(), http=CutWire(line_end, cut)) as client:
+            response = await client.fetch(UPSTREAM)
+            assert b"".join([piece async for piece in response.aiter_raw()]) == BODY, cut
 
 
 async def test_frames_may_come_byte_by_byte(make_client: MakeClient) -> None:
@@ -160,3 +231,64 @@ async def test_a_head_that_trickles_in_is_given_up(make_client: MakeClient) -> N
         got, raised = await outcome(make_client, proxy)
         assert got == b""
         assert isinstance(raised, ConnectionFailed | httpx.ReadTimeout)
+
+
+TAKER = """
+import os, resource, sys
+from streamkeep.client import FetchClient, MemoryStore, stream
+
+how, url = sys.argv[1:]
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+if how == "fetch":
+    pieces = FetchClient(url, store=MemoryStore()).fetch("http://127.0.0.1:9/").iter_raw()
+else:
+    pieces = stream(url + "/stream/data", live=how == "live").__enter__().iter_bytes()
+taken = len(next(pieces))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+while taken < 100_000_000:
+    taken += len(next(pieces))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "promises_length"), [("fetch", True), ("fetch", False), ("read", True), ("live", False)]
+)
+async def test_ten_gigabytes_that_are_sent_without_end_take_little_memory(how: str, promises_length: bool) -> None:
+    """Of somebody who takes a hundred megabytes of them: as one page that never ends, or as events."""
+    flood = b"x" * 1_000_000
+
+    async def page(exchange: Exchange) -> None:
+        head = {"Stream-Next-Offset": offset(10**10), "Content-Length": str(10**10), "Content-Type": "text/plain"}
+        start = start_of(exchange) if "offset=0" in exchange.path else 0
+        await exchange.head(200, {**head, "Content-Length": str(10**10 - start)}, is_chunked=False)
+        while not exchange.is_gone.is_set():
+            await exchange.send(flood)
+
+    async def events(exchange: Exchange) -> None:
+        if "live=sse" not in exchange.path:
+            caught_up = {"Stream-Next-Offset": offset(0), "Stream-Up-To-Date": "true", "Content-Type": "text/plain"}
+            await exchange.answer(200, b"", caught_up)
+            return
+        await proxy.begin(exchange)
+        position = start_of(exchange)
+        while not exchange.is_gone.is_set():
+            position += len(flood)
+            await exchange.chunk(data_event(flood, position) + control_event(position))
+
+    async with scripted_proxy(BODY) as proxy:
+        nothing = proxy.sending(b"")
+        proxy.data = [events] if not promises_length else [page] if how == "read" else [nothing, nothing, nothing, page]
+        taker = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", TAKER, how, proxy.url), stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            async with asyncio.timeout(60):
+                grown = (await taker.communicate())[0]
+        finally:
+            if taker.returncode is None:
+                taker.kill()
+                await taker.wait()
+        assert taker.returncode == 0
+        assert int(grown) * 1024 < 64 * 1024 * 1024

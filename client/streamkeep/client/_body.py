@@ -34,6 +34,7 @@ from streamkeep.client._server import Server, Timeouts, interrupted, next_piece
 # Timers of the socket and ours do not tick together.
 _CLOCK_SLACK_SECONDS = 0.05
 _MAX_ENCODED_PIECE_BYTES = 4096
+_MAX_POLL_BYTES = 4 * 1024 * 1024
 
 
 class Body(Protocol):
@@ -277,11 +278,14 @@ class GenerationBody(Body):
             if "Content-Encoding" in reply.headers:
                 raise ProtocolError("the bytes of a stream were encoded on their way")
             self._heard()
-            position = self._reassembly.received
+            position = start = self._reassembly.received
             while piece := await next_piece(reply):
                 self._heard()
                 position += len(piece)
                 self._reassembly.receive_data(piece, position)
+                if position - start >= _MAX_POLL_BYTES:
+                    # More than a proxy gives at once: the rest is asked for when these were taken.
+                    return
             self._expect(wire.position_of(reply.headers.get(wire.NEXT_OFFSET)))
             self._cursor = reply.headers.get(wire.CURSOR) or self._cursor
             if reply.headers.get(wire.CLOSED) == "true":
