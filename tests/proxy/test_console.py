@@ -135,3 +135,19 @@ async def test_streams_are_listed_by_path(proxy: Proxy) -> None:
     assert ([row["path"] for row in rest["streams"]], rest["next"]) == (["a/2"], None)
     for query in ("after=%00", "limit=0", "q=x", f"prefix={'x' * 1025}"):
         assert (await proxy.client.get(f"/api/streams?{query}")).status_code == 400, query
+
+
+async def test_what_the_description_promises_of_keys_is_answered() -> None:
+    async with serving(MemoryStore(), keys=KEYS) as proxy:
+        document = (await proxy.client.get("/openapi.json")).json()
+        schemas = document["components"]["schemas"]
+        made = (await proxy.client.post("/api/keys", json={}, headers=OPERATOR)).json()
+        (key,) = (await proxy.client.get("/api/keys", headers=OPERATOR)).json()["keys"]
+        me = (await proxy.client.get("/api/whoami", headers=OPERATOR)).json()
+        for name, value in (("NewKey", made), ("Key", key), ("WhoAmI", me)):
+            assert set(schemas[name]["required"]) == set(schemas[name]["properties"]) == set(value), name
+        wanted = document["paths"]["/api/keys"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert wanted == {"$ref": "#/components/schemas/KeyRequest"}
+        for method, path in (("get", "/api/whoami"), ("get", "/api/keys"), ("post", "/api/keys/{id}/revoke")):
+            assert "401" in document["paths"][path][method]["responses"]
+            assert "422" not in document["paths"][path][method]["responses"], path

@@ -171,12 +171,57 @@ _LISTINGS: Schema = {
         next=_NEXT,
     ),
 }
+_LIMIT: Schema = {"type": ["integer", "null"], "minimum": 1}
+_MAY_CALL: Schema = {
+    "type": ["array", "null"],
+    "items": _TEXT,
+    "description": "Names of upstreams and URL globs; null: all that this proxy may call",
+}
+_KEY: Schema = {
+    "tenant": _TEXT,
+    "name": {"type": ["string", "null"], "maxLength": 200, "description": "For people"},
+    "isOperator": {"type": "boolean"},
+    "upstreams": _MAY_CALL,
+    "maxRunning": {**_LIMIT, "description": "Generations at once; null: no limit of its own"},
+    "maxPerMinute": {**_LIMIT, "description": "Generations begun within a minute; null: no limit of its own"},
+}
+_KEYS: Schema = {
+    "WhoAmI": _object(
+        "tenant keyId isOperator isOpen maxRunning maxPerMinute upstreams",
+        tenant=_TEXT,
+        keyId={"type": ["string", "null"]},
+        isOperator={"type": "boolean"},
+        isOpen={"type": "boolean", "description": "Development mode: there are no keys yet"},
+        maxRunning=_LIMIT,
+        maxPerMinute=_LIMIT,
+        upstreams=_MAY_CALL,
+    ),
+    "KeyRequest": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            **_KEY,
+            "seconds": {"type": ["number", "null"], "description": "For how long it is good; null: it does not expire"},
+        },
+    },
+    "NewKey": _object("key", key={**_TEXT, "description": "The whole key; it is shown this once"}),
+    "Key": _object(
+        "id tenant name isOperator upstreams maxRunning maxPerMinute createdAt expiresAt state",
+        id={**_TEXT, "description": "`stk_…`, without the secret"},
+        **_KEY,
+        createdAt=_INSTANT,
+        expiresAt={**_INSTANT, "type": ["string", "null"]},
+        state={"enum": ["active", "expired", "revoked"]},
+    ),
+    "Keys": _object("keys", keys={"type": "array", "items": _ref("Key")}),
+}
 SCHEMAS: Schema = {
     "Error": _ERROR,
     "Generation": _GENERATION,
     "ProxyError": _PROXY_ERROR,
     **_SUBSCRIPTIONS,
     **_LISTINGS,
+    **_KEYS,
 }
 
 
@@ -572,6 +617,7 @@ def _listing(summary: str, name: str) -> Schema:
         "parameters": [
             _query("state", "`live`, or states with commas between them"),
             _query("session", "Of one session"),
+            _query("request", "Of one request id"),
             _query("q", "A text in the session's id, the request's or the upstream's name"),
             _query("tenant", "Of one tenant; for operators, who see all"),
             _query("before", "The `next` of the page before"),
@@ -606,6 +652,49 @@ PATHS["/api/streams"] = {
     }
 }
 PATHS["/api/sessions"] = {"get": _listing("Sessions, by their newest generation", "ListedSessions")}
+
+
+def _of_keys(summary: str, status: str, description: str, schema: str, **more: Any) -> Schema:
+    errors = more.pop("errors", {})
+    return {
+        "tags": ["keys"],
+        "summary": summary,
+        **more,
+        "responses": {
+            status: _returned(description, schema),
+            **_errors(**errors, _401="`missing_credentials`, `invalid_credentials`", _503="`storage_unavailable`"),
+        },
+    }
+
+
+_NOT_OPERATOR = "`not_permitted`: this is for operators"
+PATHS["/api/whoami"] = {"get": _of_keys("In whose name a request acts, and what it may do", "200", "You", "WhoAmI")}
+PATHS["/api/keys"] = {
+    "get": _of_keys(
+        "All API keys, oldest first; their secrets are not known here",
+        *("200", "Here they are; those of the settings are not among them", "Keys"),
+        errors={"_403": _NOT_OPERATOR},
+    ),
+    "post": _of_keys(
+        "Make an API key; the answer alone shows it whole",
+        *("201", "Made", "NewKey"),
+        requestBody={"content": _json("KeyRequest")},
+        errors={
+            "_400": "`invalid_key`, `invalid_id`",
+            "_403": _NOT_OPERATOR,
+            "_409": "`first_key`: the first one must be an operator's",
+            "_413": "`body_too_large`",
+        },
+    ),
+}
+PATHS["/api/keys/{id}/revoke"] = {
+    "post": _of_keys(
+        "Make an API key useless, on every server within five seconds",
+        *("200", "Revoked, now or before", "Key"),
+        parameters=[_path("id", "`stk_…`, without the secret")],
+        errors={"_403": _NOT_OPERATOR, "_404": "`not_found`"},
+    )
+}
 
 
 def _drop_in(method: str) -> Schema:

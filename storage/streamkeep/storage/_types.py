@@ -151,11 +151,12 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a listing is to show: a tenant's, or with None everybody's; of these one session's; those in some states; and
-    those whose ids or upstream hold a text, in whatever case."""
+    """What a listing is to show: a tenant's, or with None everybody's; of these one session's; those of one request id;
+    those in some states; and those whose ids or upstream hold a text, in whatever case."""
 
     tenant: str | None = None
     session_id: str | None = None
+    request_id: str | None = None
     states: frozenset[State] | None = None
     text: str = ""
 

@@ -745,6 +745,7 @@ def _is_wanted(row: Generation, wanted: Wanted) -> bool:
     return (
         wanted.tenant in (None, key.tenant)
         and wanted.session_id in (None, key.session_id)
+        and wanted.request_id in (None, key.request_id)
         and (wanted.states is None or row.state in wanted.states)
         and wanted.text.lower() in f"{key.session_id}/{key.request_id} {row.upstream or ''}".lower()
     )

@@ -5,6 +5,14 @@ import { pause } from "./dom.js"
 const KEY = "streamkeep.key"
 const ROOT = new URL(".", document.baseURI).pathname.replace(/\/$/, "")
 
+// Of answers without a body.
+const MEANINGS = {
+  401: "The link has expired or was changed, or the key is not good.",
+  403: "That is not permitted.",
+  404: "There is no such thing here, or no more.",
+  410: "It was deleted, or its time was over.",
+}
+
 /** An answer that says no: `status`, `code` for machines, `message` for people. */
 export class ApiError extends Error {
   constructor(status, code, message) {
@@ -26,8 +34,11 @@ export function url(path, query = {}) {
   return ROOT + path + (text && `?${text}`)
 }
 
-/** The path of a stream of the open protocol. */
+/** The path of a stream of the open protocol. Throws ApiError for one that a browser would take to another route. */
 export function streamPath(path) {
+  if (path.split("/").some((segment) => segment === "." || segment === "..")) {
+    throw new ApiError(400, "invalid_path", "A path has no segments that are . or ..")
+  }
   return `/v1/stream/${path.split("/").map(encodeURIComponent).join("/")}`
 }
 
@@ -49,12 +60,12 @@ export async function request(path, { query = {}, headers = {}, ...options } = {
 }
 
 async function problemOf(response) {
-  const text = await response.text()
+  const text = await response.text().catch(() => "")
   try {
     const { error, message } = JSON.parse(text)
     return { code: error, message: `${message[0].toUpperCase()}${message.slice(1)}.` }
   } catch {
-    return { code: "http_error", message: `The proxy answered ${response.status}.` }
+    return { code: "http_error", message: MEANINGS[response.status] ?? `The proxy answered ${response.status}.` }
   }
 }
 
@@ -135,5 +146,8 @@ async function* lines(body) {
 }
 
 function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0))
+  const characters = atob(base64)
+  const bytes = new Uint8Array(characters.length)
+  for (let at = 0; at < bytes.length; at += 1) bytes[at] = characters.charCodeAt(at)
+  return bytes
 }

@@ -2,12 +2,16 @@
 
 import { h, setText, svg } from "./dom.js"
 import { duration, size } from "./format.js"
-import { Transcript, dataOf, parsed } from "./transcript.js"
+import { MESSAGES, Transcript, dataOf, parsed } from "./transcript.js"
 
 // What a browser shows of these cannot run. Nothing else is made a blob, HTML and SVG least of all.
 const MEDIA = /^(image\/(png|jpeg|gif|webp|avif)|audio\/(mpeg|wav|x-wav|ogg|webm|mp4|aac|flac)|video\/(mp4|webm|ogg))$/
 const MAX_BYTES = 32 * 1024 * 1024
 const MAX_ITEMS = 500
+const MAX_CHARACTERS = 500_000
+const MAX_NODE_CHARACTERS = 8192
+const MAX_JSON_CHARACTERS = 200_000
+const MAX_JSON_DEPTH = 40
 const HEX_BYTES = 8 * 1024
 const BARS = 96
 
@@ -19,8 +23,9 @@ export class Contents {
     this.bytes = 0
     this.startedAt = Date.now()
     this.isEnded = false
+    this.isFollowed = true
     this.moment = null
-    this.isWitnessed = true
+    this.past = ""
     this.output = h("div", { class: "output", tabindex: "0", role: "region", "aria-label": "Contents" })
     this.modes = h("div", { class: "modes", role: "group", "aria-label": "Show as" })
     this.count = h("span", { class: "count" })
@@ -57,15 +62,29 @@ export class Contents {
     return true
   }
 
-  /** All there is so far came before anybody looked: spread it evenly over the time that it took. */
+  /** All there is so far came before anybody looked, nobody knows when. */
+  began() {
+    for (const chunk of this.chunks) chunk.at = 0
+    this.startedAt = Date.now()
+    if (this.chunks.length) this.past = "; what was there before this page looked stands at the beginning"
+    this.schedule()
+  }
+
+  /** As `began`, for what is known to have taken so long: spread it evenly over that time. */
   spread(milliseconds) {
     const whole = joined(this.chunks.map(({ bytes }) => bytes))
     const pieces = cut(whole, this.mediaType)
     this.chunks = pieces.map((bytes, index) => ({ bytes, at: (milliseconds * (index + 1)) / pieces.length }))
     this.startedAt = Date.now() - milliseconds
-    this.isWitnessed = pieces.length === 0
+    if (pieces.length) this.past = "; what came before this page looked is spread evenly"
     this.shown = Infinity
     this.schedule()
+  }
+
+  /** Nothing will come any more: it is read from its beginning, and not at its end. */
+  rewind() {
+    this.isFollowed = false
+    this.output.scrollTop = 0
   }
 
   end() {
@@ -134,19 +153,19 @@ export class Contents {
       this.shown = 0
       this.output.replaceChildren(this.view.element)
     }
-    const isAtEnd = this.output.scrollHeight - this.output.scrollTop - this.output.clientHeight < 40
+    const isAtEnd = this.isFollowed && this.output.scrollHeight - this.output.scrollTop - this.output.clientHeight < 40
     this.view.feed(this.chunks.slice(this.shown, upTo).map(({ bytes }) => bytes))
     this.shown = upTo
     this.view.flush(this.isEnded && upTo === this.chunks.length)
     if (isAtEnd) this.output.scrollTop = this.output.scrollHeight
     const bytes = this.chunks.slice(0, upTo).reduce((sum, chunk) => sum + chunk.bytes.length, 0)
     const all = this.chunks.length
-    setText(this.count, all ? `${upTo === all ? all : `${upTo} of ${all}`} chunks · ${size(bytes)}` : "nothing yet")
+    setText(this.count, all ? `${upTo === all ? all : `${upTo} of ${all}`} ${all === 1 ? "piece" : "pieces"} · ${size(bytes)}` : "nothing yet")
     this.slider.value = this.moment === null ? 1000 : Math.round((1000 * this.moment) / this.length)
     this.slider.setAttribute("aria-valuetext", duration(this.moment ?? this.length))
     this.play.disabled = all === 0
     if (this.bytes < MAX_BYTES && all) {
-      setText(this.hint, `${duration(this.moment ?? this.length)}${this.isWitnessed ? "" : "; what came before this page looked is spread evenly"}`)
+      setText(this.hint, `${duration(this.moment ?? this.length)}${this.past}`)
     }
     this.draw()
   }
@@ -161,7 +180,7 @@ export class Contents {
       const isPast = this.moment === null || (x / BARS) * this.length <= this.moment
       return [svg("rect", { x: x + 0.1, y: 24 - tall, width: 0.8, height: tall, class: isPast ? "past" : "ahead" })]
     })
-    this.timeline.setAttribute("aria-label", `${this.chunks.length} chunks in ${duration(this.length)}`)
+    this.timeline.setAttribute("aria-label", `${this.chunks.length} pieces in ${duration(this.length)}`)
     this.timeline.replaceChildren(...bars)
   }
 }
@@ -175,6 +194,7 @@ function viewOf(kind, mediaType) {
 class ChatView {
   constructor(mediaType) {
     this.transcript = new Transcript(mediaType)
+    this.characters = 0
     this.element = h("div", { class: "chat" })
   }
 
@@ -192,14 +212,37 @@ class ChatView {
         this.last = h("p", { class: kind, data: { kind } })
         this.element.append(this.last)
       }
-      this.last.append(text)
+      this.write(text)
     }
+    while (this.characters > MAX_CHARACTERS) this.forget()
+  }
+
+  write(text) {
+    for (let at = Math.max(0, text.length - MAX_CHARACTERS); at < text.length; at += MAX_NODE_CHARACTERS) {
+      const part = text.slice(at, at + MAX_NODE_CHARACTERS)
+      const node = this.last.lastChild
+      if (node && node.length + part.length <= MAX_NODE_CHARACTERS) node.appendData(part)
+      else this.last.append(part)
+      this.characters += part.length
+    }
+  }
+
+  /** Leave the oldest text out: a browser lays out only so much of it in time. */
+  forget() {
+    const oldest = this.element.querySelector("p:not(.left-out)")
+    this.characters -= oldest.firstChild.length
+    oldest.firstChild.remove()
+    if (!oldest.firstChild) oldest.remove()
+    if (this.isCut) return
+    this.isCut = true
+    this.element.prepend(h("p", { class: "thought left-out" }, "What came earlier is left out here."))
   }
 }
 
 class JsonView {
   constructor(mediaType) {
-    this.isEvents = mediaType === "text/event-stream"
+    this.separator = { "text/event-stream": "\n\n", [MESSAGES]: "\n" }[mediaType]
+    this.read = mediaType === "text/event-stream" ? (block) => dataOf(block) || block : (line) => line
     this.decoder = new TextDecoder()
     this.text = ""
     this.element = h("div", { class: "json" })
@@ -207,30 +250,34 @@ class JsonView {
 
   feed(chunks) {
     for (const bytes of chunks) this.text += this.decoder.decode(bytes, { stream: true })
-    if (!this.isEvents) return
-    const blocks = this.text.replaceAll("\r\n", "\n").split("\n\n")
+    if (!this.separator) return
+    const blocks = this.text.replaceAll("\r\n", "\n").split(this.separator)
     this.text = blocks.pop()
-    for (const block of blocks.slice(-MAX_ITEMS)) {
-      const data = dataOf(block)
-      const value = parsed(data)
-      this.element.append(h("pre", {}, value === undefined ? data || block : JSON.stringify(value, null, 2)))
-    }
+    for (const block of blocks.slice(-MAX_ITEMS)) this.element.append(h("pre", {}, pretty(this.read(block))))
     while (this.element.childElementCount > MAX_ITEMS) this.element.firstElementChild.remove()
   }
 
   flush() {
-    if (this.isEvents) return
-    const value = this.text.length < 2_000_000 ? parsed(this.text) : undefined
-    const values = this.text.length < 2_000_000 ? (value === undefined ? valuesOf(this.text) : [value]) : null
-    const texts = values?.slice(-MAX_ITEMS).map((each) => JSON.stringify(each, null, 2)) ?? [this.text.slice(-200_000)]
-    this.element.replaceChildren(...texts.map((text) => h("pre", {}, text)))
+    if (!this.separator) this.element.replaceChildren(h("pre", {}, pretty(this.text)))
   }
 }
 
-/** One JSON value a line, as message streams are shown here; null where that is not so. */
-function valuesOf(text) {
-  const values = text.split("\n").filter((line) => line.trim()).map(parsed)
-  return values.length && values.every((value) => value !== undefined) ? values : null
+/** A JSON text with its lines indented; one that is too long or too deep for that, and what is no JSON, as it is. */
+function pretty(text) {
+  const value = text.length <= MAX_JSON_CHARACTERS && depth(text) <= MAX_JSON_DEPTH ? parsed(text) : undefined
+  return (value === undefined ? text : JSON.stringify(value, null, 2)).slice(-MAX_JSON_CHARACTERS)
+}
+
+/** How deep brackets are nested at most, those in strings among them. */
+function depth(text) {
+  let now = 0
+  let most = 0
+  for (let at = 0; at < text.length; at += 1) {
+    const character = text[at]
+    if (character === "[" || character === "{") most = Math.max(most, (now += 1))
+    else if (character === "]" || character === "}") now -= 1
+  }
+  return most
 }
 
 class HexView {
@@ -263,11 +310,16 @@ class MediaView {
   constructor(mediaType) {
     this.mediaType = mediaType
     this.chunks = []
-    this.element = h("div", { class: "media" }, h("p", {}, "It is shown once it is whole."))
+    this.element = h(
+      "div",
+      { class: "media" },
+      h("p", {}, "It is shown once it is whole."),
+      h("button", { type: "button", on: { click: () => this.flush(true) } }, "Show what is there"),
+    )
   }
 
   feed(chunks) {
-    this.chunks.push(...chunks)
+    for (const bytes of chunks) this.chunks.push(bytes)
   }
 
   flush(isWhole) {

@@ -24,12 +24,17 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text
 }
 
-/** Tell a person what became of what they asked for. */
+/** Tell a person what became of what they asked for. What is told again stays for longer, and is there once. */
 export function tell(text, kind = "good") {
-  const note = h("p", { class: `note ${kind}` }, text)
-  document.querySelector("#news").append(note)
-  setTimeout(() => note.remove(), kind === "bad" ? 10_000 : 4_000)
+  const news = document.querySelector("#news")
+  const known = [...news.children].find((note) => note.textContent === text)
+  const note = known ?? h("p", { class: `note ${kind}` }, text)
+  clearTimeout(endings.get(note))
+  endings.set(note, setTimeout(() => note.remove(), kind === "bad" ? 10_000 : 4_000))
+  if (!known) news.append(note)
 }
+
+const endings = new WeakMap()
 
 export function tellError(error) {
   if (error.name !== "AbortError") tell(error.message, "bad")
@@ -129,5 +134,24 @@ export function debounced(action, milliseconds = 200) {
   return (...values) => {
     clearTimeout(timer)
     timer = setTimeout(() => action(...values), milliseconds)
+  }
+}
+
+/** An action at most so often, however often it is asked for; when it was asked for meanwhile, it is done once more. */
+export function throttled(action, milliseconds, signal) {
+  let isWanted = false
+  let isRunning = false
+  const run = async () => {
+    isRunning = true
+    while (isWanted && !signal.aborted) {
+      isWanted = false
+      await action()
+      await pause(milliseconds, signal)
+    }
+    isRunning = false
+  }
+  return () => {
+    isWanted = true
+    if (!isRunning) run()
   }
 }

@@ -41,6 +41,11 @@ export function tokens(usage) {
   return `${usage.inputTokens ?? "?"} in, ${usage.outputTokens ?? "?"} out`
 }
 
+/** A name from elsewhere, with the characters in it that nobody can see, or that turn a text around, spelt out. */
+export function visible(text) {
+  return String(text).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => `\\u{${character.codePointAt(0).toString(16)}}`)
+}
+
 /** A text as one word of a shell. */
 export function quoted(text) {
   return `'${String(text).replaceAll("'", `'\\''`)}'`

@@ -1,6 +1,6 @@
 // One generation: its data and its control stream side by side, and what a person may do with it.
 
-import { follow, get, post } from "./api.js"
+import { follow, get, post, request } from "./api.js"
 import { Contents } from "./contents.js"
 import { copy, dialog, empty, every, field, h, pill, setText, tell, tellError } from "./dom.js"
 import { duration, moment, quoted, rate, size, tokens } from "./format.js"
@@ -29,6 +29,7 @@ export async function showGeneration(main, { parts: [tenant, sessionId, requestI
   const streams = isOurs && !row.goneAt && row.state !== "refused" ? new Streams({ sessionId, requestId }, row, signal) : null
   const stop = stopButton(row)
   if (streams) actions.append(...shareActions({ sessionId, requestId }))
+  if (isOurs) actions.append(deleteButton({ sessionId, requestId }))
   main.replaceChildren(
     h("nav", { class: "crumbs", "aria-label": "Where you are" }, h("a", { href: `#/generations?session=${encodeURIComponent(sessionId)}` }, "All of this session")),
     h("div", { class: "head" }, title, actions),
@@ -47,8 +48,9 @@ export async function showGeneration(main, { parts: [tenant, sessionId, requestI
   every(1000, watching.signal, async () => {
     try {
       if (!update(await rowOf(tenant, sessionId, requestId, me, signal))) watching.abort()
-    } catch {
-      // It is asked again; the streams say what is wrong, if something is.
+    } catch (error) {
+      if (!signal.aborted) tellError(error)
+      if (error.status === undefined) watching.abort()
     }
   })
 }
@@ -66,9 +68,9 @@ function isLive({ state }) {
 }
 
 async function rowOf(tenant, sessionId, requestId, me, signal) {
-  const wanted = { session: sessionId, q: `${sessionId}/${requestId}`, limit: 500, ...(me.isOperator ? { tenant } : {}) }
+  const wanted = { session: sessionId, request: requestId, tenant: me.isOperator ? tenant : null }
   const { generations } = await get("/api/generations", wanted, { signal })
-  const row = generations.find((each) => each.requestId === requestId)
+  const row = generations.find((each) => each.tenant === tenant)
   if (!row) throw new Error("There is no such generation. It may have been deleted, or be another tenant's.")
   return row
 }
@@ -102,13 +104,19 @@ class Facts {
     setText(values.created, moment(row.createdAt))
     setText(values.took, duration((row.endedAt ? Date.parse(row.endedAt) : Date.now()) - Date.parse(row.createdAt)))
     setText(values.bytes, size(row.bytes))
-    const now = performance.now()
-    const isRate = this.last?.chunks != null && row.chunks !== null
-    setText(values.chunks, isRate ? rate(((row.chunks - this.last.chunks) * 1000) / (now - this.last.at)) : "–")
-    this.last = { chunks: row.chunks, at: now }
+    this.updateRate(row.chunks)
     setText(values.usage, tokens(row.usage))
     setText(values.readers, String(row.readers))
     setText(values.owner, row.owner ? (row.owner.isHere ? "this process" : `process ${row.owner.id}`) : "–")
+  }
+
+  updateRate(chunks) {
+    const now = performance.now()
+    const last = this.last
+    if (last && now - last.at < 500) return
+    this.last = { chunks, at: now }
+    const isKnown = chunks !== null && last?.chunks != null
+    setText(this.values.chunks, isKnown ? rate(((chunks - last.chunks) * 1000) / (now - last.at)) : "–")
   }
 }
 
@@ -126,19 +134,26 @@ class Streams {
       h("section", { "aria-label": "Data stream" }, h("h2", {}, "Data"), this.place),
       h("section", { "aria-label": "Control stream" }, h("h2", {}, "Control"), this.events),
     )
-    this.readData().catch((error) => this.place.replaceChildren(empty("It cannot be read", error.message)))
-    this.readControl().catch(() => {})
+    this.readData().catch((error) => this.fail(error))
+    this.readControl().catch(() => {
+      if (!this.signal.aborted) this.events.replaceChildren(h("li", { class: "dim" }, "It cannot be read."))
+    })
+  }
+
+  /** What was read already stays: a link may expire, or a key be revoked, while somebody looks. */
+  fail(error) {
+    if (this.signal.aborted) return
+    const told = empty("It cannot be read", error.message)
+    if (this.contents) this.place.append(told)
+    else this.place.replaceChildren(told)
   }
 
   async readData() {
-    let contents = null
-    const make = (type) => {
-      contents = new Contents(type)
-      this.signal.addEventListener("abort", () => contents.leave())
-      this.place.replaceChildren(contents.element)
-    }
-    const type = await this.contentType()
-    make(type)
+    const contents = new Contents(await this.contentType())
+    if (this.signal.aborted) return
+    this.contents = contents
+    this.signal.addEventListener("abort", () => contents.leave())
+    this.place.replaceChildren(contents.element)
     let isPast = true
     await follow("/stream/data", {
       query: this.query,
@@ -148,6 +163,7 @@ class Streams {
         if (isPast && (control.upToDate || control.streamClosed)) {
           isPast = false
           contents.spread(this.tookMilliseconds(control.streamClosed))
+          if (control.streamClosed) contents.rewind()
         }
         if (control.streamClosed) contents.end()
       },
@@ -157,7 +173,6 @@ class Streams {
   /** Of the data, once upstream has answered. */
   async contentType() {
     if (this.row.contentType) return this.row.contentType
-    const { request } = await import("./api.js")
     for (;;) {
       try {
         const response = await request("/stream/data", { method: "HEAD", query: this.query, signal: this.signal })
@@ -189,6 +204,20 @@ class Streams {
       },
     })
   }
+}
+
+function deleteButton({ sessionId, requestId }) {
+  const remove = async () => {
+    const values = await dialog("Delete this generation?", h("p", {}, "What was asked and answered is erased for everybody, and cannot be had back. The ids stay taken. If it still runs, it is stopped."), {
+      confirm: "Delete",
+      danger: true,
+      act: () => request(`/api/${encodeURIComponent(sessionId)}/${encodeURIComponent(requestId)}`, { method: "DELETE" }),
+    })
+    if (!values) return
+    tell("Deleted")
+    location.hash = "#/generations"
+  }
+  return h("button", { type: "button", class: "danger", on: { click: () => remove().catch(tellError) } }, "Delete…")
 }
 
 function shareActions({ sessionId, requestId }) {

@@ -44,7 +44,7 @@ async function readiness(signal) {
     const { version } = await get("/health", {}, { signal })
     const response = await request("/ready", { signal }).catch((error) => error)
     const isReady = response.ok === true
-    return [pill(isReady ? "running" : "error", isReady ? "ready" : "not ready"), h("span", { class: "dim" }, `version ${version}`)]
+    return [pill(isReady ? "done" : "error", isReady ? "ready" : "not ready"), h("span", { class: "dim" }, `version ${version}`)]
   } catch (error) {
     return [pill("error", "does not answer")]
   }

@@ -26,7 +26,12 @@ export async function showKeys(main, { signal, me }) {
   async function refresh() {
     const { keys } = await get("/api/keys", {}, { signal })
     const columns = ["State", "Key", "Tenant", "Name", "Upstreams", "At once", "A minute", "Made", "Expires", ""]
-    list.replaceChildren(keys.length ? table("Keys", columns, keys.map(row)) : empty("No keys yet", "This proxy serves its own machine alone. The first key, an operator's, ends that for good."))
+    list.replaceChildren(keys.length ? table("Keys", columns, keys.map(row)) : none())
+  }
+
+  function none() {
+    if (!me.isOpen) return empty("No keys made yet", "Those from the proxy's settings are in use, and are not listed here.")
+    return empty("No keys yet", "This proxy serves its own machine alone. The first key, an operator's, ends that for good.")
   }
 
   function row(key) {

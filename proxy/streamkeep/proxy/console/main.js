@@ -2,6 +2,7 @@
 
 import { get, key } from "./api.js"
 import { dialog, empty, field, h, setText, tell } from "./dom.js"
+import { visible } from "./format.js"
 import { showGeneration, showShared } from "./generation.js"
 import { showGenerations } from "./generations.js"
 import { showHealth } from "./health.js"
@@ -33,7 +34,7 @@ async function show() {
   leaving.abort()
   leaving = new AbortController()
   const { signal } = leaving
-  document.title = `${[title, ...parts.slice(-1)].join(" · ")} · streamkeep`
+  document.title = `${[title, ...parts.slice(-1).map(visible)].join(" · ")} · streamkeep`
   for (const link of document.querySelectorAll("header nav a")) {
     const isHere = link.hash === `#/${name}` || (name === "generation" && link.hash === "#/generations") || (name === "stream" && link.hash === "#/streams")
     if (isHere) link.setAttribute("aria-current", "page")
@@ -76,6 +77,7 @@ let isAsking = false
 async function askForKey(reason) {
   if (isAsking) return
   isAsking = true
+  leaving.abort()
   setText(who, "Locked")
   main.replaceChildren(
     empty("This proxy wants a key", "Everything here is read with a key, as by any other client.", h("p", {}, h("button", { type: "button", class: "primary", on: { click: () => askForKey("") } }, "Give a key"))),

@@ -3,7 +3,7 @@
 import { follow, post, request, streamPath } from "./api.js"
 import { Contents } from "./contents.js"
 import { copy, dialog, empty, h, pill, setText, tell, tellError } from "./dom.js"
-import { moment, quoted } from "./format.js"
+import { quoted, visible } from "./format.js"
 import { create, ends } from "./streams.js"
 import { MESSAGES } from "./transcript.js"
 
@@ -14,10 +14,9 @@ export async function showStream(main, { parts: [path], signal }) {
   const contents = new Contents(isMessages ? MESSAGES : type)
   signal.addEventListener("abort", () => contents.leave())
   const values = Object.fromEntries(["State", "Content type", "Tail", "Ends"].map((name) => [name, h("dd", {})]))
-  const facts = h("dl", { class: "facts" }, Object.entries(values).map(([name, value]) => h("div", {}, h("dt", {}, name), value)))
-  const expiresAt = head.headers.get("Stream-Expires-At")
+  const facts = h("dl", { class: "facts wide" }, Object.entries(values).map(([name, value]) => h("div", {}, h("dt", {}, name), value)))
   setText(values["Content type"], type)
-  setText(values.Ends, ends({ ttlSeconds: head.headers.get("Stream-TTL"), expiresAt: expiresAt && moment(expiresAt) && expiresAt }))
+  setText(values.Ends, ends({ ttlSeconds: head.headers.get("Stream-TTL"), expiresAt: head.headers.get("Stream-Expires-At") }))
   const composer = new Composer(path, type, isMessages)
   const close = button("Close", async () => {
     await request(streamPath(path), { method: "POST", headers: { "Stream-Closed": "true" } })
@@ -34,25 +33,33 @@ export async function showStream(main, { parts: [path], signal }) {
   }
   note(head.headers.get("Stream-Next-Offset"), head.headers.get("Stream-Closed") === "true")
 
-  const actions = h("div", { class: "actions" }, button("Copy as curl", () => copy(`curl -N ${quoted(`${location.origin}${streamPath(path)}?offset=-1&live=sse`)}`, "Command")))
+  const actions = h("div", { class: "actions" }, button("Copy as curl", () => copyAsCurl(path)))
   if (isOurs) {
     actions.append(button("Share…", () => share(path)), button("Fork…", () => create(path)), close, button("Delete…", () => remove(path), "danger"))
   }
   main.replaceChildren(
     h("nav", { class: "crumbs", "aria-label": "Where you are" }, h("a", { href: "#/streams" }, "All streams")),
-    h("div", { class: "head" }, h("h1", {}, path), actions),
+    h("div", { class: "head" }, h("h1", {}, visible(path)), actions),
     facts,
     contents.element,
     composer.element,
   )
+  let isPast = true
   follow(streamPath(path), {
     signal,
     onData: (bytes) => contents.add(isMessages ? asLines(bytes) : bytes),
     onControl: (control) => {
       note(control.streamNextOffset, Boolean(control.streamClosed))
+      if (isPast && (control.upToDate || control.streamClosed)) {
+        isPast = false
+        contents.began()
+        if (control.streamClosed) contents.rewind()
+      }
       if (control.streamClosed) contents.end()
     },
-  }).catch((error) => main.replaceChildren(empty("The stream is gone", error.message)))
+  }).catch((error) => {
+    if (!signal.aborted) main.replaceChildren(empty("The stream is gone", error.message))
+  })
 }
 
 /** A message stream's array, one message a line. */
@@ -65,13 +72,23 @@ function button(text, act, look = "") {
   return h("button", { type: "button", class: look, on: { click: () => act().catch(tellError) } }, text)
 }
 
+async function signedUrl(path, seconds) {
+  return (await post("/api/share", { path, rights: ["read"], seconds })).url
+}
+
 async function share(path) {
-  const { url } = await post("/api/share", { path, rights: ["read"], seconds: 86400 })
-  await copy(url, "Link for a day")
+  await copy(await signedUrl(path, 86400), "Link for a day")
+}
+
+/** With a signed URL: what lies in a shell's history is no key, and is useless within the hour. */
+async function copyAsCurl(path) {
+  const signed = new URL(await signedUrl(path, 3600))
+  signed.searchParams.set("live", "sse")
+  await copy(`curl -N ${quoted(signed)}`, "Command, good for an hour,")
 }
 
 async function remove(path) {
-  const text = h("p", {}, `${path} is deleted for everybody, and cannot be had back. Forks of it keep what they share.`)
+  const text = h("p", {}, h("strong", {}, visible(path)), " is deleted for everybody, and cannot be had back. Forks of it keep what they share.")
   const values = await dialog("Delete this stream?", text, {
     confirm: "Delete",
     danger: true,

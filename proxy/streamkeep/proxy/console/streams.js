@@ -1,8 +1,8 @@
 // Streams of the open protocol: the list, kept up by the registry, so that what anybody makes appears by itself.
 
 import { follow, get, request, streamPath } from "./api.js"
-import { debounced, dialog, empty, field, h, pill, table, tell } from "./dom.js"
-import { age, moment, size } from "./format.js"
+import { debounced, dialog, empty, every, field, h, pill, table, tell, tellError, throttled } from "./dom.js"
+import { age, moment, size, visible } from "./format.js"
 
 const LIMIT = 100
 const TYPES = [["text/plain; charset=utf-8", "Text"], ["application/json", "JSON messages"], ["application/octet-stream", "Binary"]]
@@ -16,7 +16,8 @@ export async function showStreams(main, { signal }) {
   let after = ""
   let next = null
   const back = []
-  let rows = new Map()
+  let rows = []
+  let asked = 0
   const search = h("input", { type: "search", placeholder: "What paths begin with", "aria-label": "Search streams" })
   const list = h("div", { class: "list" })
   const first = h("button", { type: "button", on: { click: () => { after = back.pop() ?? ""; refresh() } } }, "Back")
@@ -25,35 +26,33 @@ export async function showStreams(main, { signal }) {
   search.addEventListener("input", debounced(() => { prefix = search.value; after = ""; back.length = 0; refresh() }))
 
   async function refresh() {
-    const page = await get("/api/streams", { prefix, after, limit: LIMIT }, { signal })
-    next = page.next
-    rows = new Map(page.streams.filter(({ path }) => !isServers(path)).map((stream) => [stream.path, stream]))
-    draw()
+    const mine = ++asked
+    try {
+      const page = await get("/api/streams", { prefix, after, limit: LIMIT }, { signal })
+      if (mine !== asked || signal.aborted) return
+      next = page.next
+      rows = page.streams.filter(({ path }) => !isServers(path))
+      draw()
+    } catch (error) {
+      if (!signal.aborted) tellError(error)
+    }
   }
 
   function draw() {
     first.disabled = after === ""
     more.disabled = next === null
     const focused = list.contains(document.activeElement) ? document.activeElement.getAttribute("href") : null
-    const sorted = [...rows.values()].sort((one, other) => (one.path < other.path ? -1 : 1))
     const none = prefix ? empty("No stream begins like that", "Try fewer letters.") : empty("No streams yet", "Make one here, or with any client of the open protocol; it appears by itself.")
-    list.replaceChildren(sorted.length ? table("Streams", ["Path", "Content type", "Bytes", "State", "Age", "Ends"], sorted.map(row)) : none)
+    list.replaceChildren(rows.length ? table("Streams", ["Path", "Content type", "Bytes", "State", "Age", "Ends"], rows.map(row)) : none)
     if (focused) [...list.querySelectorAll("a")].find((link) => link.getAttribute("href") === focused)?.focus()
   }
 
   main.replaceChildren(h("div", { class: "head" }, h("h1", {}, "Streams"), h("div", { class: "actions" }, make)), h("div", { class: "toolbar" }, search), list, h("div", { class: "pager" }, first, more))
   await request(streamPath("__registry__"), { method: "HEAD", signal }).catch(() => {})
-  const again = debounced(() => refresh().catch(() => {}), 100)
-  const told = (bytes) => {
-    for (const { key, value, headers } of JSON.parse(new TextDecoder().decode(bytes))) {
-      if (headers.operation === "delete") rows.delete(key)
-      else if (key.startsWith(prefix) && key > after) rows.set(key, { bytes: 0, isClosed: false, ttlSeconds: null, expiresAt: null, ...value })
-    }
-    draw()
-    again()
-  }
   await refresh()
-  follow(streamPath("__registry__"), { offset: "now", signal, onData: told }).catch(() => {})
+  follow(streamPath("__registry__"), { offset: "now", signal, onData: throttled(refresh, 300, signal) }).catch(() => {})
+  // The registry does not tell of appends.
+  every(5000, signal, refresh)
 }
 
 /** Whether it is one of the server's own, such as the registry: those are for programs. */
@@ -65,7 +64,7 @@ function row(stream) {
   return h(
     "tr",
     {},
-    h("td", { class: "name" }, h("a", { href: streamAddress(stream.path) }, stream.path)),
+    h("td", { class: "name" }, h("a", { href: streamAddress(stream.path) }, visible(stream.path))),
     h("td", { data: { label: "Type" } }, stream.contentType),
     h("td", { data: { label: "Bytes" } }, size(stream.bytes)),
     h("td", { data: { label: "State" } }, stream.isClosed ? pill("done", "closed") : pill("running", "open")),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streamkeep.proxy.rules.access import Principal
-from streamkeep.proxy.rules.wire import BadRequest, check_session_id, check_tenant
+from streamkeep.proxy.rules.wire import BadRequest, check_request_id, check_session_id, check_tenant
 from streamkeep.storage import State, Wanted
 from streamkeep.storage.rules.generations import LIVE
 
@@ -16,7 +16,7 @@ _MAX_TEXT_CHARACTERS = 200
 _LIVE = "live"
 _MAX_PATH_CHARACTERS = 1024
 _STREAM_PARAMETERS = frozenset({"prefix", "after", "limit"})
-_PARAMETERS = frozenset({"tenant", "session", "state", "q", "before", "limit"})
+_PARAMETERS = frozenset({"tenant", "session", "request", "state", "q", "before", "limit"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,11 @@ class ListingQuery:
         unknown = parameters.keys() - _PARAMETERS
         if unknown:
             raise _bad(f"a listing takes {', '.join(sorted(_PARAMETERS))}")
-        session_id = parameters.get("session")
+        session_id, request_id = parameters.get("session"), parameters.get("request")
         wanted = Wanted(
             tenant=_tenant(parameters.get("tenant"), principal),
             session_id=None if session_id is None else check_session_id(session_id),
+            request_id=None if request_id is None else check_request_id(request_id),
             states=_states(parameters.get("state")),
             text=_text(parameters.get("q", "")),
         )

@@ -23,8 +23,9 @@ _COLUMNS = """id, tenant, session_id, request_id, epoch, state, owner_id, owner_
 
 _MEANT = """($1::text is null or tenant = $1)
       and ($2::text is null or session_id = $2)
-      and ($3::text[] is null or state = any($3))
-      and strpos(lower(session_id || '/' || request_id || ' ' || coalesce(upstream, '')), lower($4::text)) > 0
+      and ($3::text is null or request_id = $3)
+      and ($5::text[] is null or state = any($5))
+      and strpos(lower(session_id || '/' || request_id || ' ' || coalesce(upstream, '')), lower($6::text)) > 0
       and gone_reason is distinct from 'deleted'"""
 
 _LIVE = "id = any(array(select id from streamkeep.generations where ended_at is null))"
@@ -35,7 +36,7 @@ def _looked_at(scope: str) -> str:
     return f"""
         select *
         from streamkeep.generations
-        where {scope} and id < coalesce($5::bigint, 9223372036854775807)
+        where {scope} and id < coalesce($4::bigint, 9223372036854775807)
         order by id desc
         limit {_LOOKED_AT}
     """
@@ -47,7 +48,7 @@ def _generations(scope: str) -> str:
     from ({_looked_at(scope)}) as looked_at
     where {_MEANT}
     order by id desc
-    limit $6
+    limit $7
     """
 
 
@@ -68,10 +69,10 @@ def _sessions(scope: str) -> str:
     ) as totals
     where not exists (
         select from streamkeep.generations
-        where tenant = newest.tenant and session_id = newest.session_id and id >= $5 and {_MEANT}
+        where tenant = newest.tenant and session_id = newest.session_id and id >= $4 and {_MEANT}
     )
     order by newest.id desc
-    limit $6
+    limit $7
     """
 
 
@@ -80,8 +81,8 @@ def _last_looked_at(scope: str) -> str:
     return f"""
     select id
     from streamkeep.generations
-    where {scope} and id < coalesce($3::bigint, 9223372036854775807)
-      and ($1::text is null or true) and ($2::text is null or true)
+    where {scope} and id < coalesce($4::bigint, 9223372036854775807)
+      and ($1::text is null or true) and ($2::text is null or true) and ($3::text is null or true)
     order by id desc
     offset {_LOOKED_AT} - 1
     limit 1
@@ -108,11 +109,11 @@ class Listings:
     ) -> tuple[list[asyncpg.Record], int | None]:
         scope = _scope(wanted)
         states = None if wanted.states is None else [state.value for state in wanted.states]
-        values = (wanted.tenant, wanted.session_id, states, wanted.text, before, limit)
-        rows = await self._database.fetch(statement(scope), *values)
+        place = (wanted.tenant, wanted.session_id, wanted.request_id, before)
+        rows = await self._database.fetch(statement(scope), *place, states, wanted.text, limit)
         if len(rows) == limit:
             return rows, rows[-1]["id"]
-        last = await self._database.fetch_row(_last_looked_at(scope), wanted.tenant, wanted.session_id, before)
+        last = await self._database.fetch_row(_last_looked_at(scope), *place)
         return rows, None if last is None else last["id"]
 
 
@@ -122,7 +123,10 @@ def _scope(wanted: Wanted) -> str:
         return _LIVE
     if wanted.tenant is None:
         return "true"
-    return "tenant = $1" if wanted.session_id is None else "tenant = $1 and session_id = $2"
+    if wanted.session_id is None:
+        return "tenant = $1"
+    of_session = "tenant = $1 and session_id = $2"
+    return of_session if wanted.request_id is None else f"{of_session} and request_id = $3"
 
 
 def _session(row: asyncpg.Record) -> Session:
