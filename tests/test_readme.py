@@ -145,7 +145,7 @@ async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_pat
 
 async def test_the_commands_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
     section = README.partition("\n## The command\n")[2].partition("\n## ")[0]
-    streams, messages, work, requests = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    streams, messages, work, requests, door = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     environ = {"STREAM_URL": proxy.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     async def commands(block: str) -> str:
@@ -162,6 +162,7 @@ async def test_the_commands_run(proxy: ServedProcess, vendor_url: str, tmp_path:
     assert answers.count("data: [DONE]") == 2
     assert answers.splitlines()[-2].startswith("1\tdone\tcomplete")
     assert answers.splitlines()[-1] == "done"
+    assert {line[:4] for line in (await commands(door)).splitlines() if not line.startswith(" ")} <= {"ok  ", "note"}
 
 
 def test_the_readme_has_a_line_for_every_setting() -> None:

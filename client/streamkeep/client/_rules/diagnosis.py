@@ -107,17 +107,16 @@ def address(url: str, made: str | None) -> Finding:
     if made is None:
         return Finding("address", Verdict.NOTE, "the server made no URL of its own", "let `Location` pass")
     try:
-        is_same = wire.origin(urljoin(url, made)) == wire.origin(url)
+        is_same, shown = wire.origin(urljoin(url, made)) == wire.origin(url), wire.without_query(made)
     except ValueError:
-        is_same = False
+        is_same, shown = False, "nowhere"
     if is_same:
         return Finding("address", Verdict.OK, "the server's own URLs lead here")
     advice = (
         "pass on the name that was asked for: in nginx `proxy_set_header Host $http_host;` and "
         "`proxy_set_header X-Forwarded-Proto $scheme;`, or set STREAMKEEP_PUBLIC_URL"
     )
-    measured = f"the server's own URLs lead to {_printable(wire.without_query(made))}"
-    return Finding("address", Verdict.BAD, measured, advice)
+    return Finding("address", Verdict.BAD, f"the server's own URLs lead to {_printable(shown)}", advice)
 
 
 def append(answer: Answer) -> Finding:
