@@ -13,6 +13,7 @@ WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY adapters adapters
 COPY client client
+COPY demos demos
 COPY proxy proxy
 COPY storage storage
 RUN --mount=type=cache,target=/root/.cache/pip pip install '.[otel]'

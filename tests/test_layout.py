@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {name: ROOT / name / "streamkeep" / name for name in ("adapters", "client", "proxy", "storage")}
-ARROWS: dict[str, set[str]] = {"adapters": {"client"}, "client": set(), "proxy": {"storage"}, "storage": set()}
+PACKAGES = {name: ROOT / name / "streamkeep" / name for name in ("adapters", "client", "demos", "proxy", "storage")}
+ARROWS: dict[str, set[str]] = {
+    "adapters": {"client"},
+    "client": set(),
+    "demos": {"adapters", "client", "proxy", "storage"},
+    "proxy": {"storage"},
+    "storage": set(),
+}
 VENDOR_SDKS = {
     "agents",
     "anthropic",
@@ -126,8 +132,8 @@ def test_only_main_modules_print() -> None:
 
 
 def test_only_main_modules_read_the_environment() -> None:
-    """But for those that hand it on to programs which they start: the embedded server and the demo."""
-    others = [m for m in modules() if m.path.name not in ("__main__.py", "_demo.py") and "embedded" not in m.path.parts]
+    """But for the embedded server, which hands it on to the programs that it starts."""
+    others = [m for m in modules() if m.path.name != "__main__.py" and "embedded" not in m.path.parts]
     assert [
         m.at(node)
         for m in others
@@ -163,7 +169,7 @@ def test_all_lists_every_public_name(package: str) -> None:
 
 
 def test_no_file_hides_the_other_folders_from_the_namespace() -> None:
-    """An `__init__.py` beside one of the four packages would, and the type checker would not notice."""
+    """An `__init__.py` beside one of the packages would, and the type checker would not notice."""
     for folder in PACKAGES.values():
         assert {path.name for path in folder.parent.iterdir()} - {"__pycache__"} == {folder.name}
 

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, WebError, async_playwright
+from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, WebError, async_playwright, expect
 
 from streamkeep.storage.postgres import PostgresStore
 from tests.browser.pages import Pages, serving_pages
@@ -30,6 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 async def browser() -> AsyncIterator[Browser]:
     """The Chromium of the system, headless, started once."""
+    expect.set_options(timeout=_TIMEOUT_MS)
     async with async_playwright() as playwright:
         started = await playwright.chromium.launch(executable_path=_CHROMIUM)
         yield started

@@ -10,6 +10,7 @@ What a call does is said by its headers, by query parameters or in the body's `m
     Fake-Split: 7           bytes in a chunk on the wire      Fake-Headers-Delay: 2   seconds before the headers
     Fake-Ping: 1            seconds between comment pings     Fake-Retry-After: 1     the header of a refusal
     Fake-Key: any text      a label, to find the call again   Fake-Fault: KIND@N      what goes wrong, after N tokens
+    Fake-Text: markdown     text for people, instead of words
 
 Faults; N is half of the answer where nothing is said, and for `cut` it may be `end`, which is after the end mark:
 
@@ -156,6 +157,7 @@ class Plan:
     split_bytes: int = 0
     ping_seconds: float = 0.0
     retry_after: str = "1"
+    is_markdown: bool = False
     fault: Fault | None = None
 
     def with_wishes(self, wishes: Mapping[str, str]) -> Plan:
@@ -185,6 +187,8 @@ class Plan:
                     plan = replace(plan, ping_seconds=_number(name, value, float, _NEVER_SECONDS))
                 case "fake-retry-after":
                     plan = replace(plan, retry_after=value)
+                case "fake-text":
+                    plan = replace(plan, is_markdown=_choice(name, value, words=False, markdown=True))
                 case "fake-fault":
                     plan = replace(plan, fault=Fault.parse(value) if value else None)
                 case _:
@@ -477,6 +481,12 @@ def _number(name: str, value: str, kind: Callable[[str], _N], most: float) -> _N
     return number
 
 
+def _choice(name: str, value: str, **choices: bool) -> bool:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}")
+    return choices[value]
+
+
 def _split(body: bytes, size: int) -> list[bytes]:
     if not size or len(body) <= size:
         return [body]
@@ -673,6 +683,7 @@ def _reply(request: Request, body: _Body, prompt: object, max_tokens: int | None
         max_tokens=max_tokens,
         tools=_tools(body.tools or []),
         tool_choice="required" if choice == "any" else choice,
+        is_markdown=plan.is_markdown,
     )
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from streamkeep.proxy.vendor_text import markdown_tokens
+
 # Mostly plain, and a rest that is not: characters of two, three and four bytes must survive as well.
 _VOCABULARY = """
 the river stream water carries every small letter down to sea and keeps it there for those who come late
@@ -84,6 +86,7 @@ def make_reply(
     max_tokens: int | None = None,
     tools: Mapping[str, Mapping[str, object]] | None = None,
     tool_choice: str | None = None,
+    is_markdown: bool = False,
 ) -> Reply:
     """Think up the answer to a prompt: the same text for the same seed, model and prompt, cut at `max_tokens`.
 
@@ -99,7 +102,8 @@ def make_reply(
         return Reply(digest, model, tuple(_pieces(source, arguments)), input_tokens, Finish.TOOL, name)
     count = tokens if max_tokens is None else min(tokens, max_tokens)
     finish = Finish.LENGTH if count < tokens else Finish.STOP
-    return Reply(digest, model, tuple(_prose(source, count)), input_tokens, finish)
+    text = markdown_tokens(count) if is_markdown else _prose(source, count)
+    return Reply(digest, model, tuple(text), input_tokens, finish)
 
 
 class Dialect(Protocol):

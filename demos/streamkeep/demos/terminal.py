@@ -1,4 +1,4 @@
-"""`streamkeep demo`: an answer is cut in two before your eyes, and comes out whole.
+"""`streamkeep demo python-terminal`: an answer is cut in two before your eyes, and comes out whole.
 
 It starts the proxy and the fake vendor, lets one process read an answer, kills that process in the middle, and lets
 another one read on. Both do what a program of yours would: `FetchClient`, and one header to resume.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,15 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import httpx
 
-from streamkeep.client._fetch import FetchClient
-from streamkeep.client._rules.wire import START_OFFSET
-from streamkeep.client._stores import SQLiteStore
+from streamkeep.client import FetchClient, SQLiteStore
 
 _SESSION = "demo"
 _BYTES_PER_TOKEN = 250
@@ -33,15 +29,10 @@ _URL = re.compile(r"http://127\.0\.0\.1:[0-9]+")
 _CONTENT = re.compile(rb'"delta":\{[^}]*"content":"((?:[^"\\]|\\.)*)"')
 
 
-@click.command("demo")
-@click.option("--tokens", type=int, default=120, show_default=True, help="Length of the answer.")
-@click.option("--rate", type=int, default=30, show_default=True, help="Tokens a second.")
-def demo_command(tokens: int, rate: int) -> int:
-    """Watch an answer survive the death of the program that reads it."""
-    if find_spec("uvicorn") is None:
-        raise ImportError("the demo needs the server")
+def run(environ: Mapping[str, str], *, tokens: int, rate: float) -> int:
+    """Show it; the exit code is 0 when all bytes came, and the vendor was called once."""
     with tempfile.TemporaryDirectory(prefix="streamkeep-demo-") as folder:
-        return _show(Path(folder), tokens, rate)
+        return _show(environ, Path(folder), tokens, rate)
 
 
 def read(proxy_url: str, vendor_url: str, folder: Path, *, resume: bool) -> None:
@@ -52,7 +43,7 @@ def read(proxy_url: str, vendor_url: str, folder: Path, *, resume: bool) -> None
     with FetchClient(proxy_url, store=store) as client:
         response = client.fetch(f"{vendor_url}/v1/chat/completions", method="POST", headers=headers, json=body)
         with (folder / "taken").open("r+b" if resume else "wb") as taken:
-            taken.seek(int(response.headers.get(START_OFFSET, "0")))
+            taken.seek(int(response.headers.get("Streamkeep-Start-Offset", "0")))
             for data in response.iter_bytes():
                 taken.write(data)
                 taken.flush()
@@ -60,21 +51,24 @@ def read(proxy_url: str, vendor_url: str, folder: Path, *, resume: bool) -> None
                 sys.stdout.flush()
 
 
-def _show(folder: Path, tokens: int, rate: int) -> int:
+def _show(environ: Mapping[str, str], folder: Path, tokens: int, rate: float) -> int:
     _say("Starting the proxy with an empty database of its own, and a vendor that fakes a model.")
     vendor = [sys.executable, "-m", "streamkeep.proxy", "vendor", "--port", "0"]
+    inherited = {name: value for name, value in environ.items() if not name.startswith("STREAMKEEP_")}
+    inherited.pop("DATABASE_URL", None)
     with (
-        _server([*vendor, "--tokens", str(tokens), "--rate", str(rate)], {}) as vendor_url,
+        _server([*vendor, "--tokens", str(tokens), "--rate", str(rate)], inherited) as vendor_url,
         _server(
             [sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0"],
             {
+                **inherited,
                 "STREAMKEEP_ALLOW": f"{vendor_url}/**",
                 "STREAMKEEP_DATA_DIR": str(folder / "server"),
                 "STREAMKEEP_LOG_LEVEL": "error",
             },
         ) as proxy_url,
     ):
-        reader = [sys.executable, "-m", "streamkeep.client._demo", proxy_url, vendor_url, str(folder)]
+        reader = [sys.executable, "-m", "streamkeep.demos.terminal", proxy_url, vendor_url, str(folder)]
         _say("A program asks for an answer. It will be killed in the middle.")
         with subprocess.Popen(reader) as program:
             while program.poll() is None and _size(folder / "taken") < tokens * _BYTES_PER_TOKEN / 2:
@@ -102,9 +96,7 @@ def _compare(folder: Path, proxy_url: str, vendor_url: str, before: int) -> int:
 @contextmanager
 def _server(command: Sequence[str], environ: Mapping[str, str]) -> Iterator[str]:
     """A server in a process of its own; its URL, which stands in the first line that it prints."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMKEEP_")}
-    inherited.pop("DATABASE_URL", None)
-    with subprocess.Popen(command, env={**inherited, **environ}, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=dict(environ), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             found = _URL.search(process.stdout.readline())
