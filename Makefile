@@ -54,7 +54,8 @@ check: $(VENV)/.installed-dev ## formatting, lint and types, as CI sees them
 	done
 
 reference: $(VENV)/.installed-dev ## build the API reference as web pages, into build/reference
-	@$(BIN)/python -W error -m pdoc --no-show-source --output-directory $(REFERENCE) streamkeep.client streamkeep.proxy streamkeep.storage \
+	@$(BIN)/python -W error -m pdoc --no-show-source --output-directory $(REFERENCE) \
+		streamkeep.client streamkeep.client.sessions streamkeep.proxy streamkeep.storage \
 		$(patsubst %.py,streamkeep.adapters.%,$(notdir $(wildcard adapters/streamkeep/adapters/[a-z]*.py)))
 
 format: $(VENV)/.installed-dev ## format the code and mend what lint can mend

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
-    *("streamkeep.client", "streamkeep.proxy", "streamkeep.storage"),
+    *("streamkeep.client", "streamkeep.client.sessions", "streamkeep.proxy", "streamkeep.storage"),
     *(f"streamkeep.adapters.{path.stem}" for path in sorted((ROOT / "adapters/streamkeep/adapters").glob("[a-z]*.py"))),
 ]
 

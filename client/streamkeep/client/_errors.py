@@ -15,6 +15,7 @@ StreamkeepError
 ├── LeaseLost              a worker's lease went to somebody else; what it did last does not count
 ├── WebhookRefused         a webhook is not what its signature says
 ├── DeliveryFailed         a producer gave up: `undelivered` names what was not stored
+├── InvalidEvent           an event of a state stream, or a value in it, is not as it must be
 ├── BodyConsumed           the body was closed before it was read on
 ├── NothingToResume        `reason`: none, ended or expired
 ├── LocalStoreFailed       the local record of generations cannot be read or written
@@ -125,6 +126,10 @@ class LeaseLost(StreamkeepError):
 
 class WebhookRefused(StreamkeepError):
     """A webhook has no signature, or one of somebody else, of something else, or of long ago: answer 401."""
+
+
+class InvalidEvent(StreamkeepError):
+    """An event is not one of the State Protocol, or its value not what the schema of its type admits."""
 
 
 class BodyConsumed(StreamkeepError):

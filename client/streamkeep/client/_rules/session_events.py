@@ -1,0 +1,120 @@
+"""What the events of a session's stream say. Whatever is malformed, or of another type, is None: it blocks nobody else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from streamkeep.client._rules.session_views import Agent, Presence, Role
+from streamkeep.client._rules.state_events import Change
+
+_ROLES = frozenset(get_args(Role))
+_MAX_TOKENS = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a message, or an answer to one. `fields` is what stood in it, `type` its kind."""
+
+    message_id: str
+    actor_id: str
+    role: Role
+    seq: int | None
+    created_at: str
+    type: str
+    fields: dict[str, Any]
+
+
+def parse_chunk(change: Change) -> Chunk | None:
+    """The chunk in a change of type `chunk`."""
+    value = change.value
+    if change.operation == "delete" or not isinstance(value, dict):
+        return None
+    message_id, actor_id, role = value.get("messageId"), value.get("actorId"), value.get("role")
+    seq, created_at = value.get("seq"), value.get("createdAt")
+    fields = _parsed(value.get("chunk"))
+    if not (isinstance(message_id, str) and message_id and isinstance(actor_id, str) and isinstance(role, str)):
+        return None
+    if role not in _ROLES or fields is None or not isinstance(fields.get("type"), str):
+        return None
+    return Chunk(
+        message_id=message_id,
+        actor_id=actor_id,
+        role=cast("Role", role),
+        seq=seq if isinstance(seq, int) and not isinstance(seq, bool) else None,
+        created_at=created_at if isinstance(created_at, str) else "",
+        type=fields["type"],
+        fields=fields,
+    )
+
+
+def parse_presence(change: Change) -> Presence | None:
+    """What a change of type `presence` says of its actor, whose id is the key."""
+    value = change.value
+    if not isinstance(value, dict):
+        return None
+    kind, status = value.get("actorType"), value.get("status")
+    if kind not in ("user", "agent") or status not in ("online", "offline", "away"):
+        return None
+    return Presence(
+        change.key, kind, text_or_none(value.get("name")), status, text_or_none(value.get("lastSeenAt")) or ""
+    )
+
+
+def parse_agent(change: Change) -> Agent | None:
+    """What a change of type `agent` says of the agent whose id is the key."""
+    value = change.value
+    if not isinstance(value, dict):
+        return None
+    triggers = value.get("triggers")
+    known = cast('Literal["all", "user-messages"]', triggers) if triggers in ("all", "user-messages") else None
+    return Agent(change.key, text_or_none(value.get("name")), text_or_none(value.get("endpoint")), known)
+
+
+def text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def parsed_json(text: str) -> tuple[bool, Any]:
+    """Whether a text is JSON, and what it says."""
+    try:
+        return True, json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return False, None
+
+
+def as_text(value: object) -> str:
+    """A tool's output as text: a text as it is, and anything else as JSON, unless it is too deep for that."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    except RecursionError:
+        return ""
+
+
+def tokens(fields: dict[str, Any]) -> tuple[int, int, int]:
+    """Prompt, completion and total tokens that a chunk reports, in either spelling."""
+    usage = fields.get("usage")
+    if not isinstance(usage, dict):
+        return 0, 0, 0
+    return (
+        _count(usage, "promptTokens", "prompt_tokens"),
+        _count(usage, "completionTokens", "completion_tokens"),
+        _count(usage, "totalTokens", "total_tokens"),
+    )
+
+
+def _parsed(text: object) -> dict[str, Any] | None:
+    found = parsed_json(text)[1] if isinstance(text, str) else None
+    return found if isinstance(found, dict) else None
+
+
+def _count(usage: dict[str, Any], *names: str) -> int:
+    counts = (usage.get(name) for name in names)
+    return next((count for count in counts if type(count) is int and 0 < count <= _MAX_TOKENS), 0)
+
+
+def _refuse(constant: str) -> object:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,342 @@
+"""One message of a session as its chunks build it, and the tool calls in it.
+
+The rules for parts are those of the `StreamProcessor` in version 0.1 of the npm package `@tanstack/ai`, whose chunks these
+are. It differs from them in these points:
+
+- An approval, and an output, stay with their tool call when its input completes after them.
+- Text is shown once. What goes on after a tool call or a thought stands in a part of its own, without what was before it.
+- Text without a `delta` grows by `content`; a name that comes later is taken where there was none.
+- A `done` that announces tool calls ends the message only where one of them waits for a client: else its author goes on.
+- A chunk that came before, by its number, is left out; what came first stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast, get_args
+
+from streamkeep.client._rules.session_events import Chunk, as_text, parsed_json, text_or_none
+from streamkeep.client._rules.session_views import (
+    EndedBy,
+    Message,
+    OtherPart,
+    Part,
+    PartApproval,
+    PartState,
+    Place,
+    Role,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolCallPart,
+    ToolCallState,
+    ToolResult,
+    ToolResultPart,
+)
+
+_ENDS = frozenset(get_args(EndedBy))
+_ROLES = frozenset(get_args(Role))
+
+
+class GrowingText:
+    """Text that is appended to, and put together only when somebody looks."""
+
+    __slots__ = ("_pieces",)
+
+    def __init__(self, text: str = "") -> None:
+        self._pieces = [text]
+
+    def append(self, text: str) -> None:
+        self._pieces.append(text)
+
+    @property
+    def value(self) -> str:
+        if len(self._pieces) > 1:
+            self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
+
+
+@dataclass(slots=True)
+class CallState:
+    """A tool call. `has_part` when its arguments were streamed, so that it stands among its message's parts."""
+
+    id: str
+    message_id: str
+    name: str
+    actor_id: str
+    created_at: str
+    start: Place
+    end: Place
+    arguments: GrowingText = field(default_factory=GrowingText)
+    part_state: PartState = "awaiting-input"
+    has_part: bool = False
+    has_input: bool = False
+    input: Any = None
+    approval_id: str | None = None
+    approved: bool | None = None
+    result: ToolResult | None = None
+    is_result_of_client: bool = False
+
+    @property
+    def state(self) -> ToolCallState:
+        if self.result is not None:
+            return "complete" if self.result.error is None else "error"
+        if self.approved is False:
+            return "denied"
+        if self.approval_id is not None and self.approved is None:
+            return "approval-requested"
+        return "executing" if self.has_input or self.approved else "pending"
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether its author can do nothing before somebody answers."""
+        return self.result is None and (self.has_input or (self.approval_id is not None and self.approved is None))
+
+    def view(self) -> ToolCall:
+        return ToolCall(
+            id=self.id,
+            message_id=self.message_id,
+            name=self.name,
+            arguments=self.arguments.value,
+            input=self.input if self.has_input else parsed_json(self.arguments.value)[1],
+            state=self.state,
+            actor_id=self.actor_id,
+            created_at=self.created_at,
+            approval_id=self.approval_id,
+            result=self.result,
+            start=self.start,
+            end=self.end,
+        )
+
+    def part(self) -> ToolCallPart:
+        state, output = self.part_state, None
+        if self.approval_id is not None:
+            state = "approval-requested" if self.approved is None else "approval-responded"
+        if self.result is not None and self.is_result_of_client:
+            state = "input-complete"
+            output = self.result.output if self.result.error is None else {"error": self.result.error}
+        approval = None if self.approval_id is None else PartApproval(self.approval_id, self.approved)
+        return ToolCallPart(self.id, self.name, self.arguments.value, state, approval, output)
+
+
+@dataclass(slots=True)
+class TextState:
+    """A part of text, or of thinking."""
+
+    text: GrowingText
+    is_thinking: bool = False
+
+    def view(self) -> Part:
+        return ThinkingPart(self.text.value) if self.is_thinking else TextPart(self.text.value)
+
+
+@dataclass(slots=True)
+class CallPlace:
+    """Where among the parts a tool call stands."""
+
+    call: CallState
+
+    def view(self) -> Part:
+        return self.call.part()
+
+
+@dataclass(slots=True)
+class FixedPart:
+    """A part that is written whole."""
+
+    part: Part
+
+    def view(self) -> Part:
+        return self.part
+
+
+PartInProgress = TextState | CallPlace | FixedPart
+
+
+@dataclass(slots=True)
+class MessageState:
+    """A message in progress. Parts are named by their index: `segment` is the text so far, `results` are of tools."""
+
+    id: str
+    role: Role
+    actor_id: str
+    created_at: str
+    start: Place
+    end: Place
+    last_chunk_at: str
+    last_chunk_seq: int = 0
+    is_whole: bool = False
+    ended_by: EndedBy | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    parts: list[PartInProgress] = field(default_factory=list)
+    calls: dict[str, CallState] = field(default_factory=dict)
+    results: dict[str, int] = field(default_factory=dict)
+    thinking: int | None = None
+    segment: list[int] = field(default_factory=list)
+    has_open_calls: bool = False
+    has_calls_since_text: bool = False
+    next_seq: int = 0
+    seqs_ahead: set[int] = field(default_factory=set)
+    seen: Message | None = field(default=None, compare=False)
+
+    @property
+    def is_complete(self) -> bool:
+        return self.is_whole or self.ended_by is not None
+
+    def view(self) -> Message:
+        """The message as it is now; the same object until it changes."""
+        if self.seen is None:
+            self.seen = Message(
+                id=self.id,
+                role=self.role,
+                parts=tuple(part.view() for part in self.parts),
+                actor_id=self.actor_id,
+                created_at=self.created_at,
+                is_complete=self.is_complete,
+                ended_by=self.ended_by,
+                finish_reason=self.finish_reason,
+                error=self.error,
+                start=self.start,
+                end=self.end,
+            )
+        return self.seen
+
+    def takes(self, seq: int | None) -> bool:
+        """Whether a chunk of that number is a new one. One without a number always is."""
+        if seq is None:
+            return True
+        if seq < self.next_seq or seq in self.seqs_ahead:
+            return False
+        self.seqs_ahead.add(seq)
+        while self.next_seq in self.seqs_ahead:
+            self.seqs_ahead.remove(self.next_seq)
+            self.next_seq += 1
+        return True
+
+    def write_whole(self, message: dict[str, Any]) -> None:
+        """A user's message, which comes in one piece; its own role and time win over its row's."""
+        self.is_whole = True
+        role, parts = message.get("role"), message.get("parts")
+        if isinstance(role, str) and role in _ROLES:
+            self.role = cast("Role", role)
+        self.created_at = text_or_none(message.get("createdAt")) or self.created_at
+        if not isinstance(parts, list):
+            content = text_or_none(message.get("content"))
+            parts = [] if content is None else [{"type": "text", "content": content}]
+        self.parts = [FixedPart(_whole_part(part)) for part in parts if isinstance(part, dict)]
+
+    def write(self, chunk: Chunk) -> None:
+        """Take a chunk of a message that streams. What is malformed changes nothing."""
+        fields = chunk.fields
+        match chunk.type:
+            case "content":
+                self._complete_calls()
+                self._write_text(fields)
+            case "thinking":
+                self._write_thinking(fields)
+            case "done":
+                self._complete_calls()
+                self._finish(text_or_none(fields.get("finishReason")))
+            case "error":
+                self.error = _error_text(fields.get("error"))
+                self._end("error")
+            case "stop" | "message-end" as end:
+                self._end(cast("EndedBy", end))
+
+    def write_call(self, call: CallState, function: dict[str, Any]) -> None:
+        """Take a piece of a tool call's arguments."""
+        self.has_calls_since_text = True
+        piece = text_or_none(function.get("arguments")) or ""
+        if not call.has_part:
+            call.has_part = True
+            self.parts.append(CallPlace(call))
+        if piece and call.part_state == "awaiting-input":
+            call.part_state = "input-streaming"
+        self.has_open_calls = self.has_open_calls or call.part_state != "input-complete"
+        call.arguments.append(piece)
+        call.name = call.name or text_or_none(function.get("name")) or ""
+
+    def put_result(self, tool_call_id: str, output: object, error: str | None) -> None:
+        """Show a tool's result; a later one takes the place of an earlier one."""
+        made = FixedPart(
+            ToolResultPart(tool_call_id, as_text(output), "complete" if error is None else "error", error),
+        )
+        index = self.results.setdefault(tool_call_id, len(self.parts))
+        self.parts[index : index + 1] = [made]
+
+    def end_if_it_waits(self) -> None:
+        """Its author has announced tool calls, and one of them is a client's to run or to approve."""
+        if self.finish_reason == "tool_calls" and any(call.waits_for_client for call in self.calls.values()):
+            self._end("done")
+
+    def _finish(self, reason: str | None) -> None:
+        self.finish_reason = reason
+        if reason == "tool_calls":
+            self.end_if_it_waits()
+        else:
+            self._end("done")
+
+    def _end(self, by: EndedBy) -> None:
+        self.ended_by = self.ended_by or by
+        self._complete_calls()
+
+    def _complete_calls(self) -> None:
+        if self.has_open_calls:
+            self.has_open_calls = False
+            for call in self.calls.values():
+                call.part_state = "input-complete"
+
+    def _write_text(self, fields: dict[str, Any]) -> None:
+        delta, content = text_or_none(fields.get("delta")), text_or_none(fields.get("content"))
+        if self.segment and self.has_calls_since_text and _is_unrelated(content, self._segment_text):
+            self.segment = []
+            self.has_calls_since_text = False
+        added = delta or _rest(content or "", self._segment_text)
+        if not added:
+            return
+        last = len(self.parts) - 1
+        if self.segment and self.segment[-1] == last:
+            cast("TextState", self.parts[last]).text.append(added)
+        else:
+            self.segment.append(len(self.parts))
+            self.parts.append(TextState(GrowingText(added)))
+
+    @property
+    def _segment_text(self) -> str:
+        """What was written since text began anew: agents tell the whole of it with every chunk."""
+        return "".join(cast("TextState", self.parts[index]).text.value for index in self.segment)
+
+    def _write_thinking(self, fields: dict[str, Any]) -> None:
+        if self.thinking is None:
+            self.thinking = len(self.parts)
+            self.parts.append(TextState(GrowingText(), is_thinking=True))
+        thought = cast("TextState", self.parts[self.thinking])
+        delta = text_or_none(fields.get("delta"))
+        thought.text.append(delta or _rest(text_or_none(fields.get("content")) or "", thought.text.value))
+
+
+def _whole_part(part: dict[str, Any]) -> Part:
+    content = part.get("content")
+    if part.get("type") == "text" and isinstance(content, str):
+        return TextPart(content)
+    return OtherPart(part)
+
+
+def _is_unrelated(content: str | None, text: str) -> bool:
+    """Whether what is said to be the whole text so far neither goes on from the text, nor is it."""
+    return content is not None and (len(content) < len(text) or not content.startswith(text))
+
+
+def _rest(content: str, text: str) -> str:
+    """What a cumulative text adds."""
+    if content.startswith(text):
+        return content[len(text) :]
+    return "" if text.startswith(content) else content
+
+
+def _error_text(error: object) -> str:
+    """An error is a text, or an object with a message."""
+    if isinstance(error, dict):
+        error = error.get("message")
+    return error if isinstance(error, str) and error else "the generation failed"

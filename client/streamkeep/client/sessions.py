@@ -1,0 +1,59 @@
+"""Durable sessions: chats that many people, agents, tabs and devices share, out of the one stream in which they are written.
+
+`SessionFold` makes messages, tool calls, approvals and the rest out of a stream's events; it does no I/O.
+
+```python
+fold = SessionFold()
+with stream(url, offset=fold.offset) as events:
+    for batch in events.iter_json_batches():
+        changes = fold.apply(batch.items, batch.offset)
+        for message_id in changes.message_ids:
+            print(fold.message(message_id))
+```
+"""
+
+from streamkeep.client._rules.session_fold import SessionFold
+from streamkeep.client._rules.session_views import (
+    ActiveGeneration,
+    Agent,
+    Approval,
+    Message,
+    OtherPart,
+    Part,
+    PartApproval,
+    Participant,
+    Place,
+    Presence,
+    SessionChanges,
+    SessionStatistics,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolCallPart,
+    ToolResult,
+    ToolResultPart,
+    as_json,
+)
+
+__all__ = [
+    "ActiveGeneration",
+    "Agent",
+    "Approval",
+    "Message",
+    "OtherPart",
+    "Part",
+    "PartApproval",
+    "Participant",
+    "Place",
+    "Presence",
+    "SessionChanges",
+    "SessionFold",
+    "SessionStatistics",
+    "TextPart",
+    "ThinkingPart",
+    "ToolCall",
+    "ToolCallPart",
+    "ToolResult",
+    "ToolResultPart",
+    "as_json",
+]

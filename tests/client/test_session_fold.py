@@ -1,0 +1,451 @@
+"""A durable session folded out of its events: what they make, whatever the batches, and whatever is wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamkeep.client import DurableStream
+from streamkeep.client.sessions import (
+    SessionFold,
+    TextPart,
+    ThinkingPart,
+    ToolCallPart,
+    ToolResultPart,
+    as_json,
+)
+from tests.client.session_rows import (
+    Author,
+    Row,
+    agent,
+    answer,
+    presence,
+    recorded_session,
+    removed,
+    result,
+    row,
+    said,
+)
+from tests.client.streaming import call, created
+from tests.serving import Proxy
+
+
+def folded(rows: Sequence[object], sizes: Sequence[int] = ()) -> SessionFold:
+    """The rows in batches of these sizes, and the rest in one."""
+    fold, at = SessionFold(), 0
+    for size in (*sizes, len(rows)):
+        fold.apply(rows[at : at + size], f"{min(at + size, len(rows)):04d}")
+        at += size
+    return fold
+
+
+def seen(fold: SessionFold) -> dict[str, Any]:
+    """Everything that a fold tells; places are compared by their position."""
+    names = (
+        *("messages", "tool_calls", "tool_results", "approvals", "active_generations"),
+        *("agents", "presence", "participants", "statistics", "position", "offset"),
+    )
+    return {name: getattr(fold, name) for name in names}
+
+
+def test_a_recorded_session_of_36_rows() -> None:
+    rows = recorded_session()
+    assert len(rows) == 36
+    fold = folded(rows)
+    assert [(one.id, one.role, one.is_complete) for one in fold.messages] == [
+        ("u1", "user", True),
+        ("a1", "assistant", True),
+        ("u2", "user", True),
+        ("a2", "assistant", True),
+    ]
+    assert fold.messages[1].text == "The sun is a star, as you know. ☀"
+    assert [type(part) for part in fold.messages[3].parts] == [ThinkingPart, ToolCallPart, ToolResultPart, TextPart]
+    assert fold.messages[3].text == "In Łódź it is 21 °C. Nothing but sun, all day."
+    [tool_call] = fold.tool_calls
+    assert (tool_call.state, tool_call.input) == ("complete", {"city": "Łódź"})
+    stats = fold.statistics
+    assert (stats.prompt_tokens, stats.completion_tokens, stats.total_tokens) == (151, 21, 172)
+    assert (stats.message_count, stats.user_message_count, stats.assistant_message_count) == (4, 2, 2)
+    assert (fold.active_generations, stats.tool_call_count) == ((), 1)
+
+
+def test_messages_and_tool_calls_know_where_they_begin_and_end() -> None:
+    fold = folded(recorded_session(), [1, 5])
+    assert [(one.start.position, one.end.position) for one in fold.messages] == [(0, 1), (1, 13), (13, 14), (14, 36)]
+    assert [(one.start.offset, one.start.sub_offset) for one in fold.messages[:3]] == [
+        ("-1", 0),
+        ("0001", 0),
+        ("0006", 7),
+    ]
+    assert (fold.messages[3].end.offset, fold.messages[3].end.sub_offset) == ("0036", 0)
+    [tool_call] = fold.tool_calls
+    assert (tool_call.start.position, tool_call.end.position) == (15, 20)
+
+
+async def test_the_end_of_a_message_is_where_a_fork_begins(proxy: Proxy, session: str) -> None:
+    url = f"{proxy.url}/v1/stream/{session}"
+    source = await created("sync", url, content_type="application/json")
+    assert isinstance(source, DurableStream)
+    for row_ in recorded_session():
+        await call(source.append, row_)
+    fold = SessionFold()
+    data = await call(source.read)
+    fold.apply(data.json(), data.offset)
+    for message in fold.messages:
+        fork = await call(
+            source.fork, f"{url}-{message.id}", offset=message.end.offset, sub_offset=message.end.sub_offset
+        )
+        copied = SessionFold()
+        copied.apply((await call(fork.read)).json(), "x")
+        assert copied.messages == fold.messages[: len(copied.messages)]
+        assert copied.messages[-1].id == message.id
+    await call(source.disconnect)
+
+
+def test_text_grows_as_it_streams_and_the_generation_is_active_meanwhile() -> None:
+    author, fold = Author("a"), SessionFold()
+    texts = []
+    for number, word in enumerate(["one", "two", "three"]):
+        changes = fold.apply([author.content(word)], f"{number}")
+        assert changes.message_ids == ("a",)
+        [active] = fold.active_generations
+        assert active.last_chunk_at == f"2030-01-01T00:00:{number:02d}.000Z"
+        assert (active.started_at, active.last_chunk_seq) == ("2030-01-01T00:00:00.000Z", number)
+        texts.append(fold.messages[0].text)
+    assert texts == ["one", "onetwo", "onetwothree"]
+    fold.apply([author.done()], "9")
+    assert (fold.active_generations, fold.messages[0].is_complete) == ((), True)
+
+
+def test_a_message_that_did_not_change_is_the_same_object() -> None:
+    first, second = Author("a"), Author("b")
+    fold = folded([first.content("x"), second.content("y")])
+    before = fold.messages
+    fold.apply([second.content("z")], "9")
+    assert fold.messages[0] is before[0]
+    assert before[1].text == "y"
+
+
+def test_two_generations_interleave_and_users_write_between() -> None:
+    first, second = Author("a", actor_id="one"), Author("b", actor_id="two")
+    rows = [
+        said("u1", "Hi"),
+        first.content("A"),
+        second.content("B"),
+        said("u2", "?", actor_id="bob"),
+        first.content("a"),
+        second.done(),
+        first.done(),
+    ]
+    fold = folded(rows)
+    assert [(one.id, one.text) for one in fold.messages] == [("u1", "Hi"), ("a", "Aa"), ("b", "B"), ("u2", "?")]
+    assert [(one.actor_id, one.actor_type, one.message_count) for one in fold.participants] == [
+        ("ann", "user", 1),
+        ("one", "agent", 1),
+        ("two", "agent", 1),
+        ("bob", "user", 1),
+    ]
+
+
+def test_the_order_is_that_of_the_stream_and_not_of_clocks() -> None:
+    fold = folded([said("late", "1", at="2030-01-02T00:00:00Z"), said("early", "2", at="2029-01-01T00:00:00Z")])
+    assert [one.id for one in fold.messages] == ["late", "early"]
+
+
+def test_what_comes_twice_counts_once() -> None:
+    rows = recorded_session()
+    doubled = [row_ for one in rows for row_ in (one, one)]
+    once, twice = seen(folded(rows)), seen(folded(doubled))
+    assert as_json(once["statistics"]) == as_json(twice["statistics"])
+    assert [one.parts for one in once["messages"]] == [one.parts for one in twice["messages"]]
+    assert [one.parts for one in folded(rows + rows).messages] == [one.parts for one in once["messages"]]
+
+
+def test_a_sent_message_keeps_its_role() -> None:
+    fold = folded([said("s", "Be brief", role="system"), said("a", "Hello", role="assistant")])
+    assert [one.role for one in fold.messages] == ["system", "assistant"]
+    assert fold.active_generations == ()
+
+
+def test_text_around_tool_calls_and_thoughts_is_shown_once() -> None:
+    author = Author("a")
+    rows = [author.content("A", "A"), author.row("thinking", delta="?", content="?"), author.content("B", "AB")]
+    rows += [
+        author.call("call", "{}"),
+        author.content("C", "ABC"),
+        author.content("", "ABCD"),
+        author.content("E", "E"),
+    ]
+    [message] = folded(rows).messages
+    call_part = ToolCallPart("call", "weather", "{}", "input-complete")
+    assert message.parts == (
+        *(TextPart("A"), ThinkingPart("?"), TextPart("B"), call_part, TextPart("CD"), TextPart("E")),
+    )
+
+
+@pytest.mark.parametrize("message_id", ["result", "a", "another"])
+def test_a_result_of_a_client_belongs_to_its_call_whatever_message_it_names(message_id: str) -> None:
+    author = Author("a")
+    rows = [author.call("call", "{}"), author.row("tool-input-available", toolCallId="call", toolName="w", input={})]
+    fold = folded([*rows, author.done("tool_calls"), result("call", {"ok": 1}, message_id=message_id, actor_id="bob")])
+    [message] = fold.messages
+    [tool_call] = fold.tool_calls
+    assert (tool_call.state, fold.active_generations) == ("complete", ())
+    assert fold.tool_results == (tool_call.result,)
+    assert tool_call.result is not None
+    assert (tool_call.result.output, tool_call.result.actor_id) == ({"ok": 1}, "bob")
+    assert message.parts == (
+        ToolCallPart("call", "weather", "{}", "input-complete", output={"ok": 1}),
+        ToolResultPart("call", '{"ok":1}', "complete"),
+    )
+    assert fold.statistics.user_message_count == 0
+
+
+def test_a_result_that_is_an_error() -> None:
+    author = Author("a")
+    fold = folded([author.call("call", "{}"), result("call", None, error="no such city")])
+    assert (fold.tool_calls[0].state, fold.messages[0].parts[1]) == (
+        "error",
+        ToolResultPart("call", "null", "error", "no such city"),
+    )
+
+
+def test_an_agent_goes_on_in_another_message_with_the_result_of_a_call() -> None:
+    first, second = Author("a"), Author("b")
+    rows = [first.call("call", "{}"), first.done("tool_calls")]
+    fold = folded([*rows, second.row("tool_result", toolCallId="call", content="21")])
+    assert fold.tool_calls[0].state == "complete"
+    assert fold.messages[1].parts == (ToolResultPart("call", "21", "complete"),)
+
+
+@pytest.mark.parametrize("approved", [True, False])
+def test_an_answered_approval_is_answered_for_all_and_the_first_answer_counts(approved: bool) -> None:
+    author = Author("a")
+    rows = [author.call("call", "{}"), author.ask("call", "ok?"), author.done("tool_calls")]
+    fold = folded(rows)
+    assert (fold.approvals[0].status, fold.tool_calls[0].state) == ("pending", "approval-requested")
+    assert fold.messages[0].is_complete, "its author waits for an answer"
+    changes = fold.apply([answer("ok?", approved), answer("ok?", not approved, actor_id="eve")], "9")
+    assert changes.message_ids == ("a",)
+    [asked] = fold.approvals
+    assert (asked.status, asked.responded_by) == ("approved" if approved else "denied", "ann")
+    assert fold.tool_calls[0].state == ("executing" if approved else "denied")
+    [part] = fold.messages[0].parts
+    assert isinstance(part, ToolCallPart)
+    assert part.approval is not None
+    assert (part.state, part.approval.approved) == ("approval-responded", approved)
+    assert len(fold.messages) == 1
+
+
+def test_answers_and_results_that_come_first_wait() -> None:
+    author = Author("a")
+    rows = [answer("ok?", True), result("call", 1), author.call("call", "{}"), author.ask("call", "ok?")]
+    fold = folded(rows)
+    assert (fold.approvals[0].status, fold.tool_calls[0].state) == ("approved", "complete")
+    assert [type(part) for part in fold.messages[0].parts] == [ToolCallPart, ToolResultPart]
+
+
+@pytest.mark.parametrize(
+    ("end", "ended_by", "error"),
+    [
+        ({"type": "done", "finishReason": "length"}, "done", None),
+        ({"type": "done", "finishReason": None}, "done", None),
+        ({"type": "stop", "reason": "aborted"}, "stop", None),
+        ({"type": "message-end"}, "message-end", None),
+        ({"type": "error", "error": {"message": "no", "code": "x"}}, "error", "no"),
+        ({"type": "error", "error": "no"}, "error", "no"),
+        ({"type": "error"}, "error", "the generation failed"),
+    ],
+)
+def test_what_ends_a_message(end: dict[str, Any], ended_by: str, error: str | None) -> None:
+    author = Author("a")
+    [message] = folded([author.content("x"), author.row(**end)]).messages
+    assert (message.is_complete, message.ended_by, message.error) == (True, ended_by, error)
+
+
+def test_a_tool_loop_goes_on_after_done() -> None:
+    author = Author("a")
+    fold = folded([author.call("call", "{}"), author.done("tool_calls")])
+    assert len(fold.active_generations) == 1
+    fold.apply([author.row("tool_result", toolCallId="call", content="1"), author.content("So."), author.done()], "9")
+    assert not fold.active_generations
+    assert fold.messages[0].is_complete
+
+
+def test_presence_and_agents_come_and_go() -> None:
+    fold = folded(
+        [presence("ann", name="Ann"), agent("helper", name="Helper", triggers="all"), Author("h").content("x")]
+    )
+    assert [(one.actor_id, one.name, one.status) for one in fold.presence] == [("ann", "Ann", "online")]
+    assert [(one.id, one.name, one.triggers) for one in fold.agents] == [("helper", "Helper", "all")]
+    near, far = datetime(2030, 1, 1, 0, 1, tzinfo=UTC), datetime(2030, 1, 1, 0, 1, 1, tzinfo=UTC)
+    assert [fold.presence[0].is_stale(now) for now in (near, far)] == [False, True]
+    changes = fold.apply([removed("presence", "ann"), removed("agent", "helper"), removed("agent", "other")], "9")
+    assert (changes.actor_ids, changes.agent_ids) == (("ann",), ("helper",))
+    assert (fold.presence, fold.agents) == ((), ())
+    assert [(one.actor_id, one.name) for one in fold.participants] == [("ann", "Ann"), ("agent", None)]
+
+
+def test_a_reset_forgets_all_and_txids_are_told() -> None:
+    fold = folded([said("u", "Hi")])
+    changes = fold.apply([{"headers": {"control": "reset"}}, said("v", "Ho", txid="t")], "9")
+    assert (changes.was_reset, changes.txids) == (True, ("t",))
+    assert [one.id for one in fold.messages] == ["v"]
+
+
+DEEP = "[" * 100_000
+NO_MESSAGES: list[object] = [None, 1, []]
+BAD: list[object] = [
+    *(None, 1, "x", [], {}, {"headers": 1}, {"headers": {"operation": "burn"}}, {"headers": {"control": "x"}}),
+    {"type": "chunk", "key": "k", "value": None, "headers": {"operation": "insert"}},
+    {"type": "chunk", "key": "k", "headers": {"operation": "insert"}},
+    {"type": "chunk", "key": "", "value": {}, "headers": {"operation": "insert"}},
+    {"type": "elsewhere", "key": "k", "value": {}, "headers": {"operation": "insert"}},
+    *(row("a", chunk) for chunk in ("", "no", "[]", "{}", '{"type": 1}', "NaN", '{"type": "content", "x": NaN}', DEEP)),
+    *(row("m", {"type": "user-message", "message": message}) for message in NO_MESSAGES),
+    row("r", {"type": "content", "delta": "x"}, role="root"),
+    {**row("x", {"type": "content"}), "value": {**row("x", {"type": "content"})["value"], "role": {"a": 1}}},
+    presence("x", "asleep"),
+    presence("x", kind="robot"),
+    {"type": "presence", "key": "x", "value": 1, "headers": {"operation": "upsert"}},
+    {"type": "agent", "key": "x", "value": [], "headers": {"operation": "upsert"}},
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=lambda bad: repr(bad)[:60])
+def test_what_is_malformed_changes_nothing_and_blocks_nobody(bad: object) -> None:
+    author = Author("b")
+    rows = [said("u", "Hi"), author.content("A"), bad, author.content("B"), author.done()]
+    fold = folded(rows)
+    assert [one.text for one in fold.messages] == ["Hi", "AB"]
+    assert (fold.position, fold.presence, fold.agents) == (5, (), ())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"type": "content"},
+        {"type": "content", "delta": 1, "content": []},
+        {"type": "thinking", "delta": None},
+        {"type": "tool_call"},
+        {"type": "tool_call", "toolCall": {"id": 1, "function": {}}},
+        {"type": "tool_call", "toolCall": {"id": "c", "function": 1}},
+        {"type": "tool_result", "toolCallId": "c"},
+        {"type": "tool-input-available", "toolCallId": None},
+        {"type": "approval-requested", "toolCallId": "c", "approval": {"id": 1}},
+        {"type": "approval-requested", "toolCallId": 1, "approval": {"id": "x"}},
+        {"type": "tool-result", "toolCallId": []},
+        {"type": "approval-response", "approvalId": "x", "approved": "yes"},
+        {"type": "content", "usage": {"promptTokens": "1", "totalTokens": -1, "completionTokens": 10**30}},
+        {"type": "what is this"},
+    ],
+    ids=str,
+)
+def test_a_malformed_chunk_spoils_no_message(fields: dict[str, Any]) -> None:
+    author = Author("a")
+    fold = folded([author.content("A"), author.row(**fields), author.content("B"), author.done()])
+    [message] = fold.messages
+    assert (message.text, message.is_complete) == ("AB", True)
+    assert (fold.tool_calls, fold.approvals, fold.statistics.total_tokens) == ((), (), 0)
+    json.dumps(fold.to_json())
+
+
+def test_parts_that_are_no_text_come_back_as_they_were() -> None:
+    image: Row = {"type": "image", "source": {"url": "https://example.com/a.png"}}
+    message: Row = {"id": "u", "role": "user", "parts": [image, {"type": "text", "content": "What is it?"}]}
+    fold = folded([row("u", {"type": "user-message", "message": message})])
+    assert as_json(fold.messages[0])["parts"] == [image, {"type": "text", "content": "What is it?"}]
+
+
+CALLS = st.sampled_from(["c1", "c2"])
+APPROVALS = st.sampled_from(["ok1", "ok2"])
+MESSAGES = st.sampled_from(["m1", "m2", "m3"])
+TEXTS = st.text(alphabet="ab\N{SUN}", max_size=3)
+CHUNKS = st.one_of(
+    st.builds(lambda delta, content: {"type": "content", "delta": delta, "content": content}, TEXTS, TEXTS),
+    st.builds(lambda delta: {"type": "thinking", "delta": delta, "content": ""}, TEXTS),
+    st.builds(
+        lambda call_id, piece: {
+            "type": "tool_call",
+            "toolCall": {"id": call_id, "function": {"name": "f", "arguments": piece}},
+        },
+        CALLS,
+        TEXTS,
+    ),
+    st.builds(lambda call_id, text: {"type": "tool_result", "toolCallId": call_id, "content": text}, CALLS, TEXTS),
+    st.builds(lambda call_id: {"type": "tool-input-available", "toolCallId": call_id, "input": {}}, CALLS),
+    st.builds(
+        lambda call_id, ok: {"type": "approval-requested", "toolCallId": call_id, "approval": {"id": ok}},
+        CALLS,
+        APPROVALS,
+    ),
+    st.builds(
+        lambda reason: {"type": "done", "finishReason": reason, "usage": {"totalTokens": 3}},
+        st.sampled_from(["stop", "tool_calls"]),
+    ),
+    st.just({"type": "stop"}),
+)
+SOUND_EVENTS = st.one_of(
+    st.builds(
+        lambda message_id, chunk, seq: row(message_id, chunk, role="assistant", actor_id="agent", seq=seq),
+        MESSAGES,
+        CHUNKS,
+        st.integers(0, 12),
+    ),
+    st.builds(said, MESSAGES, TEXTS, actor_id=st.sampled_from(["ann", "bob"])),
+    st.builds(result, CALLS, TEXTS, message_id=MESSAGES),
+    st.builds(answer, APPROVALS, st.booleans(), message_id=MESSAGES),
+    st.builds(presence, st.sampled_from(["ann", "agent"])),
+    st.builds(agent, st.just("agent"), name=TEXTS),
+    st.builds(removed, st.sampled_from(["presence", "agent"]), st.just("agent")),
+)
+EVENTS = st.one_of(SOUND_EVENTS, st.sampled_from(BAD))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(EVENTS, max_size=40), st.lists(st.integers(0, 7), max_size=8))
+def test_batches_and_snapshots_make_no_difference(rows: list[object], sizes: list[int]) -> None:
+    whole = folded(rows)
+    fold, at = SessionFold(), 0
+    for size in (*sizes, len(rows)):
+        fold.apply(rows[at : at + size], f"{min(at + size, len(rows)):04d}")
+        at += size
+        fold = SessionFold.from_json(json.loads(json.dumps(fold.to_json())))
+    assert seen(fold) == seen(whole) == seen(folded(rows, sizes))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(SOUND_EVENTS, max_size=40))
+def test_a_session_keeps_its_promises(rows: list[Row]) -> None:
+    fold = folded(rows)
+    assert {one.message_id for one in fold.active_generations} == {
+        one.id for one in fold.messages if not one.is_complete
+    }
+    assert fold.statistics.message_count == len({one.id for one in fold.messages}) == len(fold.messages)
+    assert [one.start.position for one in fold.messages] == sorted(one.start.position for one in fold.messages)
+    for message in fold.messages:
+        assert message.start.position < message.end.position <= len(rows)
+        parts = {part.id for part in message.parts if isinstance(part, ToolCallPart)}
+        assert parts <= {one.id for one in fold.tool_calls if one.message_id == message.id}
+    answers: dict[str, bool] = {}
+    for one in rows:
+        chunk = json.loads(one["value"]["chunk"]) if one["type"] == "chunk" else {}
+        if chunk.get("type") == "approval-response":
+            answers.setdefault(chunk["approvalId"], chunk["approved"])
+    for approval in fold.approvals:
+        settled = {None: "pending", True: "approved", False: "denied"}
+        assert approval.status == settled[answers.get(approval.id)]
+
+
+@pytest.mark.parametrize(
+    "damaged", [None, [], {}, {"version": 2}, {"version": 1}, {"version": 1, "offset": "1", "position": 1}]
+)
+def test_a_damaged_snapshot_is_refused(damaged: object) -> None:
+    with pytest.raises(ValueError, match="snapshot"):
+        SessionFold.from_json(damaged)
