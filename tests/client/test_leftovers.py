@@ -27,9 +27,12 @@ from streamkeep.client import (
     RecordState,
     StreamkeepError,
 )
+from streamkeep.storage import Retention
+from streamkeep.storage.postgres import PostgresStore
 from tests.client.both import CERTIFICATES
 from tests.client.streaming import created, items
-from tests.serving import Proxy
+from tests.postgres import Connection, connected
+from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
 
 BODY = bytes(range(256)) * 8
@@ -127,6 +130,44 @@ async def test_many_calls_and_resumes_leave_nothing(name: str, proxy: Proxy, req
         await none_is_left(proxy.url)
         assert len(server.calls) == count + 1
     assert sum(proxy.service.readers.tally.following.values()) == 0
+
+
+async def test_many_calls_and_resumes_leave_no_row_once_their_session_is_erased(
+    database_url: str, request: pytest.FixtureRequest
+) -> None:
+    """Nor do the marks of who reads, and the rows that guard against a second call, once their time is over."""
+    count = int(request.config.getoption("--sequential"))
+    store = PostgresStore(database_url, retention=Retention(row_seconds=0))
+    async with (
+        serving(store) as proxy,
+        connected(database_url) as database,
+        upstream(whole(BODY, "text/plain", chunk_bytes=1024)) as server,
+        async_calls(AsyncFetchClient(proxy.url, store=MemoryStore())) as call,
+    ):
+        before = await rows(database)
+        for number in range(count):
+            ids = {"X-Session-ID": f"chat-{number % 7}", "X-Request-ID": str(number)}
+            leaves = number % 2 == 0
+            asked = {**ids, "Streamkeep-On-Disconnect": "cancel_after=60"} if number % 3 == 0 else ids
+            got = await call(server.url, asked, leaves)
+            if leaves:
+                got = await call(None, {**ids, "X-Resume-Active-Generation": "true"}, False)
+            assert BODY.endswith(got)
+        kept = await rows(database)
+        assert kept["generations"] - before["generations"] == count
+        assert kept["chunks"] > before["chunks"]
+        for number in range(7):
+            erased = await proxy.client.delete(f"/api/chat-{number}")
+            assert erased.status_code < 300, erased.text
+        async with asyncio.timeout(20):
+            while await store.sweep() or await rows(database) != before:
+                await asyncio.sleep(0.01)
+
+
+async def rows(database: Connection) -> dict[str, int]:
+    """How many there are, by table."""
+    tables = await database.fetch("select tablename from pg_tables where schemaname = 'streamkeep'")
+    return {name: await database.fetchval(f"select count(*) from streamkeep.{name}") for (name,) in tables}
 
 
 async def test_a_body_cancelled_at_random_moments_joins_up_and_leaves_nothing(proxy: Proxy, session: str) -> None:
