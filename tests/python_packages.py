@@ -19,7 +19,7 @@ LITELLM = (
     "litellm==1.106.2",
     "openai==2.54.0",
     *("aiohappyeyeballs", "aiohttp", "aiosignal", "fastuuid", "frozenlist", "importlib-metadata<9", "multidict"),
-    *("propcache", "yarl", "zipp"),
+    *("propcache", "pydantic-settings", "yarl", "zipp"),
 )
 
 

@@ -19,6 +19,7 @@ MODULES = [
     *("streamkeep.client", "streamkeep.client.sessions", "streamkeep.proxy", "streamkeep.storage"),
     *(f"streamkeep.adapters.{path.stem}" for path in sorted((ROOT / "adapters/streamkeep/adapters").glob("[a-z]*.py"))),
 ]
+MODULES.remove("streamkeep.adapters.litellm")  # it cannot be imported where the other SDKs are
 
 
 class Page(HTMLParser):

@@ -78,7 +78,7 @@ async def test_without_it_the_proxy_refuses(proxy: Proxy, vendor: Upstream) -> N
 
 @pytest.mark.parametrize("is_option", [True, False])
 async def test_the_command_line_sends_it(is_option: bool, proxy: Proxy, vendor: Upstream, tmp_path: Path) -> None:
-    arguments = ["fetch", f"{vendor.url}/v1", "--proxy", proxy.url, "-d", "{}", "-H", "Authorization: Bearer vendors"]
+    arguments = ["fetch", f"{vendor.url}/v1", "--server", proxy.url, "-d", "{}", "-H", "Authorization: Bearer vendors"]
     environ = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
     if is_option:
         arguments += ["--key", KEY]

@@ -1,3 +1,3 @@
 export default {
-  test: { include: ["conformance.test.mjs"], exclude: [], testTimeout: 5000 },
+  test: { include: ["conformance.test.mjs"], exclude: [], testTimeout: 30000 },
 }
