@@ -56,7 +56,7 @@ from streamkeep.client import (
 
 __all__ = ["DurableResponses", "InProcess"]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Chunks = AsyncIterable[object]
 

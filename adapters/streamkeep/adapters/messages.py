@@ -7,6 +7,7 @@ resume gives again. No vendor's package is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -31,7 +32,7 @@ class Messages(MessageKeeper):
     def __repr__(self) -> str:
         return f"Messages({self._store!r})"
 
-    def list(self, session_id: str) -> list[Message]:
+    def list(self, session_id: str) -> Sequence[Message]:
         """A session's messages, in their order. Raises: LocalStoreFailed."""
         return self._store.list(session_id)
 

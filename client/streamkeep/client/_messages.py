@@ -61,7 +61,7 @@ class MessageStore(Protocol):
     def answered(self, session_id: str, message: Message) -> None:
         """Keep an answer, in the place of what was kept of the same request's, where `is_better`; else as the last message."""
 
-    def list(self, session_id: str) -> list[Message]:
+    def list(self, session_id: str) -> Sequence[Message]:
         """A session's messages, in their order."""
 
     def clear(self, session_id: str) -> None:
@@ -73,7 +73,7 @@ class MemoryMessageStore(MessageStore):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._messages: dict[str, list[Message]] = {}
+        self._messages: dict[str, Sequence[Message]] = {}
 
     def asked(self, session_id: str, messages: Sequence[Message], *, goes_on: bool) -> None:
         with self._lock:
@@ -83,7 +83,7 @@ class MemoryMessageStore(MessageStore):
         with self._lock:
             self._messages[session_id] = _with_answer(self._messages.get(session_id, []), message)
 
-    def list(self, session_id: str) -> list[Message]:
+    def list(self, session_id: str) -> Sequence[Message]:
         with self._lock:
             return [*self._messages.get(session_id, [])]
 
@@ -122,7 +122,7 @@ class SQLiteMessageStore(MessageStore):
             known = self._messages(database, session_id)
             self._replace(database, session_id, known, _with_answer(known, message))
 
-    def list(self, session_id: str) -> list[Message]:
+    def list(self, session_id: str) -> Sequence[Message]:
         with self._file.database() as database:
             return [*self._messages(database, session_id)]
 

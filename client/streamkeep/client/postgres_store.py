@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 
 try:
     import psycopg
-except ImportError as exc:
-    raise ImportError("PostgresStore needs the package psycopg: pip install 'streamkeep[postgres]'") from exc
+except ImportError as _missing:
+    raise ImportError("PostgresStore needs the package psycopg: pip install 'streamkeep[postgres]'") from _missing
 
 from streamkeep.client._errors import LocalStoreFailed
 from streamkeep.client._stores import KEEP_SECONDS, GenerationRecord, RecordState

@@ -8,8 +8,8 @@ from typing import cast
 
 try:
     import redis
-except ImportError as exc:
-    raise ImportError("RedisStore needs the package redis: pip install 'streamkeep[redis]'") from exc
+except ImportError as _missing:
+    raise ImportError("RedisStore needs the package redis: pip install 'streamkeep[redis]'") from _missing
 
 from streamkeep.client._errors import LocalStoreFailed
 from streamkeep.client._stores import KEEP_SECONDS, GenerationRecord, RecordState
