@@ -11,7 +11,8 @@ from urllib.parse import parse_qs, urlsplit
 class Wire:
     """Relays every connection to a database. `cut_after_answer` lets one more request through, waits until the server
     has answered it, and breaks all connections without passing the answer on: the client cannot know. `hold` swallows
-    what either side says, as a network does that drops every packet, until `release` breaks what was there."""
+    what either side says, as a network does that drops every packet, until `release` breaks what was there. `lose` does so
+    for good to the one connection that was answered last, and to no other."""
 
     def __init__(self, database_url: str) -> None:
         self._target = urlsplit(database_url)
@@ -19,6 +20,9 @@ class Wire:
         self._flows = asyncio.Event()
         self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._latest: asyncio.StreamWriter | None = None
+        self._lost: set[asyncio.StreamWriter] = set()
+        self.answered_bytes = 0
         self.cuts = 0
         self.port = 0
 
@@ -40,6 +44,11 @@ class Wire:
     def hold(self) -> None:
         """Pass nothing on, and connect nobody."""
         self._flows.clear()
+
+    def lose(self) -> None:
+        """Swallow what comes for the one who was answered last; nobody is told."""
+        assert self._latest is not None
+        self._lost.add(self._latest)
 
     def release(self) -> None:
         """Break what was held, and pass on again."""
@@ -71,6 +80,11 @@ class Wire:
                     self.cut()
                     return
                 await self._flows.wait()
+                if writer in self._lost:
+                    continue
+                if is_answer:
+                    self._latest = writer
+                    self.answered_bytes += len(data)
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()

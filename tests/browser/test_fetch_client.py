@@ -39,9 +39,20 @@ try {
 """
 
 
-def page_of(pages: Pages, proxy_url: str, upstream_url: str, *, more: str = "") -> str:
-    lines = FOUR_LINES.replace("http://127.0.0.1:4000", proxy_url).replace("body: question", f"body: question{more}")
-    return pages.put_module("/chat", AROUND.replace("FOUR_LINES", lines).replace("UPSTREAM", upstream_url))
+def page_of(
+    pages: Pages,
+    proxy_url: str,
+    upstream_url: str,
+    *,
+    more: str = "",
+    auth: dict[str, str] | None = None,
+    around: str = AROUND,
+) -> str:
+    lines = FOUR_LINES.replace("body: question", f"body: question{more}")
+    if auth is not None:
+        lines = lines.replace('4000" })', f'4000", auth: {json.dumps(auth)} }})')
+    lines = lines.replace("http://127.0.0.1:4000", proxy_url)
+    return pages.put_module("/chat", around.replace("FOUR_LINES", lines).replace("UPSTREAM", upstream_url))
 
 
 def says(turn: asyncio.Semaphore) -> Script:
