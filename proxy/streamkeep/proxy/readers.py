@@ -47,6 +47,8 @@ _READ_BYTES = 128 * 1024
 _TOLD_AT_ONCE = 64
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
+# An enumeration looks a member up each time, which takes as long as encoding a chunk.
+_BASE64, _TEXT = Encoding.BASE64, Encoding.TEXT
 
 
 Frame = tuple[bytes, str, bytes]
@@ -101,13 +103,14 @@ class Piece:
 
     def frame(self, encoding: Encoding, held: bytes) -> Frame:
         """The `data` event for readers that hold back `held` before this piece."""
-        if encoding is Encoding.TEXT:
+        if encoding is _BASE64:
+            offset = format_offset(self.end)
+            return sse.base64_frame(self.data, offset), offset, b""
+        if encoding is _TEXT:
             text, rest = sse.split_text(held + self.data)
             offset = format_offset(self.end - len(rest))
             return (sse.data_frame(text, offset) if text else b""), offset, rest
         offset = format_offset(self.end)
-        if encoding is Encoding.BASE64:
-            return sse.base64_frame(self.data, offset), offset, b""
         if encoding is Encoding.JSON:
             return sse.data_frame(sse.json_payload(self.data), offset), offset, b""
         return sse.base64_frame(to_array(self.data), offset), offset, b""
@@ -141,12 +144,14 @@ class Telling:
         self._tally = tally
         self._told = 0
 
-    def tell(self, reader: Reader) -> None:
-        """There may be news for this one."""
-        reader.wake(self)
-        self._told += 1
-        if self._told == _TOLD_AT_ONCE:
-            self.send()
+    def tell(self, feed: Feed) -> None:
+        """There may be news for everybody who reads here."""
+        for reader in feed.readers:
+            reader.wake(self)
+            self._told += 1
+            if self._told == _TOLD_AT_ONCE:
+                self.send()
+        feed.let_go()
 
     def send(self) -> None:
         """Write what there is to write."""
@@ -503,9 +508,7 @@ class Readers:
         untold, self._untold = self._untold, {}
         telling = Telling(self.tally)
         for feed in untold:
-            for reader in feed.readers:
-                telling.tell(reader)
-            feed.let_go()
+            telling.tell(feed)
         telling.send()
 
     # Audience of the writer

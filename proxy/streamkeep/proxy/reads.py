@@ -453,7 +453,8 @@ class _Events:
             if self._writer is None or self._writer.is_blocked():
                 return False
             news.writes.append(self._writer.write)
-        telling.news[place] = news
+        if not news.readers:
+            telling.news[place] = news
         news.readers += 1
         reader.position, self._held = news.position, news.held
         self._sent_at = telling.at

@@ -53,6 +53,8 @@ class Recorder:
 
     __slots__ = (
         "_chunks",
+        "_stream_id",
+        "_tenant",
         "_terminal",
         "_writer",
         "chunks",
@@ -72,6 +74,9 @@ class Recorder:
         self.pending_bytes = 0
         self.ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._writer = writer
+        # Read for every chunk, and not from a row that has long gone from the processor's caches by then.
+        self._stream_id = generation.data_stream
+        self._tenant = generation.key.tenant
         self._chunks: list[bytes] = []
         self._terminal: Terminal | None = None
 
@@ -116,9 +121,9 @@ class Recorder:
     def _take(self) -> _Item:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self.chunks += len(self._chunks)
-        self._chunks = []
+        self._chunks.clear()
         terminal, self._terminal = self._terminal, None
-        return _Item(self, self.position - len(data), data, terminal)
+        return _Item(self, Append(self._stream_id, self.position - len(data), data, self._tenant), terminal)
 
     def _settle(self, is_ended: bool) -> None:
         if not self.ended.done():
@@ -127,14 +132,15 @@ class Recorder:
 
 @dataclass(slots=True)
 class _Item:
+    """What one recorder had pending; the data may be none when there is an end."""
+
     recorder: Recorder
-    position: int
-    data: bytes
+    append: Append
     terminal: Terminal | None
 
     @property
     def end(self) -> int:
-        return self.position + len(self.data)
+        return self.append.position + len(self.append.data)
 
     def has_landed(self, tail: Tail | None) -> bool:
         """Whether a commit with this item happened, given the data stream's tail now."""
@@ -225,7 +231,7 @@ class Writer:
             del self._dirty[recorder]
             item = recorder._take()
             batch.append(item)
-            size += len(item.data)
+            size += len(item.append.data)
             if size >= self._batch_bytes:
                 break
         return batch
@@ -243,7 +249,7 @@ class Writer:
         else:
             self.tally.note(
                 lag_seconds=time.monotonic() - oldest_at,
-                size_bytes=sum(len(item.data) for item in batch),
+                size_bytes=sum([len(item.append.data) for item in batch]),
                 items=len(batch),
             )
             self._publish(batch, ended)
@@ -262,11 +268,7 @@ class Writer:
 
     async def _until_stored(self, owner: Owner, batch: list[_Item]) -> frozenset[int]:
         """Commit a batch, however long the database stays away; the ids of the generations that it ended."""
-        appends = [
-            Append(generation.data_stream, item.position, item.data, generation.key.tenant)
-            for item in batch
-            if item.data and (generation := item.recorder.generation)
-        ]
+        appends = [item.append for item in batch if item.append.data]
         endings = [
             Ending(item.recorder.generation, item.terminal, item.end) for item in batch if item.terminal is not None
         ]
@@ -291,17 +293,17 @@ class Writer:
             self.unavailable_since = None
 
     async def _has_landed(self, owner: Owner, batch: list[_Item]) -> bool:
-        ids = [item.recorder.generation.data_stream for item in batch]
-        tails = await self._store.settle(owner, ids)
-        return any(item.has_landed(tails.get(item.recorder.generation.data_stream)) for item in batch)
+        tails = await self._store.settle(owner, [item.append.stream_id for item in batch])
+        return any(item.has_landed(tails.get(item.append.stream_id)) for item in batch)
 
     def _publish(self, batch: Iterable[_Item], ended: frozenset[int]) -> None:
         for item in batch:
-            generation = item.recorder.generation
-            if item.data:
-                self._audience.appended(generation.data_stream, item.position, item.data)
+            append = item.append
+            if append.data:
+                self._audience.appended(append.stream_id, append.position, append.data)
             if item.terminal is None:
                 continue
+            generation = item.recorder.generation
             is_ended = generation.id in ended
             if is_ended:
                 event = encode_message(item.terminal.to_json())
@@ -312,8 +314,9 @@ class Writer:
 
     def _done(self, batch: Iterable[_Item]) -> None:
         for item in batch:
-            item.recorder.pending_bytes -= len(item.data)
-            self._pending_bytes -= len(item.data)
+            size = len(item.append.data)
+            item.recorder.pending_bytes -= size
+            self._pending_bytes -= size
         # Wake everybody who waits for room, without a future for each.
         self._committed.set()
         self._committed = asyncio.Event()

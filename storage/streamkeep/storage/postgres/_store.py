@@ -694,10 +694,11 @@ class PostgresStore:
             self._tails[append.stream_id] = append.position + len(append.data)
         for ending in endings:
             self._tails.pop(ending.generation.data_stream, None)
-        changed = [append.stream_id for append in appends]
-        for ending in endings:
-            changed += (ending.generation.data_stream, ending.generation.control_stream)
-        self._announce(*changed)
+        if self._has_company:
+            changed = [append.stream_id for append in appends]
+            for ending in endings:
+                changed += (ending.generation.data_stream, ending.generation.control_stream)
+            self._notifier.announce(changed)
         return ended
 
     _SETTLE = "update streamkeep.owners set settled = settled + 1 where id = $1 and epoch = $2 returning settled"

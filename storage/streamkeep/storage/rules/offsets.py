@@ -21,7 +21,7 @@ def format_offset(position: int) -> str:
     """
     if not 0 <= position <= _MAX_POSITION:
         raise ValueError(f"no offset for position {position}")
-    return f"0000000000000000_{position:016d}"
+    return "0000000000000000_" + str(position).zfill(16)
 
 
 def parse_offset(token: str) -> int | None:
