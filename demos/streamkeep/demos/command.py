@@ -15,7 +15,7 @@ from rich.table import Table
 
 from streamkeep.demos import terminal
 from streamkeep.demos.catalogue import DEMOS, TERMINAL, Demo, find
-from streamkeep.demos.model import ModelChoice
+from streamkeep.demos.model import ModelChoice, ModelError
 
 if TYPE_CHECKING:
     from streamkeep.demos.stage import Addresses
@@ -25,8 +25,10 @@ _EPILOG = """\
   streamkeep demo --list
   streamkeep demo chat-vercel
   streamkeep demo chat-vercel --vendor https://api.openai.com/v1 --model gpt-4o-mini
+  streamkeep demo chat-vercel --llm
 
-Without --vendor a fake model answers, and no key is needed. With it, the key is taken from OPENAI_API_KEY.
+A fake model answers, and no key is needed. With --vendor the key is taken from OPENAI_API_KEY. With --llm a small real
+model runs on this machine, from the packages of the extra `llm`; it has no tools.
 
 Nothing is left behind: what the demos record is kept in memory, or in a temporary folder.
 """
@@ -40,6 +42,7 @@ Nothing is left behind: what the demos record is kept in memory, or in a tempora
 @click.option("--port", type=click.IntRange(0, 65535), help="Of the page; 0 for a free one.")
 @click.option("--vendor", metavar="URL", help="A server of OpenAI's chat API, up to /v1, instead of the fake model.")
 @click.option("--model", metavar="NAME", default="demo", show_default=True, help="The model to ask for.")
+@click.option("--llm", "is_local", is_flag=True, help="A small real model on this machine.")
 @click.option("--open", "is_open", is_flag=True, help="Open the page in the browser.")
 @click.pass_obj
 def demo_command(
@@ -52,6 +55,7 @@ def demo_command(
     port: int | None,
     vendor: str | None,
     model: str,
+    is_local: bool,
     is_open: bool,
 ) -> int:
     """Watch answers survive: in the terminal, or in a chat in the browser."""
@@ -62,11 +66,15 @@ def demo_command(
         raise ModuleNotFoundError("the demos need the server")
     demo = find(name)
     if demo.port is None:
-        if port is not None or vendor is not None or is_open:
+        if port is not None or vendor is not None or is_local or is_open:
             raise click.UsageError(f"{name} has no page, and asks the fake model alone")
         return terminal.run(environ, tokens=tokens or 120, rate=rate)
     key = environ.get("OPENAI_API_KEY", "none")
-    choice = ModelChoice(vendor and vendor.rstrip("/"), model, key, tokens or 400, rate)
+    if is_local and find_spec("xllamacpp") is None:
+        raise click.UsageError("--llm needs a package more: pip install 'streamkeep[llm]' (about 300 MB)")
+    if is_local:
+        click.echo("Starting the model; its file of 250 MB is made at the first time.")
+    choice = ModelChoice(vendor and vendor.rstrip("/"), model, key, tokens or 400, rate, is_local)
     return asyncio.run(_run(demo, choice, demo.port if port is None else port, is_open=is_open))
 
 
@@ -84,6 +92,9 @@ async def _run(demo: Demo, choice: ModelChoice, port: int, *, is_open: bool) -> 
             if is_open:
                 click.launch(addresses.page)
             await stopped.wait()
+    except ModelError as exc:
+        click.echo(f"streamkeep demo: {exc}", err=True)
+        return 1
     except OSError as exc:
         click.echo(f"streamkeep demo: port {port}: {exc.strerror or exc}", err=True)
         click.echo(f"Another one: {demo.command} --port {port + 100}, or --port 0 for any that is free", err=True)
@@ -92,7 +103,8 @@ async def _run(demo: Demo, choice: ModelChoice, port: int, *, is_open: bool) -> 
 
 
 def _announce(demo: Demo, choice: ModelChoice, addresses: Addresses) -> None:
-    model = f"{choice.name} at {addresses.model}" if choice.url else f"a fake one at {addresses.model}, no key needed"
+    is_fake = choice.url is None and not choice.is_local
+    model = f"a fake one at {addresses.model}, no key needed" if is_fake else addresses.model
     click.secho(f"{demo.title}: open {addresses.page}", bold=True)
     click.echo(f"  proxy    {addresses.proxy}, which the page reaches by the line at {addresses.line}")
     click.echo(f"  model    {model}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -26,13 +26,15 @@ class ModelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which model answers; without a `url` it is the fake vendor, which says so many tokens at such a rate."""
+    """Which model answers: the one at `url`, the one on this machine, or else the fake vendor, which says so many tokens
+    at such a rate."""
 
     url: str | None
     name: str
     key: str = field(repr=False)
     tokens: int
     rate: float
+    is_local: bool = False
 
 
 @dataclass(slots=True)
@@ -51,11 +53,13 @@ class Bill:
 
 @dataclass(slots=True)
 class Model(AbstractAsyncContextManager["Model"]):
-    """A model at `url`, which ends in `/v1`. `bills` are by whom the calls were made for."""
+    """A model at `url`, which ends in `/v1`. `fields` go into every request, `bills` are by whom the calls were made for."""
 
     url: str
     name: str
     key: str = field(repr=False)
+    has_tools: bool = True
+    fields: Mapping[str, object] = field(default_factory=dict)
     bills: dict[str, Bill] = field(default_factory=dict)
     _http: httpx.AsyncClient = field(default_factory=lambda: httpx.AsyncClient(timeout=_TIMEOUT), repr=False)
 
@@ -70,8 +74,8 @@ class Model(AbstractAsyncContextManager["Model"]):
     ) -> AsyncGenerator[Event, None]:
         """Ask, and give the events of the answer. Raises: ModelError."""
         bill = self.bills.setdefault(payer, Bill())
-        body: dict[str, Any] = {"model": self.name, "stream": True, "messages": messages}
-        if tools:
+        body: dict[str, Any] = {"model": self.name, "stream": True, "messages": messages, **self.fields}
+        if tools and self.has_tools:
             body["tools"] = tools
         bill.calls += 1
         bill.input_tokens += len(json.dumps(messages)) // _CHARACTERS_PER_TOKEN

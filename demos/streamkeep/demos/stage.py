@@ -6,18 +6,22 @@ Nothing is left behind: what is recorded is kept in memory, and every socket die
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import uvicorn
+from platformdirs import user_cache_path
 from starlette.types import ASGIApp
 
+from streamkeep.demos import local_model
 from streamkeep.demos.app import DemoApp
 from streamkeep.demos.catalogue import Demo
 from streamkeep.demos.line import Line
-from streamkeep.demos.model import Model, ModelChoice
+from streamkeep.demos.model import Model, ModelChoice, ModelError
 from streamkeep.proxy import Settings, create_app
 from streamkeep.proxy.rules.allowlist import Allowlist
 from streamkeep.proxy.server import bind, make_server
@@ -25,6 +29,7 @@ from streamkeep.proxy.vendor import Plan, create_vendor_app
 from streamkeep.storage.memory import MemoryStore
 
 _HOST = "127.0.0.1"
+_ADDRESS = re.compile(r"http://[0-9.]+:[0-9]+")
 _DRAIN_SECONDS = 0.5
 
 
@@ -40,16 +45,13 @@ class Addresses:
 
 @asynccontextmanager
 async def staged(demo: Demo, choice: ModelChoice, port: int) -> AsyncIterator[Addresses]:
-    """Run a demo's servers. Raises: OSError, when the port is taken."""
+    """Run a demo's servers. Raises: OSError, when the port is taken; ModelError, when there is no model."""
     async with AsyncExitStack() as stack:
         # Bound first: a port that is taken is told before anything starts.
         page_listener = stack.enter_context(bind(_HOST, port))
         page_url = _url(page_listener)
         page_port = page_listener.getsockname()[1]
-        model_url = choice.url
-        if model_url is None:
-            model_url = await stack.enter_async_context(_fake_vendor(choice))
-        model = await stack.enter_async_context(Model(model_url, choice.name, choice.key))
+        model = await stack.enter_async_context(_model(choice))
         proxy_listener = stack.enter_context(bind(_HOST, 0))
         origins = [page_url, f"http://localhost:{page_port}"]
         line = Line()
@@ -59,7 +61,46 @@ async def staged(demo: Demo, choice: ModelChoice, port: int) -> AsyncIterator[Ad
         app = DemoApp(demo, model, line, urls).asgi(origins)
         await stack.enter_async_context(_serving(_Server(_config(app)), page_listener))
         await stack.enter_async_context(_proxy(proxy_listener, allow=f"{page_url}/**", origins=origins))
-        yield Addresses(page_url, _url(proxy_listener), urls["proxy"], model_url)
+        yield Addresses(page_url, _url(proxy_listener), urls["proxy"], model.url)
+
+
+@asynccontextmanager
+async def _model(choice: ModelChoice) -> AsyncIterator[Model]:
+    async with AsyncExitStack() as stack:
+        if choice.is_local:
+            url = await stack.enter_async_context(_local_model())
+            fields = {"max_tokens": choice.tokens, "stop": [local_model.ANSWER_ENDS_AT]}
+            model = Model(url, local_model.NAME, choice.key, has_tools=False, fields=fields)
+        elif choice.url is not None:
+            model = Model(choice.url, choice.name, choice.key)
+        else:
+            url = await stack.enter_async_context(_fake_vendor(choice))
+            model = Model(url, choice.name, choice.key)
+        yield await stack.enter_async_context(model)
+
+
+@asynccontextmanager
+async def _local_model() -> AsyncIterator[str]:
+    """In a process of its own, which ends with this one: it reads what only this one could write."""
+    cache_dir = user_cache_path("streamkeep") / "model"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "streamkeep.demos.local_model", str(cache_dir), local_model.ANSWERING),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async for line in process.stdout:
+            if found := _ADDRESS.search(line.decode(errors="replace")):
+                yield f"{found[0]}/v1"
+                return
+        raise ModelError("the model on this machine did not start")
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from streamkeep.client._command.writing import write
 
 _SERVER_COMMANDS = {
     "serve": "Run the proxy.",
-    "demo": "Watch an answer survive the death of its reader.",
+    "demo": "Watch answers survive, in the terminal or in a chat in the browser.",
     "vendor": "Serve a fake OpenAI and Anthropic API.",
     "keys": "Who may use the proxy.",
     "tenants": "Whose data stay, and how long.",
