@@ -53,9 +53,10 @@ _DEVELOPMENT_MODE = "Development mode: there are no keys, and this machine alone
     type=Parsed("URL", streams_url),
     help="Another stream server to keep everything on (STREAMKEEP_STREAMS_URL).",
 )
+@click.option("--dev", is_flag=True, help="Start anew whenever the source of the package changes; for its developers.")
 @click.option("--first-key", is_flag=True, help="Where there was never a key, make the operator's and print it, once.")
 @click.pass_obj
-def serve_command(environ: Mapping[str, str], /, first_key: bool, **chosen: object) -> int:
+def serve_command(environ: Mapping[str, str], /, dev: bool, first_key: bool, **chosen: object) -> int:
     """Run the proxy."""
     try:
         settings = Settings.from_env(environ)
@@ -64,10 +65,12 @@ def serve_command(environ: Mapping[str, str], /, first_key: bool, **chosen: obje
         return 2
     overrides = {name: value for name, value in chosen.items() if value is not None}
     settings = replace(settings, **overrides)  # type: ignore[arg-type]  # options are named and typed as the settings are
+    if dev and settings.workers > 1:
+        raise click.UsageError("--dev starts one process anew, not several workers")
     logs.configure(settings.log_level, settings.log_format)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _serve(settings, first_key=first_key)
+        return _serve(settings, first_key=first_key, is_dev=dev)
     except KeyboardInterrupt:
         return 0
     except StoreError as exc:
@@ -79,7 +82,8 @@ def serve_command(environ: Mapping[str, str], /, first_key: bool, **chosen: obje
         return 1
 
 
-def _serve(settings: Settings, *, first_key: bool) -> int:
+def _serve(settings: Settings, *, first_key: bool, is_dev: bool) -> int:
+    from streamkeep.proxy.reloading import serve_and_reload
     from streamkeep.proxy.server import bind, serve_proxy
     from streamkeep.proxy.store import with_database
     from streamkeep.proxy.workers import Supervisor
@@ -105,6 +109,8 @@ def _serve(settings: Settings, *, first_key: bool) -> int:
 
         if is_shared:
             return Supervisor(settings, (host, port)).run(announce)
+        if is_dev:
+            return serve_and_reload(settings, listener, announce=announce)
         return serve_proxy(settings, listener, announce=announce)
 
 

@@ -141,12 +141,12 @@ def _work(settings: Settings, address: tuple[str, int], pipe: Connection) -> Non
     # Ctrl-C goes to the supervisor alone, which passes it on once.
     os.setpgid(0, 0)
     logs.configure(settings.log_level, settings.log_format)
-    threading.Thread(target=_stop_with, args=(pipe,), daemon=True).start()
+    threading.Thread(target=stop_with, args=(pipe,), daemon=True).start()
     with bind(*address, is_shared=True) as listener:
         sys.exit(serve_proxy(settings, listener, announce=lambda: pipe.send_bytes(_READY)))
 
 
-def _stop_with(pipe: Connection) -> None:
+def stop_with(pipe: Connection) -> None:
     """Nothing ever comes from the supervisor; when its end closes, it is gone."""
     try:
         pipe.recv_bytes()
