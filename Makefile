@@ -13,7 +13,7 @@ BROWSER_TEST_PROCESSES ?= 2
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run vendor demo demo-llm test test-browser kill-matrix memory check reference format bench clean
+.PHONY: help run vendor demo demo-llm test test-browser kill-matrix memory check reference format bench bench-quick clean
 
 help: ## list the targets
 	@echo 'make TARGET [ARGS="..."] [PYTHON=python3.12] [STREAMKEEP_PORT=4000 ...]'
@@ -63,8 +63,11 @@ format: $(VENV)/.installed-dev ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## measure the proxy beside a direct call; prints JSON
+bench: $(VENV)/.installed-dev ## measure the proxy beside others, in a quarter of an hour; prints a table, and JSON
 	@exec $(BIN)/python -m bench $(ARGS)
+
+bench-quick: $(VENV)/.installed-dev ## the main rows of it, in two minutes
+	@exec $(BIN)/python -m bench --quick $(ARGS)
 
 clean: ## remove the environment, caches and builds; streams stay where they are
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -22,11 +23,21 @@ from bench.machine import describe_machine
 from bench.processes import Cores
 from bench.relay import by_default
 from bench.report import Comparison, Report, result_entry
-from bench.rows import APPEND_SERVERS, ROWS, Plan, measure_rows
-from bench.systems import OURS, SYSTEMS, Place
+from bench.rows import FOREIGN_ROWS, ROWS, Plan, measure_rows
+from bench.systems import OURS, STREAM_SERVERS, SYSTEMS, Place, StreamServer
 from bench.workload import MIN_CHUNK_BYTES
 
 _SHOWN_FAULTS = 10
+_KEY = "STREAMKEEP_BENCH_KEY"
+_QUICK = {
+    "rows": ["relay", "create", "append", "fan-out"],
+    "systems": ["pass-through-fast", OURS, "reference"],
+    "generations": [200],
+    "create_seconds": 2,
+    "append_seconds": 1.5,
+    "readers": [200],
+    "fan_out_seconds": 2,
+}
 
 
 def main() -> int:
@@ -44,13 +55,14 @@ def main() -> int:
     is_interrupted = False
     with tempfile.TemporaryDirectory(prefix="streamkeep-bench-", dir=chosen.data_dir) as name:
         machine = describe_machine(Path(name))
+        place = Place(cores, Path(name), _foreign(chosen))
         try:
-            uvloop.run(_measure(chosen, Place(cores, Path(name)), comparisons, failures))
+            uvloop.run(_measure(chosen, place, comparisons, failures))
         except (KeyboardInterrupt, asyncio.CancelledError):
             _say("bench: interrupted; this is what was found")
             is_interrupted = True
     command = f"python -m bench {shlex.join(sys.argv[1:])}".rstrip()
-    report = Report(OURS, comparisons, failures)
+    report = Report(place.subject, comparisons, failures, _notes(chosen))
     _say(f"\n{report.to_markdown()}")
     if chosen.append is not None:
         entry = result_entry(machine, report, date=started_at[:10], command=command, note=chosen.note)
@@ -77,6 +89,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "stderr, the result as JSON to stdout. Ends with 1 when a byte was lost or changed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument(
+        "--url",
+        help=f"measure this server of the open protocol instead of ours, with a key in {_KEY} where it wants one",
+    )
+    parser.add_argument("--quick", action="store_true", help="the main rows, each as short as it can be")
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -110,7 +127,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="readers of one stream, a run for each number",
     )
     parser.add_argument("--fan-out-seconds", type=float, default=5, help="for how long each crowd reads")
-    names = list(dict.fromkeys([*SYSTEMS, *APPEND_SERVERS]))
+    parser.add_argument(
+        "--stored-rows", type=int, default=5_000_000, help="chunks that the store is filled with, for its growth"
+    )
+    parser.add_argument("--minutes", type=float, default=1, help="length of the long run, for growth with time")
+    names = list(dict.fromkeys([*SYSTEMS, *STREAM_SERVERS]))
     parser.add_argument(
         "--systems",
         nargs="+",
@@ -123,7 +144,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="where the database lies; a temporary folder if not given")
     parser.add_argument("--append", type=Path, metavar="FILE", help="also append an entry to a file like RESULTS.md")
     parser.add_argument("--note", help="what to remember about the entry, say that the machine was busy")
+    if "--quick" in arguments:
+        parser.set_defaults(**_QUICK)
     chosen = parser.parse_args(arguments)
+    if chosen.url is not None and urlsplit(chosen.url).scheme not in ("http", "https"):
+        parser.error("--url must begin with http:// or https://")
     if chosen.chunk_bytes < MIN_CHUNK_BYTES:
         parser.error(f"--chunk-bytes must be {MIN_CHUNK_BYTES} at least: a chunk carries a time and looks real")
     if min(chosen.generations) < 1 or min(chosen.rate, chosen.create_seconds) <= 0:
@@ -142,7 +167,24 @@ async def _measure(
     assert task is not None
     # A polite kill stops the servers too, as Ctrl-C does.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    await measure_rows(chosen.rows, _plan(chosen), place, _say, comparisons, failures)
+    rows = [name for name in chosen.rows if chosen.url is None or name in FOREIGN_ROWS]
+    await measure_rows(rows, _plan(chosen), place, _say, comparisons, failures)
+
+
+def _foreign(chosen: argparse.Namespace) -> StreamServer | None:
+    if chosen.url is None:
+        return None
+    key = os.environ.get(_KEY)
+    return StreamServer.foreign(chosen.url, {"Authorization": f"Bearer {key}"} if key else {})
+
+
+def _notes(chosen: argparse.Namespace) -> list[str]:
+    if chosen.url is None:
+        return []
+    rows = ", ".join(name for name in ROWS if name not in FOREIGN_ROWS)
+    return [
+        f"Not measured at a URL, since they need a proxy of ours: {rows}; nor processor time, since it is not seen."
+    ]
 
 
 def _plan(chosen: argparse.Namespace) -> Plan:
@@ -162,6 +204,8 @@ def _plan(chosen: argparse.Namespace) -> Plan:
         append_seconds=chosen.append_seconds,
         readers=chosen.readers,
         fan_out_seconds=chosen.fan_out_seconds,
+        stored_rows=chosen.stored_rows,
+        minutes=chosen.minutes,
     )
 
 

@@ -55,8 +55,8 @@ class Written:
 async def write(server: StreamServer, writing: Writing, label: str) -> Written:
     """Let the writers write. `label` makes the streams of this call differ from those of all others."""
     latency = Histogram()
-    writers = [_Writer(f"/v1/stream/{label}-{number}", writing, latency) for number in range(writing.writers)]
-    await asyncio.gather(*(writer.begin(server.url) for writer in writers))
+    writers = [_Writer(server, f"{label}-{number}", writing, latency) for number in range(writing.writers)]
+    await asyncio.gather(*(writer.begin() for writer in writers))
     cpu_before, started_at = cpu_seconds(server.parties), time.monotonic()
     await asyncio.gather(*(writer.write_until(started_at + writing.seconds) for writer in writers))
     took_seconds = time.monotonic() - started_at
@@ -68,8 +68,9 @@ async def write(server: StreamServer, writing: Writing, label: str) -> Written:
 class _Writer:
     """One connection that appends to one stream. What goes wrong ends its part and is told by `check`."""
 
-    def __init__(self, path: str, writing: Writing, latency: Histogram) -> None:
-        self._path = path
+    def __init__(self, server: StreamServer, name: str, writing: Writing, latency: Histogram) -> None:
+        self._server = server
+        self._path = server.path(name)
         self._writing = writing
         self._latency = latency
         self._digest = hashlib.sha256()
@@ -77,9 +78,9 @@ class _Writer:
         self._failure: str | None = None
         self._connection: Connection | None = None
 
-    async def begin(self, url: str) -> None:
+    async def begin(self) -> None:
         try:
-            self._connection = await Connection.open(url)
+            self._connection = await self._server.connect()
             await self._connection.request("PUT", self._path, headers=_TYPE, wanted=(201,))
         except (OSError, RequestFailed) as exc:
             self._failure = str(exc)
@@ -112,6 +113,7 @@ class _Writer:
         try:
             if self._failure is None:
                 self._failure = await self._difference(self._connection)
+                await self._server.remove(self._connection, self._path)
         except RequestFailed as exc:
             self._failure = str(exc)
         finally:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -19,12 +19,14 @@ from bench.routes import create
 from bench.systems import OURS, SYSTEMS, Place, Site, StreamServer, System, measure_each, site_at
 from bench.workload import Workload
 
-_PEER = "reference-memory"
 _TYPE = {"Content-Type": "application/octet-stream"}
 _CHUNKS = 10_000
 _CHUNK_BYTES = 200
 _READERS = 8
 _READ_SECONDS = 2.0
+_CLOSED = (
+    f"{_READERS} readers of a closed stream of {_CHUNKS} chunks of {_CHUNK_BYTES} bytes, all of it again and again"
+)
 # By then what was closed has been merged.
 _MERGED_SECONDS = 20.0
 
@@ -50,53 +52,63 @@ class Resumed:
     faults: list[str] = field(default_factory=list)
 
 
-async def compare_catch_up(place: Place, say: Callable[[str], None]) -> RowComparison:
+async def compare_catch_up(place: Place, peers: Sequence[str], say: Callable[[str], None]) -> RowComparison:
     """A closed stream of many chunks on each server, at once and with us when it was merged; then resumes of ours."""
     say("catch-up: a stream of 10,000 chunks, a minute in all …")
 
     async def measure(server: StreamServer) -> Throughput:
-        return await (await _ClosedStream.write(server.url)).read()
+        stream = await _ClosedStream.write(server)
+        throughput = await stream.read()
+        await stream.remove()
+        return throughput
 
+    if place.foreign is not None:
+        return _foreign(await measure(place.foreign))
     async with site_at(place) as site, SYSTEMS[OURS](site) as system:
-        stream = await _ClosedStream.write(system.route.base_url)
+        stream = await _ClosedStream.write(StreamServer(system.route.base_url, system.parties, ""))
         closed_at = time.monotonic()
         fresh = await stream.read()
         resumed = await _resume(system, site)
         await asyncio.sleep(closed_at + _MERGED_SECONDS - time.monotonic())
         merged = await stream.read()
-    measured, left_out = await measure_each((_PEER,), place, measure)
-    peers = {name: throughput.bytes_per_second / 1e6 for name, throughput in measured.items()}
+    measured, left_out = await measure_each(peers, place, measure)
+    peers_all = {name: throughput.bytes_per_second / 1e6 for name, throughput in measured.items()}
     peers_first = {name: throughput.first_per_second / 1e6 for name, throughput in measured.items()}
     figures = [
         Figure("closed just now, first round", "MB/s", 400, fresh.first_per_second / 1e6, peers_first, is_floor=True),
-        Figure("closed just now, all rounds", "MB/s", 400, fresh.bytes_per_second / 1e6, peers, is_floor=True),
+        Figure("closed just now, all rounds", "MB/s", 400, fresh.bytes_per_second / 1e6, peers_all, is_floor=True),
         Figure("merged, first round", "MB/s", 400, merged.first_per_second / 1e6, peers_first, is_floor=True),
-        Figure("merged, all rounds", "MB/s", 400, merged.bytes_per_second / 1e6, peers, is_floor=True),
+        Figure("merged, all rounds", "MB/s", 400, merged.bytes_per_second / 1e6, peers_all, is_floor=True),
         Figure("resume of 1 MB while it goes on: p50", "ms", 30, resumed.latency.percentile_ms(50)),
         Figure("resume of 1 MB while it goes on: p99", "ms", 30, resumed.latency.percentile_ms(99)),
     ]
     faults = [f"{OURS}: {fault}" for fault in (*fresh.faults, *resumed.faults, *merged.faults)]
     faults += [f"{name}: {fault}" for name, throughput in measured.items() for fault in throughput.faults]
-    title = (
-        f"{_READERS} readers of a closed stream of {_CHUNKS} chunks of {_CHUNK_BYTES} bytes, all of it again and again; and "
-        "a generation read from its beginning by server-sent events, one reader after the other, while it goes on"
-    )
+    title = f"{_CLOSED}; and a generation read from its beginning by server-sent events, one reader after the other, while it goes on"
     return RowComparison("catch-up", title, figures, faults, left_out)
+
+
+def _foreign(found: Throughput) -> RowComparison:
+    figures = [
+        Figure("closed just now, first round", "MB/s", 400, found.first_per_second / 1e6, is_floor=True),
+        Figure("closed just now, all rounds", "MB/s", 400, found.bytes_per_second / 1e6, is_floor=True),
+    ]
+    return RowComparison("catch-up", _CLOSED, figures, found.faults)
 
 
 class _ClosedStream:
     """A stream on some server, and what was written to it."""
 
-    def __init__(self, url: str, path: str, digest: bytes) -> None:
-        self._url = url
+    def __init__(self, server: StreamServer, path: str, digest: bytes) -> None:
+        self._server = server
         self._path = path
         self._digest = digest
 
     @classmethod
-    async def write(cls, url: str) -> _ClosedStream:
-        path = "/v1/stream/closed"
+    async def write(cls, server: StreamServer) -> _ClosedStream:
+        path = server.path("closed")
         digest = hashlib.sha256()
-        writer = await Connection.open(url)
+        writer = await server.connect()
         await writer.request("PUT", path, headers=_TYPE, wanted=(201,))
         for _ in range(_CHUNKS):
             body = os.urandom(_CHUNK_BYTES // 2).hex().encode()
@@ -104,11 +116,11 @@ class _ClosedStream:
             digest.update(body)
         await writer.request("POST", path, headers={**_TYPE, "Stream-Closed": "true"}, wanted=(200, 204))
         writer.close()
-        return cls(url, path, digest.digest())
+        return cls(server, path, digest.digest())
 
     async def read(self) -> Throughput:
         """All readers read all of it, again and again; what they got is compared between the rounds."""
-        connections = [await Connection.open(self._url) for _ in range(_READERS)]
+        connections = [await self._server.connect() for _ in range(_READERS)]
         rounds: list[float] = []
         faults: list[str] = []
         while sum(rounds) < _READ_SECONDS:
@@ -123,6 +135,11 @@ class _ClosedStream:
             connection.close()
         round_bytes = _READERS * _CHUNKS * _CHUNK_BYTES
         return Throughput(round_bytes / rounds[0], round_bytes * len(rounds) / sum(rounds), faults)
+
+    async def remove(self) -> None:
+        connection = await self._server.connect()
+        await self._server.remove(connection, self._path)
+        connection.close()
 
     async def _read_once(self, connection: Connection) -> list[bytes]:
         pages: list[bytes] = []

@@ -20,7 +20,6 @@ from bench.systems import OURS, Place, StreamServer, measure_each
 _TYPE = {"Content-Type": "text/plain"}
 _STAMP_DIGITS = 19
 _PATIENCE_SECONDS = 20
-_PEER = "reference-memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,15 @@ class Delivered:
 
     @property
     def micros_per_delivery(self) -> float | None:
-        return 1e6 * sum(self.cpu_seconds.values()) / self.latency.count if self.latency.count else None
+        if not self.cpu_seconds or not self.latency.count:
+            return None
+        return 1e6 * sum(self.cpu_seconds.values()) / self.latency.count
 
 
 async def compare_fan_out(
-    place: Place, readers: Sequence[int], seconds: float, say: Callable[[str], None]
+    place: Place, peers: Sequence[str], readers: Sequence[int], seconds: float, say: Callable[[str], None]
 ) -> RowComparison:
-    """Crowds of so many readers, one after the other, on each server."""
+    """Crowds of so many readers, one after the other, on our server and on its peers."""
     crowds = [Crowd(number, 50, 200, seconds) for number in readers]
 
     async def measure(server: StreamServer) -> dict[int, Delivered]:
@@ -59,13 +60,13 @@ async def compare_fan_out(
         return {crowd.readers: await fan_out(server, crowd, f"crowd-{crowd.readers}") for crowd in crowds}
 
     say(f"fan-out: {len(crowds) * seconds:.0f} s on each server …")
-    measured, left_out = await measure_each((OURS, _PEER), place, measure)
+    measured, left_out = await measure_each((OURS, *peers), place, measure)
     ours = measured[OURS]
-    peers = {name: crowd for name, crowd in measured.items() if name != OURS}
+    theirs = {name: crowd for name, crowd in measured.items() if name != OURS}
     figures = [
         figure
         for number in readers
-        for figure in _figures(number, ours[number], {n: c[number] for n, c in peers.items()})
+        for figure in _figures(number, ours[number], {n: c[number] for n, c in theirs.items()})
     ]
     faults = [
         f"{name}: {fault}"
@@ -94,12 +95,13 @@ def _figures(readers: int, ours: Delivered, peers: Mapping[str, Delivered]) -> l
 
 async def fan_out(server: StreamServer, crowd: Crowd, label: str) -> Delivered:
     """Let the crowd read. `label` makes the stream of this call differ from those of all others."""
-    path = f"/v1/stream/{label}"
-    writer = await Connection.open(server.url)
+    path = server.path(label)
+    writer = await server.connect()
     await writer.request("PUT", path, headers=_TYPE, wanted=(201,))
-    listeners = [await Listener.open(server.url, f"{path}?offset=-1&live=sse") for _ in range(crowd.readers)]
+    listeners = [await server.listen(f"{path}?offset=-1&live=sse") for _ in range(crowd.readers)]
     try:
-        await asyncio.gather(*(listener.caught_up for listener in listeners))
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            await asyncio.gather(*(listener.caught_up for listener in listeners))
         before, started_at = cpu_seconds(server.parties), time.monotonic()
         sent = await _append_steadily(writer, path, crowd)
         took_seconds = time.monotonic() - started_at
@@ -108,6 +110,7 @@ async def fan_out(server: StreamServer, crowd: Crowd, label: str) -> Delivered:
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 await asyncio.gather(*(listener.ended for listener in listeners))
         used = {name: seconds - before[name] for name, seconds in cpu_seconds(server.parties).items()}
+        await server.remove(writer, path)
     finally:
         writer.close()
         for listener in listeners:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Self, cast
 from urllib.parse import urlsplit
 
 import httptools
 
 _SHOWN_BYTES = 300
+_NO_HEADERS: Mapping[str, str] = {}
 
 Deliver = Callable[[bytes, int], None]
 """Takes bytes of a body, and the monotonic nanosecond at which they were here."""
@@ -24,11 +27,28 @@ class RequestFailed(Exception):
         self.status = status
 
 
-class Connection(asyncio.Protocol):
-    """One connection, kept open between requests."""
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Whom to connect to, and what to call it in a request."""
 
-    def __init__(self, host: str) -> None:
-        self._host = host
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    name: str
+
+    @classmethod
+    def of(cls, base_url: str) -> Self:
+        url = urlsplit(base_url)
+        is_secure = url.scheme == "https"
+        port = url.port or (443 if is_secure else 80)
+        return cls(url.hostname or "", port, ssl.create_default_context() if is_secure else None, url.netloc)
+
+
+class Connection(asyncio.Protocol):
+    """One connection, kept open between requests. `headers` go with each of them."""
+
+    def __init__(self, host: str, headers: Mapping[str, str]) -> None:
+        self._fields = {"Host": host, **headers}
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._received_at_ns = 0
@@ -39,11 +59,12 @@ class Connection(asyncio.Protocol):
         self._answered: asyncio.Future[None] | None = None
 
     @classmethod
-    async def open(cls, base_url: str) -> Self:
+    async def open(cls, base_url: str, headers: Mapping[str, str] = _NO_HEADERS) -> Self:
         """Connect to the host and port of a URL. Raises: OSError."""
-        address = urlsplit(base_url).netloc
-        host, _, port = address.rpartition(":")
-        _, connection = await asyncio.get_running_loop().create_connection(lambda: cls(address), host, int(port))
+        address, loop = Address.of(base_url), asyncio.get_running_loop()
+        _, connection = await loop.create_connection(
+            lambda: cls(address.name, headers), address.host, address.port, ssl=address.tls
+        )
         return connection
 
     def close(self) -> None:
@@ -81,7 +102,7 @@ class Connection(asyncio.Protocol):
             deliver(data, at_ns) if deliver is not None and self._status in wanted else collected.append(data)
         )
         self._answered = asyncio.get_running_loop().create_future()
-        fields = {"Host": self._host, **(headers or {})}
+        fields = {**self._fields, **(headers or {})}
         if body:
             fields["Content-Length"] = str(len(body))
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]

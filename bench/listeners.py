@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Self, cast
-from urllib.parse import urlsplit
 
 import httptools
 
+from bench.http_client import Address
+
 _LAST_CHUNK = b"0\r\n\r\n"
-_UP_TO_DATE = b'"upToDate":true'
+_UP_TO_DATE = re.compile(rb'"upToDate": ?true')
+_NO_HEADERS: Mapping[str, str] = {}
 _SHOWN_BYTES = 300
 
 
@@ -34,12 +37,13 @@ class Listener(asyncio.Protocol):
         self._times_ns = array("q")
 
     @classmethod
-    async def open(cls, url: str, target: str) -> Self:
+    async def open(cls, url: str, target: str, headers: Mapping[str, str] = _NO_HEADERS) -> Self:
         """Connect and ask. Raises: OSError."""
-        address = urlsplit(url).netloc
-        host, _, port = address.rpartition(":")
-        head = f"GET {target} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n\r\n".encode("ascii")
-        _, listener = await asyncio.get_running_loop().create_connection(lambda: cls(head), host, int(port))
+        address, loop = Address.of(url), asyncio.get_running_loop()
+        fields = {"Host": address.name, "Accept": "text/event-stream", **headers}
+        lines = [f"GET {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
+        head = "\r\n".join(lines).encode("ascii")
+        _, listener = await loop.create_connection(lambda: cls(head), address.host, address.port, ssl=address.tls)
         return listener
 
     def close(self) -> None:
@@ -68,7 +72,7 @@ class Listener(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._times_ns.append(time.monotonic_ns())
         self._pieces.append(data)
-        if not self.caught_up.done() and _UP_TO_DATE in data:
+        if not self.caught_up.done() and _UP_TO_DATE.search(b"".join(self._pieces[-2:])):
             _settle(self.caught_up)
         if data.endswith(_LAST_CHUNK):
             _settle(self.ended)

@@ -36,6 +36,12 @@ def by_default(generations: int, *, rate: float = 30, chunk_bytes: int = 200) ->
     return Workload(generations, rate, chunk_bytes, ramp_seconds + 5, ramp_seconds)
 
 
+def creating(seconds: float) -> Workload:
+    """Streams of three chunks, so many a second that creating them is what costs."""
+    number = round(_CREATED_PER_SECOND * seconds)
+    return Workload(generations=number, rate=30, chunk_bytes=200, seconds=0.1, ramp_seconds=seconds)
+
+
 async def compare_relays(
     workload: Workload, names: Sequence[str], place: Place, say: Callable[[str], None]
 ) -> RelayComparison:
@@ -49,8 +55,7 @@ async def compare_creates(
     seconds: float, names: Sequence[str], place: Place, say: Callable[[str], None]
 ) -> RelayComparison:
     """Short generations, each created, read and ended, at a steady rate."""
-    number = round(_CREATED_PER_SECOND * seconds)
-    workload = Workload(generations=number, rate=30, chunk_bytes=200, seconds=0.1, ramp_seconds=seconds)
+    workload = creating(seconds)
     outcomes, failed = await _measure_each([name for name in names if name in _CREATING_SYSTEMS], workload, place, say)
     return RelayComparison("create", workload, outcomes, _create_figures(workload, outcomes), failed)
 

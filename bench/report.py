@@ -203,11 +203,13 @@ Comparison: TypeAlias = RelayComparison | AppendComparison | RowComparison
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that a run found, row by row. `subject` names who was measured; `failures` says which rows were not, and why."""
+    """All that a run found, row by row. `subject` names who was measured; `failures` says which rows were not,
+    and why, and `notes` what else there is to know of the table."""
 
     subject: str
     comparisons: Sequence[Comparison]
     failures: Mapping[str, str]
+    notes: Sequence[str] = ()
 
     @property
     def faults(self) -> list[str]:
@@ -228,6 +230,7 @@ class Report:
         parts += [
             f"{name} is not in {', '.join(dict.fromkeys(rows))}: {why}." for (name, why), rows in left_out.items()
         ]
+        parts += self.notes
         parts += [f"**{row} was not measured: {reason}**" for row, reason in self.failures.items()]
         return "\n\n".join(part for part in parts if part)
 

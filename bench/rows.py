@@ -14,16 +14,23 @@ from bench.bars import RowComparison, bars_table
 from bench.catch_up import compare_catch_up
 from bench.clients import compare_clients
 from bench.fan_out import compare_fan_out
+from bench.growth import compare_growth
 from bench.memory import compare_memory
 from bench.relay import compare_creates, compare_relays, keeps_up, search_largest
 from bench.report import AppendComparison, AppendFigures, Comparison
+from bench.slow_disk import compare_slow_disk
 from bench.storage import compare_storage
 from bench.systems import OURS, SYSTEMS, Place, StreamServer, measure_each
+from bench.worker_count import compare_workers
 from bench.workload import Workload
 
 Say = Callable[[str], None]
 
-APPEND_SERVERS = (OURS, "reference")
+FOREIGN_ROWS = ("append", "fan-out", "catch-up")
+"""What any server of the open protocol can be measured with."""
+
+_READ_PEERS = ("reference-memory", "rakaia")
+_APPEND_SERVERS = (OURS, "reference", "reference-memory", "rakaia")
 # Few streams: with more than a hundred in all, the reference server answers 404 for some of those that it made.
 _WARM_UP_WRITERS = 8
 _WARM_UP_SECONDS = 1.0
@@ -43,6 +50,13 @@ class Plan:
     append_seconds: float
     readers: Sequence[int]
     fan_out_seconds: float
+    stored_rows: int
+    minutes: float
+
+    @property
+    def peers(self) -> list[str]:
+        """The servers that readers are measured with, beside ours."""
+        return [name for name in _READ_PEERS if name in self.systems]
 
 
 async def _relay(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
@@ -63,7 +77,7 @@ async def _create(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparis
 
 async def _append(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
     say(f"append: {3 * plan.append_seconds:.0f} s on each server …")
-    names = [name for name in APPEND_SERVERS if name in plan.systems]
+    names = [name for name in _APPEND_SERVERS if name in plan.systems]
     servers, left_out = await measure_each(names, place, partial(_measure_appends, plan))
     yield AppendComparison(plan.append_bytes, plan.append_seconds, plan.writers, servers, left_out)
 
@@ -81,11 +95,11 @@ async def _measure_appends(plan: Plan, server: StreamServer) -> AppendFigures:
 
 
 async def _fan_out(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
-    yield await compare_fan_out(place, plan.readers, plan.fan_out_seconds, say)
+    yield await compare_fan_out(place, plan.peers, plan.readers, plan.fan_out_seconds, say)
 
 
 async def _catch_up(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
-    yield await compare_catch_up(place, say)
+    yield await compare_catch_up(place, plan.peers, say)
 
 
 async def _memory(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
@@ -94,6 +108,20 @@ async def _memory(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparis
 
 async def _storage(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
     yield await compare_storage(place, say)
+
+
+async def _growth(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
+    async with aclosing(compare_growth(place, plan.stored_rows, plan.minutes, say)) as comparisons:
+        async for comparison in comparisons:
+            yield comparison
+
+
+async def _workers(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
+    yield await compare_workers(place, say)
+
+
+async def _slow_disk(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
+    yield await compare_slow_disk(place, say)
 
 
 async def _client(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
@@ -108,6 +136,9 @@ ROWS: dict[str, Callable[[Plan, Place, Say], AsyncGenerator[Comparison]]] = {
     "catch-up": _catch_up,
     "memory": _memory,
     "storage": _storage,
+    "workers": _workers,
+    "growth": _growth,
+    "slow-disk": _slow_disk,
     "client": _client,
 }
 """By the name that the command line knows; the order is that of a run."""
@@ -123,14 +154,15 @@ async def measure_rows(
 ) -> None:
     """Measure these rows. What is found is added to `comparisons` as it is found, and a row that broke off to
     `failures` with the reason: so all of it is there, too, when this is cancelled."""
+    longest_seconds = _LONGEST_ROW_SECONDS + 90 * plan.minutes
     for name in names:
         try:
-            async with asyncio.timeout(_LONGEST_ROW_SECONDS), aclosing(ROWS[name](plan, place, say)) as row:
+            async with asyncio.timeout(longest_seconds), aclosing(ROWS[name](plan, place, say)) as row:
                 async for comparison in row:
                     comparisons.append(comparison)
-                    say(bars_table([(name, comparison.figures)], OURS))
+                    say(bars_table([(name, comparison.figures)], place.subject))
         except TimeoutError:
-            failures[name] = f"it took more than {_LONGEST_ROW_SECONDS:.0f} s"
+            failures[name] = f"it took more than {longest_seconds:.0f} s"
         except Exception as exc:  # noqa: BLE001 - whatever breaks a row off, the others are worth having
             failures[name] = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         if name in failures:

@@ -6,25 +6,36 @@ that are appended to.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
+import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
+from bench.http_client import Connection, RequestFailed
+from bench.listeners import Listener
 from bench.processes import Cores, Server, StartFailed, pinned, server
 from bench.routes import DurableRoute, PlainRoute, Route
 from streamkeep.storage.embedded import EmbeddedPostgres
-from tests import node
+from tests import node, python_packages
 
 OURS = "streamkeep"
 """Our own name among the systems."""
 
 PROXY = "proxy"
 POSTGRES = "postgres"
+
+_IN_MEMORY = "memory: gone with the process"
+_RAKAIA = "rakaia-streams==0.9.0"
+_PRELOAD = "LD_PRELOAD"
+_LONGEST_SECONDS = 120.0
 
 T = TypeVar("T")
 
@@ -43,19 +54,51 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class StreamServer:
-    """A server of the open protocol. `durability` says what an answered append has survived."""
+    """A server of the open protocol. `durability` says what an answered append has survived; streams stand below
+    `root`, and `headers` go with each request."""
 
     url: str
     parties: dict[str, int]
     durability: str
+    root: str = "/v1/stream"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def foreign(cls, url: str, headers: Mapping[str, str]) -> StreamServer:
+        """Anybody's, which runs already. Streams stand below the URL's path, where it has one, under names that nobody else uses."""
+        root = urlsplit(url).path.rstrip("/") or "/v1/stream"
+        name = f"bench-{secrets.token_hex(4)}"
+        return cls(url, {}, "not known", f"{root}/{name}", headers)
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    async def remove(self, connection: Connection, path: str) -> None:
+        """Leave nothing on somebody's server, where it can delete. Raises: RequestFailed: the connection ended."""
+        if not self.parties:
+            await connection.request("DELETE", path, wanted=(200, 204, 404, 405))
+
+    async def connect(self) -> Connection:
+        """Raises: OSError."""
+        return await Connection.open(self.url, self.headers)
+
+    async def listen(self, target: str) -> Listener:
+        """Raises: OSError."""
+        return await Listener.open(self.url, target, self.headers)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where systems run: their cores, and a folder for logs and data."""
+    """Where systems run: their cores, and a folder for logs and data. With a `foreign` server, it is measured in our place."""
 
     cores: Cores | None
     folder: Path
+    foreign: StreamServer | None = None
+
+    @property
+    def subject(self) -> str:
+        """Who is measured."""
+        return OURS if self.foreign is None else urlsplit(self.foreign.url).netloc
 
     @property
     def server_cores(self) -> frozenset[int] | None:
@@ -106,15 +149,21 @@ def _pass_through(transport: str) -> Callable[[Site], AbstractAsyncContextManage
 
 
 @asynccontextmanager
-async def _streamkeep(site: Site) -> AsyncIterator[System]:
-    async with _proxy(site.place, allow=f"{site.upstream.url}/**") as (proxy, postmaster, database_url):
+async def streamkeep(site: Site, *, workers: int = 1, preload: Path | None = None) -> AsyncIterator[System]:
+    """The proxy, with so many worker processes. Postgres loads the library `preload` before all others.
+
+    Raises:
+        StartFailed: it did not come up, or Postgres could not load the library.
+    """
+    options = _Options(allow=f"{site.upstream.url}/**", workers=workers, preload=preload)
+    async with _proxy(site.place, options) as (proxy, postmaster, database_url):
         parties = {PROXY: proxy.pid, POSTGRES: postmaster}
         yield System(DurableRoute(proxy.url, site.upstream.url), parties, database_url)
 
 
 @asynccontextmanager
 async def _streamkeep_streams(place: Place) -> AsyncIterator[StreamServer]:
-    async with _proxy(place, allow="") as (proxy, postmaster, _):
+    async with _proxy(place, _Options()) as (proxy, postmaster, _):
         durability = "Postgres: one transaction, synced to disk"
         yield StreamServer(proxy.url, {PROXY: proxy.pid, POSTGRES: postmaster}, durability)
 
@@ -132,7 +181,7 @@ async def _reference(place: Place) -> AsyncIterator[StreamServer]:
 async def _reference_in_memory(place: Place) -> AsyncIterator[StreamServer]:
     """The same with nothing kept. Raises: StartFailed."""
     async with _reference_server(place) as reference:
-        yield StreamServer(reference.url, {PROXY: reference.pid}, "memory: gone with the process")
+        yield StreamServer(reference.url, {PROXY: reference.pid}, _IN_MEMORY)
 
 
 @asynccontextmanager
@@ -147,38 +196,83 @@ async def _reference_server(place: Place, *arguments: str) -> AsyncIterator[Serv
 
 
 @asynccontextmanager
-async def _proxy(place: Place, *, allow: str) -> AsyncIterator[tuple[Server, int, str]]:
+async def _rakaia(place: Place) -> AsyncIterator[StreamServer]:
+    """A server in Python, in memory. Raises: StartFailed."""
+    try:
+        home = python_packages.folder("rakaia", (_RAKAIA,))
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise StartFailed(f"{_RAKAIA} could not be installed: {exc}") from exc
+    command = (sys.executable, "-m", "bench.python_server", "rakaia:app")
+    environ = {"PYTHONPATH": os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])}
+    log = place.folder / "rakaia.log"
+    async with server(*command, log=log, cores=place.server_cores, environ=environ) as rakaia:
+        yield StreamServer(rakaia.url, {PROXY: rakaia.pid}, _IN_MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    allow: str = ""
+    workers: int = 1
+    preload: Path | None = None
+
+
+@asynccontextmanager
+async def _proxy(place: Place, options: _Options) -> AsyncIterator[tuple[Server, int, str]]:
     """The proxy as users run it, on a fresh database; with the process id of its Postgres and its URL. Postgres is ours to start, so
-    that its processes are counted apart; the thread that supervises it keeps to the core on which it was started."""
+    that its processes are counted apart; the thread that supervises it keeps to the cores on which it was started."""
     with tempfile.TemporaryDirectory(prefix="postgres-", dir=place.folder) as data_dir:
-        with pinned(place.server_cores):
+        with pinned(place.server_cores), _preloaded(options.preload):
             postgres = EmbeddedPostgres.start(Path(data_dir))
         with postgres:
             postmaster = postgres.postmaster_pid
             assert postmaster is not None
+            if options.preload is not None and not _has_loaded(postmaster, options.preload):
+                raise StartFailed(f"Postgres did not load {options.preload.name}")
             environ = {
                 **{name: "" for name in os.environ if name.startswith("STREAMKEEP_")},
                 "DATABASE_URL": postgres.dsn,
-                "STREAMKEEP_ALLOW": allow,
+                "STREAMKEEP_ALLOW": options.allow,
             }
             command = (sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0")
+            count = ("--workers", str(options.workers)) if options.workers > 1 else ()
             log = place.folder / "streamkeep.log"
-            async with server(*command, log=log, cores=place.server_cores, environ=environ) as proxy:
+            async with server(*command, *count, log=log, cores=place.server_cores, environ=environ) as proxy:
                 yield proxy, postmaster, postgres.dsn
+
+
+@contextmanager
+def _preloaded(library: Path | None) -> Iterator[None]:
+    """Programs that are started inside load this library before all others."""
+    if library is None:
+        yield
+        return
+    before = os.environ.get(_PRELOAD)
+    os.environ[_PRELOAD] = str(library)
+    try:
+        yield
+    finally:
+        del os.environ[_PRELOAD]
+        if before is not None:
+            os.environ[_PRELOAD] = before
+
+
+def _has_loaded(pid: int, library: Path) -> bool:
+    return library.name in Path(f"/proc/{pid}/maps").read_text()
 
 
 SYSTEMS: dict[str, Callable[[Site], AbstractAsyncContextManager[System]]] = {
     "direct": _direct,
     "pass-through": _pass_through("httpx"),
     "pass-through-fast": _pass_through("streamkeep"),
-    "streamkeep": _streamkeep,
+    OURS: streamkeep,
 }
 """The ways to an upstream, by the name that the command line knows; the order is that of a run."""
 
 STREAM_SERVERS: dict[str, Callable[[Place], AbstractAsyncContextManager[StreamServer]]] = {
-    "streamkeep": _streamkeep_streams,
+    OURS: _streamkeep_streams,
     "reference": _reference,
     "reference-memory": _reference_in_memory,
+    "rakaia": _rakaia,
 }
 """The servers of the open protocol, likewise."""
 
@@ -189,17 +283,21 @@ async def measure_each(
     """Measure some of the servers one after the other, each started afresh; what was found by name, and who was left out
     and why. Who is not ours may be missing.
 
+    With a foreign server, that alone is measured, under our name.
+
     Raises:
-        StartFailed: ours did not come up.
+        Exception: ours could not be measured.
     """
+    if place.foreign is not None:
+        return {OURS: await measure(place.foreign)}, {}
     found: dict[str, T] = {}
     left_out: dict[str, str] = {}
     for name in names:
         try:
-            async with STREAM_SERVERS[name](place) as stream_server:
+            async with asyncio.timeout(_LONGEST_SECONDS), STREAM_SERVERS[name](place) as stream_server:
                 found[name] = await measure(stream_server)
-        except StartFailed as exc:
+        except (StartFailed, RequestFailed, OSError, ValueError) as exc:
             if name == OURS:
                 raise
-            left_out[name] = str(exc)
+            left_out[name] = str(exc) or f"it did not end within {_LONGEST_SECONDS:.0f} s"
     return found, left_out
