@@ -11,7 +11,7 @@ import asyncpg
 from bench.bars import Figure, RowComparison
 from bench.load import Outcome
 from bench.relay import by_default, micros_per_chunk, relay, relay_on
-from bench.systems import OURS, PROXY, Place, System, site_at, streamkeep
+from bench.systems import OURS, PROXY, Place, site_at, streamkeep
 from bench.workload import Workload
 
 _ROW = "growth"
@@ -77,7 +77,8 @@ async def _compare_stored(place: Place, rows: int, say: Callable[[str], None]) -
         empty = await relay_on(system, _SOME, site, "empty")
         say(f"{_ROW}: filling it with {rows:,} chunks …")
         started_at = time.monotonic()
-        depth = await _fill(system, rows)
+        assert system.database_url is not None
+        depth = await fill(system.database_url, rows)
         say(f"{_ROW}: filled in {time.monotonic() - started_at:.0f} s; again, 12 s …")
         full = await relay_on(system, _SOME, site, "full")
     title = (
@@ -87,9 +88,9 @@ async def _compare_stored(place: Place, rows: int, say: Callable[[str], None]) -
     return RowComparison(_ROW, title, [_times(f"{rows:,} stored chunks, of none", empty, full)], _faults([empty, full]))
 
 
-async def _fill(system: System, rows: int) -> int:
-    """Store so many chunks; how many levels their index has then."""
-    database = await asyncpg.connect(system.database_url)
+async def fill(database_url: str, rows: int) -> int:
+    """Store about so many chunks, as those of generations that ended; how many levels their index has then."""
+    database = await asyncpg.connect(database_url)
     try:
         await database.execute(_FILL, max(1, rows // (_CHUNKS_PER_GENERATION + 1)), _CHUNKS_PER_GENERATION)
         for table in _TABLES:

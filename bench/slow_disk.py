@@ -39,7 +39,7 @@ class _Found:
 async def compare_slow_disk(place: Place, say: Callable[[str], None]) -> RowComparison:
     title = f"relay, create and append again, with {_DELAY_MICROS / 1000:g} ms added to every sync of Postgres"
     try:
-        library = _compile(place.folder)
+        library = compile_library(place.folder)
     except NoCompiler as exc:
         return RowComparison(_ROW, title, [], left_out={"every figure": str(exc)})
     async with site_at(place) as site:
@@ -52,7 +52,7 @@ async def compare_slow_disk(place: Place, say: Callable[[str], None]) -> RowComp
     return RowComparison(_ROW, title, _figures(plain, slow), [f"{OURS}: {fault}" for fault in faults])
 
 
-def _compile(folder: Path) -> Path:
+def compile_library(folder: Path) -> Path:
     """The library that Postgres is to preload. Raises: NoCompiler."""
     compiler = shutil.which("cc")
     if compiler is None:

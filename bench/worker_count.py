@@ -18,7 +18,7 @@ from bench.relay import MOST_OF_IDEAL, by_default, relay
 from bench.systems import OURS, POSTGRES, PROXY, Place, site_at, streamkeep
 
 _ROW = "workers"
-_GENERATIONS_PER_WORKER = 300
+_GENERATIONS_PER_WORKER = 200
 _CORES = 2
 
 
