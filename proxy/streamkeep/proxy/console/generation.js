@@ -225,6 +225,7 @@ function shareActions({ sessionId, requestId }) {
   const signedUrl = async (seconds) => (await post("/api/share", { ...ids, rights: ["read"], seconds })).streamUrl
   const curl = async () => {
     const signed = new URL(await signedUrl(3600))
+    signed.searchParams.set("offset", "-1")
     signed.searchParams.set("live", "sse")
     await copy(`curl -N ${quoted(signed)}`, "Command")
   }

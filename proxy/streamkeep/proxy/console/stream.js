@@ -83,6 +83,7 @@ async function share(path) {
 /** With a signed URL: what lies in a shell's history is no key, and is useless within the hour. */
 async function copyAsCurl(path) {
   const signed = new URL(await signedUrl(path, 3600))
+  signed.searchParams.set("offset", "-1")
   signed.searchParams.set("live", "sse")
   await copy(`curl -N ${quoted(signed)}`, "Command, good for an hour,")
 }

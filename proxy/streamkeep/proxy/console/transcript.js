@@ -27,7 +27,8 @@ export class Transcript {
     if (this.type !== "application/json" || !this.rest) return []
     const text = this.rest
     this.rest = ""
-    return said(text)
+    const found = said(text)
+    return found.length ? found : [piece("text", text)]
   }
 
   messages(text) {
