@@ -1,10 +1,9 @@
 """Two workers beside one.
 
-No load of this machine's own could keep both cores busy with nothing but the servers. So what is measured is what a chunk costs:
-one worker at some load, and two at twice that, so that each has as much to do, and gathers as much for a commit. From that
-follows what they carry at full processors: one worker and its Postgres on one core, as in all other rows, and two workers and
-their Postgres on two. How late chunks are meanwhile, and whether the run takes longer than it should, tells whether anything
-but processors is short.
+A chunk costs less the more of them share a commit, so both are measured where processors are full: the same generations, which are
+about as many as a core can carry, for one worker with its Postgres on one core, as in all other rows, and for two workers with theirs on both
+cores. The second time the load takes its part of the same cores. So what is compared is what a chunk costs each, and what
+they would carry with nothing else on the machine follows from that.
 """
 
 from __future__ import annotations
@@ -19,35 +18,33 @@ from bench.relay import MOST_OF_IDEAL, by_default, relay
 from bench.systems import OURS, POSTGRES, PROXY, Place, site_at, streamkeep
 
 _ROW = "workers"
-_GENERATIONS_PER_WORKER = 500
+_WORKLOAD = by_default(1000)
 
 
 async def compare_workers(place: Place, say: Callable[[str], None]) -> RowComparison:
-    outcomes: dict[int, Outcome] = {}
+    say(f"{_ROW}: 1 and then 2, {2 * _WORKLOAD.expected_seconds:.0f} s …")
+    async with site_at(place) as site:
+        alone = await relay(streamkeep(site), _WORKLOAD, site)
     shared = replace(place, cores=None if place.cores is None else place.cores.shared())
     with pinned(shared.load_cores):
         async with site_at(shared) as site:
-            for workers in (1, 2):
-                workload = by_default(workers * _GENERATIONS_PER_WORKER)
-                say(f"{_ROW}: {workers}, {workload.expected_seconds:.0f} s …")
-                outcomes[workers] = await relay(streamkeep(site, workers=workers), workload, site)
-    one, two = _carried(outcomes[1], 1, cores=1), _carried(outcomes[2], 2, cores=2)
-    one_on_two = _carried(outcomes[1], 1, cores=2)
-    ideal_seconds = by_default(2 * _GENERATIONS_PER_WORKER).expected_seconds
+            together = await relay(streamkeep(site, workers=2), _WORKLOAD, site)
+    one, two = _carried(alone, 1, cores=1), _carried(together, 2, cores=2)
+    one_on_two = _carried(alone, 1, cores=2)
     figures = [
         Figure("two on two cores, of one on one", "times", 1.7, _ratio(two, one), is_floor=True),
         Figure("two on two cores, of one with Postgres on a core of its own", "times", None, _ratio(two, one_on_two)),
         Figure("carried by one on one core", "chunks/s", None, one),
         Figure("carried by two on two cores", "chunks/s", None, two),
-        Figure("two: p50", "ms", None, outcomes[2].streaming_latency.percentile_ms(50)),
-        Figure("two: p99", "ms", None, outcomes[2].streaming_latency.percentile_ms(99)),
-        Figure("two: wall time", "of the ideal", MOST_OF_IDEAL, outcomes[2].took_seconds / ideal_seconds),
+        Figure("two: p50", "ms", None, together.streaming_latency.percentile_ms(50)),
+        Figure("two: p99", "ms", None, together.streaming_latency.percentile_ms(99)),
+        Figure("two: wall time", "of the ideal", MOST_OF_IDEAL, together.took_seconds / _WORKLOAD.expected_seconds),
     ]
     title = (
-        f"`--workers 2` with {2 * _GENERATIONS_PER_WORKER} generations and one worker with {_GENERATIONS_PER_WORKER}, all on the same "
-        "two cores; what they carry follows from the processor time of a chunk"
+        f"`--workers 2` on two cores beside one worker on one, with {_WORKLOAD.generations} generations each; what they carry "
+        "follows from the processor time of a chunk"
     )
-    faults = [f"{OURS}: {fault}" for outcome in outcomes.values() for fault in outcome.faults]
+    faults = [f"{OURS}: {fault}" for fault in (*alone.faults, *together.faults)]
     return RowComparison(_ROW, title, figures, faults)
 
 
