@@ -20,8 +20,9 @@ SCRIPTS = Path(__file__).parent / "scripts"
 BUNDLE = """
 import { build } from "esbuild"
 const options = { bundle: true, format: "esm", write: false, logLevel: "error", nodePaths: ["node_modules"] }
-const define = { "process.env.NODE_ENV": '"production"' }
-const { outputFiles } = await build({ ...options, define, entryPoints: [process.argv[1]] })
+const [entry, environment] = process.argv.slice(1)
+const define = { "process.env.NODE_ENV": JSON.stringify(environment) }
+const { outputFiles } = await build({ ...options, define, entryPoints: [entry] })
 process.stdout.write(outputFiles[0].text)
 """
 WORDS = ["Hello", " wörld", " ☃", " and", " more"]
@@ -32,9 +33,9 @@ def packages() -> Path:
     return node.project(Path(__file__).parents[1] / "interop")
 
 
-async def bundled(packages: Path, script: str) -> str:
-    """A page's script with everything that it imports."""
-    arguments = ("--input-type=module", "--eval", BUNDLE, str(SCRIPTS / script))
+async def bundled(packages: Path, script: str, *, environment: str = "production") -> str:
+    """A page's script with everything that it imports. In development React's strict mode mounts everything twice."""
+    arguments = ("--input-type=module", "--eval", BUNDLE, str(SCRIPTS / script), environment)
     status, output = await node.run(packages, *arguments, timeout_seconds=60)
     assert status == 0, output
     return output

@@ -94,7 +94,10 @@ for (const isReloaded of [false, true]) {
     }
     shown.client.stop()
     await until(() => calls[0].isGone)
-    await until(async () => (await shown.durable.durableSession.connection.hydrate()).activeRun === null)
+    const again = page(session, storage, url)
+    await shows(again, "Hello")
+    await until(() => again.client.getStatus() === "ready")
+    assert.deepEqual([texts(again), again.errors, calls.length], [["one", "Hello"], [], 1])
   })
 }
 
@@ -105,8 +108,13 @@ test("W25: an answer that broke off is an error, and no end", async () => {
     await new Promise((resolve) => setTimeout(resolve, 50))
     response.destroy()
   })
-  const shown = page(freshSession(), new MemoryStorage(), url)
+  const [session, storage] = [freshSession(), new MemoryStorage()]
+  const shown = page(session, storage, url)
   await shown.client.sendMessage("one")
-  assert.deepEqual(texts(shown), ["one", "Hello wörld"])
-  assert.equal(shown.errors.length, 1)
+  const again = page(session, storage, url)
+  await until(() => again.errors.length)
+  for (const one of [shown, again]) {
+    assert.deepEqual(texts(one), ["one", "Hello wörld"])
+    assert.equal(one.errors.length, 1)
+  }
 })

@@ -4,7 +4,8 @@ export function jsonEvents(body: ReadableStream<Uint8Array>): ReadableStream<any
 
 export interface KeptMessages {
   load(): any[]
-  save(messages: readonly unknown[]): void
+  unanswered(): unknown
+  save(messages: readonly unknown[], unanswered?: string): void
   clear(): void
 }
 

@@ -40,16 +40,20 @@ export function messagesIn(storage, sessionId, ttlMs = WEEK_MS) {
     }
   }
   const read = (name) => {
-    const { messages, at } = quietly((kept) => JSON.parse(kept.getItem(name))) ?? {}
-    if (Array.isArray(messages) && Date.now() - at <= ttlMs) return messages.filter((one) => typeof one?.id === "string")
+    const { messages, unanswered, at } = quietly((kept) => JSON.parse(kept.getItem(name))) ?? {}
+    if (Array.isArray(messages) && Date.now() - at <= ttlMs) {
+      return { messages: messages.filter((one) => typeof one?.id === "string"), unanswered }
+    }
     quietly((kept) => kept.removeItem(name))
-    return []
+    return { messages: [] }
   }
   const all = quietly((kept) => Array.from({ length: kept.length }, (_, index) => kept.key(index))) ?? []
   for (const name of all) if (name?.startsWith(MESSAGES)) read(name)
   return {
-    load: () => read(key),
-    save: (messages) => quietly((kept) => kept.setItem(key, JSON.stringify({ messages, at: Date.now() }))),
+    load: () => read(key).messages,
+    /** The id of the run whose answer is not among the messages. */
+    unanswered: () => read(key).unanswered,
+    save: (messages, unanswered) => quietly((kept) => kept.setItem(key, JSON.stringify({ messages, unanswered, at: Date.now() }))),
     clear: () => quietly((kept) => kept.removeItem(key)),
   }
 }

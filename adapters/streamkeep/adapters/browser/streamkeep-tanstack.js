@@ -46,9 +46,9 @@ export function durableTransport(sessionId, transportOptions, durableOptions = {
   })
 
   const connection = {
-    async *connect(messages, ...more) {
-      kept.save(messages)
-      yield* (sending ?? own).connect(messages, ...more)
+    async *connect(messages, data, signal, context) {
+      kept.save(messages, context?.runId)
+      yield* (sending ?? own).connect(messages, data, signal, context)
     },
 
     async *joinRun(runId, signal) {
@@ -82,7 +82,9 @@ export function durableTransport(sessionId, transportOptions, durableOptions = {
       const listed = await durable.active(sessionId)
       const running = listed.find(({ state }) => state === "creating" || state === "running")
       const unread = pending === listed[0]?.requestId ? pending : undefined
-      const runId = running?.requestId ?? unread
+      // The client tells nobody what came of an answer that was stopped or broke off: it is joined to be shown again.
+      const broken = listed.find((one) => one.upstreamStatus && one.requestId === kept.unanswered())
+      const runId = running?.requestId ?? unread ?? broken?.requestId
       return { messages: kept.load(), activeRun: runId ? { runId } : null, interrupts: null }
     },
   }

@@ -133,8 +133,8 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
     const listed = requestId ? [] : await active(sessionId, signal)
     const running = listed.find((one) => /creating|running/.test(one.state) && !stopped.includes(one.requestId))
     const named = running?.requestId ?? requestId ?? listed[0]?.requestId ?? marks.all(sessionId)[0]?.requestId
-    const isWanted = named === requestId || running || marks.of(sessionId, named).read().at
-    if (named && isWanted && !stopped.includes(named)) return find({ sessionId, requestId: named }, signal)
+    const isWanted = named === requestId || running || marks.of(sessionId, named).read().position >= 0
+    if (named && isWanted) return find({ sessionId, requestId: named }, signal)
   }
 
   function answer({ upstreamStatus: status, contentType, upstreamHeaders, ...found }, mark, start, signal) {

@@ -1,0 +1,28 @@
+// A page that chats with the AI SDK's `useChat` over the proxy's own module, in strict mode; the query says where: `proxy`, `upstream`.
+import { useChat } from "@ai-sdk/react"
+import { StrictMode, createElement as h, useEffect, useState } from "react"
+import { createRoot } from "react-dom/client"
+
+const { proxy, upstream } = Object.fromEntries(new URLSearchParams(location.search))
+const { durableTransport } = await import(`${proxy}/streamkeep-ai-sdk.js`)
+const durable = durableTransport("my-chat", { proxyUrl: proxy }, { api: upstream })
+
+function Chat() {
+  const { messages, sendMessage, setMessages, stop, status, error } = useChat(durable.durableSession)
+  useEffect(() => setMessages(durable.initialMessages), [])
+  return h(
+    "section",
+    null,
+    messages.map(({ id, role, parts }) => h("p", { key: id, className: role }, parts.map((part) => part.text ?? "").join(""))),
+    h("output", null, error ? String(error) : status),
+    h("button", { onClick: () => sendMessage({ text: "Hello" }) }, "Send"),
+    h("button", { onClick: stop }, "Stop"),
+  )
+}
+
+function App() {
+  const [isShown, setShown] = useState(true)
+  return h("main", null, isShown && h(Chat), h("button", { onClick: () => setShown(!isShown) }, "Toggle"))
+}
+
+createRoot(document.querySelector("main")).render(h(StrictMode, null, h(App)))
