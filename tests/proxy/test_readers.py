@@ -169,6 +169,21 @@ async def test_a_feed_keeps_a_bounded_amount(log: Log) -> None:
         assert got == b"x" * 100_000
 
 
+async def test_a_feed_keeps_nothing_that_its_only_reader_has(log: Log) -> None:
+    readers = Readers(log.store)
+    with readers.reader(log.stream_id, 0, lambda: None) as reader:
+        readers.appended(log.stream_id, *await log.write(b"a"))
+        assert await take(readers, reader) == b"a"
+        await asyncio.sleep(0)
+        assert reader.feed.retained_bytes == 0
+        with readers.reader(log.stream_id, 1, lambda: None) as late:
+            readers.appended(log.stream_id, *await log.write(b"b"))
+            assert await take(readers, reader) == b"b"
+            await asyncio.sleep(0)
+            assert reader.feed.retained_bytes > 0
+            assert await take(readers, late) == b"b"
+
+
 async def test_what_was_appended_at_once_is_not_sent_at_once_however_large(log: Log) -> None:
     readers = Readers(log.store)
     body = random.Random(6).randbytes(3 * 1024 * 1024)

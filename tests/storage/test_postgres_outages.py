@@ -113,6 +113,19 @@ async def test_waiting_for_a_connection_counts_against_the_deadline(database_url
         await store.ping()
 
 
+async def test_a_connection_that_is_kept_goes_to_whoever_waits_for_one(database_url: str) -> None:
+    async with opened(database_url, pool_size=1) as store, connected(database_url) as third:
+        await store.ping()
+        await asyncio.gather(*(store.ping() for _ in range(5)))
+        assert (store.status().connections, store.status().busy_connections) == (1, 0)
+        await third.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity"
+            " where datname = current_database() and pid <> pg_backend_pid() and query = 'select 1'"
+        )
+        await until(lambda: store.status().connections == 0)
+        await store.ping()
+
+
 async def test_a_crowd_in_the_ordinary_lane_leaves_room_for_heartbeats_and_commits(database_url: str) -> None:
     async with opened(database_url, pool_size=3) as store, connected(database_url) as third:
         owner = await store.register_owner()

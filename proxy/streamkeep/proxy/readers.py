@@ -1,7 +1,7 @@
 """Readers: committed bytes, encoded once for each encoding, handed to everybody who waits for them.
 
 A `Feed` exists for each stream that somebody here reads live. It keeps the newest pieces for a while, keyed by where
-they start. A reader takes a piece from memory only if the piece starts exactly where the reader stands; in every other
+they start, but none that the stream's only reader has. A reader takes a piece from memory only if the piece starts exactly where the reader stands; in every other
 case it reads the log, and so do all where a piece would be large. So a lost, late or doubled wake-up costs a query and never a byte, and a slow reader holds no
 memory: it falls behind the feed and catches up from the log.
 
