@@ -56,7 +56,7 @@ check: $(VENV)/.installed-dev ## formatting, lint and types, as CI sees them
 # LiteLLM cannot be installed beside the other SDKs, so its adapter is explained in adapters/README.md alone.
 reference: $(VENV)/.installed-dev ## build the API reference as web pages, into build/reference
 	@$(BIN)/python -W error -m pdoc --no-show-source --output-directory $(REFERENCE) \
-		streamkeep.client streamkeep.client.sessions streamkeep.proxy streamkeep.storage \
+		streamkeep.client streamkeep.client.sessions streamkeep.client.state streamkeep.proxy streamkeep.storage \
 		$(patsubst %.py,streamkeep.adapters.%,$(filter-out litellm.py,$(notdir $(wildcard adapters/streamkeep/adapters/[a-z]*.py))))
 
 format: $(VENV)/.installed-dev ## format the code and mend what lint can mend

@@ -7,9 +7,11 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,17 @@ async def test_the_streams_examples_read_on_produce_and_work(
         printed = await run(sys.executable, "-c", producing, home=tmp_path)
         assert printed == f"{stored} messages are stored\n"
     assert await run(sys.executable, "-c", working, home=tmp_path) == "jobs/today [{'job': 1}]\n"
+
+
+async def test_the_state_example_follows_writes_and_mirrors(
+    proxy: ServedProcess, vendor_url: str, tmp_path: Path
+) -> None:
+    printed = await run(sys.executable, "-c", here(example("State"), proxy, vendor_url), home=tmp_path)
+    steps, names = printed.rstrip().rsplit("\n", 1)
+    assert steps == "[('insert', '1'), ('insert', '2')]\n[('update', '2')]"
+    assert names == "['Grace', 'Ada']"
+    with closing(sqlite3.connect(tmp_path / "people.sqlite3")) as database:
+        assert [key for (key,) in database.execute("SELECT key FROM state ORDER BY key")] == ["1", "2"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -16,7 +16,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = [
-    *("streamkeep.client", "streamkeep.client.sessions", "streamkeep.proxy", "streamkeep.storage"),
+    *(
+        "streamkeep.client",
+        "streamkeep.client.sessions",
+        "streamkeep.client.state",
+        "streamkeep.proxy",
+        "streamkeep.storage",
+    ),
     *(f"streamkeep.adapters.{path.stem}" for path in sorted((ROOT / "adapters/streamkeep/adapters").glob("[a-z]*.py"))),
 ]
 MODULES.remove("streamkeep.adapters.litellm")  # it cannot be imported where the other SDKs are
