@@ -138,6 +138,39 @@ async def test_a_worker_does_what_is_pending_and_what_comes(kind: Kind, root: st
             await call(handle.disconnect)
 
 
+async def test_a_handler_may_append_read_and_acknowledge_beyond_its_claim(kind: Kind, root: str) -> None:
+    """By the worker's own connections; what comes after that is work of its own."""
+    done: list[list[object]] = []
+    loop = asyncio.get_running_loop()
+
+    def wait(made: Any) -> Any:
+        return made if kind == "sync" else asyncio.run_coroutine_threadsafe(made, loop).result(20)
+
+    def do(work: Any) -> None:
+        (stream,) = work.streams
+        handle = work.stream(stream.path)
+        news = wait(handle.read(offset=stream.acked_offset))
+        if not done:
+            wait(handle.append(2))
+            more = wait(handle.read(offset=news.offset))
+            wait(work.ack(stream.path, more.offset))
+            done.append(more.json())
+        else:
+            done.append(news.json())
+
+    async with subscriber(kind, root) as subscriptions:
+        wakes = await json_stream(kind, f"{root}/wakes")
+        await call(subscriptions.create, "jobs", pattern="jobs/*", wake_stream="wakes")
+        jobs = await json_stream(kind, f"{root}/jobs/a", 1)
+        async with working(kind, subscriptions, do) as running:
+            await until(lambda: done == [[2]] or running.done())
+            await call(jobs.append, 3)
+            await until(lambda: len(done) == 2 or running.done())
+            assert (done, running.done()) == ([[2], [3]], False)
+        for handle in (wakes, jobs):
+            await call(handle.disconnect)
+
+
 async def test_a_lease_is_renewed_while_a_handler_works(kind: Kind, root: str) -> None:
     seen: list[str] = []
     began, gate = threading.Event(), threading.Event()
