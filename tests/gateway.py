@@ -33,6 +33,7 @@ class Gateway:
     drops: frozenset[str] = frozenset()  # headers of answers
     caches: bool = False  # for everybody, whatever they show
     refuses: frozenset[str] = frozenset()  # methods
+    hides: str = "//"  # paths that begin with it
     _kept: dict[str, Response] = field(default_factory=dict)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,6 +45,8 @@ class Gateway:
         path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         if request.method in self.refuses:
             return Response("no", 405)
+        if path.startswith(self.hides):
+            return Response("no", 404)
         if request.method == "GET" and path in self._kept:
             return self._kept[path]
         headers = [(name, value) for name, value in request.headers.items() if name not in _OF_ONE_CONNECTION]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import sys
+import termios
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
@@ -49,6 +54,24 @@ class Program:
             out, err = await process.communicate(stdin)
         return Ended(process.returncode, out, err.decode())
 
+    async def on_terminal(self, *arguments: str, stdin: Path | None = None, **environ: str) -> Ended:
+        """Run it on a terminal, whose whole text is `out`; `stdin` is a file to read instead."""
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (40, 120))
+        source = theirs if stdin is None else os.open(stdin, os.O_RDONLY)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "streamkeep.client", *arguments),
+            stdin=source,
+            stdout=theirs,
+            stderr=theirs,
+            env={**self.environ, "TERM": "xterm-256color", **environ},
+        )
+        for terminal in {source, theirs}:
+            os.close(terminal)
+        shown = await asyncio.to_thread(_all_from, ours)
+        async with asyncio.timeout(60):
+            return Ended(await process.wait(), shown, "")
+
     async def here(self, *arguments: str) -> Ended:
         """The same in a thread of this process, which costs less: for commands without signals, standard input and a place
         where they run. One at a time, since all threads have one standard output."""
@@ -58,3 +81,12 @@ class Program:
         with CliRunner().isolation(env=self.environ) as (out, err, _):
             code = main(arguments)
             return Ended(code, out.getvalue(), err.getvalue().decode())
+
+
+def _all_from(terminal: int) -> bytes:
+    """What is written to a terminal until nobody has it any more."""
+    shown = b""
+    with suppress(OSError), open(terminal, "rb", buffering=0) as screen:
+        while piece := screen.read(65_536):
+            shown += piece
+    return shown

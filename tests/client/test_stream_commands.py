@@ -15,6 +15,7 @@ import pytest
 from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.storage import MemoryStore
 from tests.client.commands import Program
+from tests.gateway import gateway
 from tests.serving import Proxy, serving
 from tests.upstream import upstream, whole
 
@@ -156,6 +157,20 @@ async def test_list_tells_of_what_is_there(run: Program, session: str) -> None:
                 break
     found = [json.loads(line) for line in (await run("list", f"{session}/*", "--json")).text.splitlines()]
     assert [each["contentType"] for each in found] == ["text/plain"] * 2
+
+
+async def test_list_is_the_same_page_by_page_and_by_the_registry(run: Program, session: str, proxy: Proxy) -> None:
+    paths = sorted(f"{session}/{number}" for number in range(501))
+    for path in paths:
+        await proxy.client.put(f"/v1/stream/{path}", headers={"Content-Type": "text/plain"})
+    await proxy.client.delete(f"/v1/stream/{paths.pop()}")
+    assert [line.split("\t")[0] for line in (await run("list", f"{session}/*")).text.splitlines()] == paths
+    assert (await run("list", f"{session}/?")).text.count("\n") == 10
+    async with gateway(proxy.url, hides="/api/") as url, asyncio.timeout(30):
+        other = Program({**run.environ, "STREAM_URL": url})
+        while (listed := await other("list", f"{session}/*", "--json")).text.count("\n") != len(paths):
+            pass
+    assert [row["path"] for row in listed.json_lines] == paths
 
 
 async def test_ctrl_c_is_quiet(run: Program, name: str) -> None:

@@ -16,7 +16,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; return its exit code."""
     click.Context.formatter_class = Formatter
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with outcomes() as outcome, commands.make_context("streamkeep", arguments, obj=os.environ) as context:
+    color = False if os.environ.get("NO_COLOR") else None
+    with (
+        outcomes(color=color) as outcome,
+        commands.make_context("streamkeep", arguments, obj=os.environ, color=color) as context,
+    ):
         outcome.code = commands.invoke(context)
     return outcome.code
 

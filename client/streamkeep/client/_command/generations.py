@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -21,7 +22,6 @@ from streamkeep.client._command.outcomes import (
 from streamkeep.client._command.output import write, write_rows
 from streamkeep.client._command.parameters import as_json
 from streamkeep.client._command.server import StreamServer, header, server_options
-from streamkeep.client._errors import ProtocolError
 from streamkeep.client._rules import wire
 
 _FETCH_EPILOG = f"""\
@@ -110,8 +110,6 @@ def active(session: str, server: StreamServer) -> int:
     return 0
 
 
-_PAGE_ROWS = 500
-
 _limit = click.option(
     "-n", "--limit", type=click.IntRange(1), default=100, show_default=True, help="The newest so many."
 )
@@ -177,18 +175,8 @@ def cancel(session: str, request: str, server: StreamServer) -> int:
 def _listing(
     server: StreamServer, what: str, limit: int, asked: Mapping[str, str | None]
 ) -> Iterator[dict[str, object]]:
-    """The rows of a listing, page by page."""
     params = {name: value for name, value in asked.items() if value is not None}
-    while limit:
-        page = server.ask("GET", f"/api/{what}", params={**params, "limit": str(min(limit, _PAGE_ROWS))})
-        rows, following = page.get(what), page.get("next")
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise ProtocolError(f"the listing of {what} is not a list of objects")
-        yield from rows
-        limit -= len(rows)
-        if not rows or not isinstance(following, str):
-            return
-        params["before"] = following
+    return islice(server.rows(what, params, limit=limit, continued_by="before"), limit)
 
 
 def _show(

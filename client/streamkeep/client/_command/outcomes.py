@@ -65,8 +65,11 @@ class Outcome:
 
 
 @contextmanager
-def outcomes() -> Iterator[Outcome]:
-    """Turn whatever a command raises into a line on standard error, and an exit code."""
+def outcomes(*, color: bool | None) -> Iterator[Outcome]:
+    """Turn whatever a command raises into a line on standard error, and an exit code.
+
+    `color` is as in click: None for colours on terminals alone.
+    """
     outcome = Outcome()
     try:
         try:
@@ -80,7 +83,7 @@ def outcomes() -> Iterator[Outcome]:
         exc.show()
     except click.ClickException as exc:
         outcome.code = exc.exit_code
-        complain(_advice(exc))
+        complain(_advice(exc), color=color)
     except (KeyboardInterrupt, click.Abort):
         outcome.code = INTERRUPTED
     except BrokenPipeError:
@@ -89,7 +92,7 @@ def outcomes() -> Iterator[Outcome]:
         outcome.code = PIPE_CLOSED
     except (errors.StreamkeepError, httpx.TransportError, httpx.InvalidURL, OSError, ValueError) as exc:
         outcome.code = code_of(exc)
-        complain(_reason(exc))
+        complain(_reason(exc), color=color)
 
 
 def code_of(error: Exception) -> int:
@@ -99,9 +102,9 @@ def code_of(error: Exception) -> int:
     return next((code for kind, code in _ERRORS.items() if isinstance(error, kind)), FAILED)
 
 
-def complain(message: str) -> None:
+def complain(message: str, *, color: bool | None = None) -> None:
     """One line on standard error."""
-    click.echo(f"{click.style('streamkeep:', fg='red', bold=True)} {message}", err=True)
+    click.echo(f"{click.style('streamkeep:', fg='red', bold=True)} {message}", err=True, color=color)
 
 
 def note(message: str) -> None:

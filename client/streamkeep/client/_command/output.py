@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import click
+
+_TABLE_ROWS = 1000
 
 
 def write(data: bytes) -> None:
@@ -27,7 +30,11 @@ def write_rows(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*headings, box=None, header_style="bold", pad_edge=False)
-    for row in shown:
-        table.add_row(*map(Text, row))
-    Console().print(table)
+    console, has_headings = Console(), True
+    # By pages, each with widths of its own, so that a list of any length is shown as it comes.
+    while page := list(islice(shown, _TABLE_ROWS)):
+        table = Table(*headings, box=None, header_style="bold", pad_edge=False, show_header=has_headings)
+        for row in page:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        has_headings = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.parse import quote
@@ -21,6 +21,7 @@ from streamkeep.client._rules import protocol, wire
 _DEFAULT_URL = "http://127.0.0.1:4000"
 _STREAMS = "/v1/stream"
 _ASK_SECONDS = 10.0
+_PAGE_ROWS = 500
 _IN_PATHS = "/-._~!$&'()*+,;=:@"
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -82,6 +83,26 @@ class StreamServer:
         if not isinstance(found, dict):
             raise ProtocolError("the answer is not a JSON object, so it is not the proxy's")
         return found
+
+    def rows(
+        self, what: str, asked: Mapping[str, str], *, continued_by: str, limit: int | None = None
+    ) -> Iterator[dict[str, object]]:
+        """What one of the proxy's listings tells, page by page; of `limit` rows no more are asked for than needed.
+
+        Raises: StreamkeepError.
+        """
+        params, left = dict(asked), limit
+        while left is None or left > 0:
+            size = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
+            page = self.ask("GET", f"/api/{what}", params={**params, "limit": str(size)})
+            rows, following = page.get(what), page.get("next")
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise ProtocolError(f"the listing of {what} is not a list of objects")
+            yield from rows
+            left = None if left is None else left - len(rows)
+            if not rows or not isinstance(following, str):
+                return
+            params[continued_by] = following
 
 
 def server_options(command: F) -> F:

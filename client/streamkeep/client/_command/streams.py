@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from itertools import chain
 
 import click
 
@@ -12,13 +15,15 @@ from streamkeep.client._command.outcomes import EXIT_CODES
 from streamkeep.client._command.output import write_rows
 from streamkeep.client._command.parameters import as_json, seconds
 from streamkeep.client._command.server import StreamServer, server_options
-from streamkeep.client._errors import ProtocolError
+from streamkeep.client._errors import ProtocolError, ServerError
 from streamkeep.client._handles import OCTETS, DurableStream
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules import wire
 from streamkeep.client._streams import stream
 
 _REGISTRY = "__registry__"
+_MAX_REGISTERED = 100_000
+_WILDCARD = re.compile(r"[*?\[]")
 _PATIENCE = Patience(send_seconds=10.0, silence_seconds=10.0)
 
 
@@ -139,7 +144,8 @@ Examples:
   streamkeep list
   streamkeep list 'logs/*' --json | jq -r .path
 
-The list is read from the server's registry, a stream that tells of each creation and deletion.
+A server of ours lists them page by page. Of other servers the registry is read, a stream that tells of each creation and
+deletion.
 
 {EXIT_CODES}"""
 
@@ -150,6 +156,34 @@ The list is read from the server's registry, a stream that tells of each creatio
 @server_options
 def list_streams(pattern: str | None, as_json: bool, server: StreamServer) -> int:
     """List the streams that there are, by path, with content type and time of creation."""
+    found = _listed(pattern, server)
+    if as_json:
+        for row in found:
+            click.echo(json.dumps(row, ensure_ascii=False))
+        return 0
+    rows = ((row.get("path"), row.get("contentType"), row.get("createdAt")) for row in found)
+    write_rows(("Path", "Content type", "Created"), rows)
+    return 0
+
+
+def _listed(pattern: str | None, server: StreamServer) -> Iterator[dict[str, object]]:
+    """The streams whose paths match, in the order of their paths."""
+    prefix = "" if pattern is None else _WILDCARD.split(pattern, maxsplit=1)[0]
+    rows = server.rows("streams", {"prefix": prefix} if prefix else {}, continued_by="after")
+    try:
+        first = next(rows, None)
+    except (ServerError, ProtocolError) as exc:
+        if isinstance(exc, ServerError) and exc.status not in (404, 405):
+            raise
+        yield from _registered(pattern, server)
+        return
+    for row in chain(() if first is None else (first,), rows):
+        if pattern is None or fnmatchcase(str(row.get("path")), pattern):
+            yield row
+
+
+def _registered(pattern: str | None, server: StreamServer) -> list[dict[str, object]]:
+    """The same by the registry, which tells of what was deleted too."""
     url = server.stream_url(_REGISTRY)
     known: dict[str, dict[str, object]] = {}
     with stream(url, live=False, headers=server.headers_for(url), patience=_PATIENCE) as response:
@@ -161,13 +195,9 @@ def list_streams(pattern: str | None, as_json: bool, server: StreamServer) -> in
                 known.pop(path, None)
             else:
                 known[path] = value
-    if as_json:
-        for _, value in sorted(known.items()):
-            click.echo(json.dumps(value, ensure_ascii=False))
-        return 0
-    rows = ((path, value.get("contentType"), value.get("createdAt")) for path, value in sorted(known.items()))
-    write_rows(("Path", "Content type", "Created"), rows)
-    return 0
+            if len(known) > _MAX_REGISTERED:
+                raise click.ClickException(f"there are more than {_MAX_REGISTERED} streams: narrow them by a GLOB")
+    return [{"path": path, **value} for path, value in sorted(known.items())]
 
 
 def _change(event: object) -> tuple[str, dict[str, object] | None]:
