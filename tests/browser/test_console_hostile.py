@@ -73,8 +73,10 @@ async def test_an_address_leads_to_no_other_route(proxy: Proxy, page: Page, comp
         await expect(page.get_by_role("heading", name="That did not work")).to_be_visible()
     await page.goto(f"{proxy.url}/#/generation/default/../..")
     await expect(page.get_by_role("heading", name="That did not work")).to_be_visible()
-    await page.goto(f"{proxy.url}/#/<img src=x onerror=alert(1)>/%E0%A4%A")
-    await expect(page.get_by_role("heading", name="No generations yet")).to_be_visible()
+    for nowhere in ("<img src=x onerror=alert(1)>/%E0%A4%A", "constructor", "__proto__/x"):
+        await page.goto(f"{proxy.url}/#/{nowhere}")
+        await expect(page.get_by_role("heading", name="No generations yet")).to_be_visible()
+        await expect(page.get_by_role("link", name="Generations")).to_have_attribute("aria-current", "page")
     own = ("/#", "/console/", "/api/whoami", "/api/generations?")
     assert [path for path in asked if path != "/" and not path.startswith(own)] == []
     assert all("400" in complaint for complaint in complaints), complaints

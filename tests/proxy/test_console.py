@@ -70,7 +70,9 @@ async def test_every_file_that_the_console_loads_is_served_under_a_strict_policy
 
 @pytest.mark.parametrize("path", ["/console/", "/console/nothing.js", "/console/..%2fapp.py", "/console/__init__.py"])
 async def test_nothing_else_is_a_file_of_the_console(proxy: Proxy, path: str) -> None:
-    assert (await proxy.client.get(path)).status_code == 404
+    answer = await proxy.client.get(path)
+    assert answer.status_code == 404
+    assert answer.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
 
 
 async def test_everybody_learns_who_they_are(proxy: Proxy) -> None:

@@ -155,5 +155,5 @@ async def _problem_error(request: Request, exc: Exception) -> JSONResponse:
 def _json(request: Request, problem: Problem) -> JSONResponse:
     asgi.Exchange.of(request.scope).error = problem.code
     security = {name.decode(): value.decode() for name, value in asgi.SECURITY_HEADERS}
-    headers = {"Cache-Control": "no-store", **security, **dict(problem.headers)}
+    headers = dict([asgi.NO_STORE, asgi.SANDBOX, *security.items(), *problem.headers])
     return JSONResponse(problem.body(), status_code=problem.status, headers=headers)

@@ -45,7 +45,7 @@ async def answer_json(send: Send, status: int, value: object, headers: Headers =
 
 
 async def answer_problem(send: Send, problem: Problem) -> None:
-    await answer_json(send, problem.status, problem.body(), problem.headers)
+    await answer_json(send, problem.status, problem.body(), [*problem.headers, SANDBOX])
 
 
 def chunk(body: bytes) -> bytes:

@@ -29,8 +29,9 @@ let shownAt = ""
 async function show() {
   if (location.hash === "#main") return main.focus()
   const [path, query] = location.hash.replace(/^#\//, "").split("?")
-  const [name, ...parts] = path.split("/").map(decoded)
-  const [title, page] = PAGES[name] ?? PAGES.generations
+  const [given, ...parts] = path.split("/").map(decoded)
+  const name = Object.hasOwn(PAGES, given) ? given : "generations"
+  const [title, page] = PAGES[name]
   leaving.abort()
   leaving = new AbortController()
   const { signal } = leaving
