@@ -6,7 +6,9 @@ import base64
 
 import pytest
 
-from streamkeep.client._rules.frames import take_frames
+from streamkeep.client import ProtocolError
+from streamkeep.client._rules.frames import take_frames, take_whole_frames
+from streamkeep.client._rules.reading import Live, StreamPosition
 from streamkeep.client._rules.sse import EventDecoder
 from streamkeep.client._rules.wire import parse_stream_status, position_of
 from streamkeep.proxy.rules import sse
@@ -86,3 +88,35 @@ def test_what_is_not_as_usual_is_left_to_the_decoder(wire: bytes) -> None:
 def test_a_control_event_that_says_more_is_left_to_its_reader(told: bytes) -> None:
     data = sse.base64_frame(BODY[:9], format_offset(9))
     assert take_frames(data + told) == ([(BODY[:9], 9)], None, len(data))
+
+
+def test_whole_frames_of_a_stream_are_taken_as_its_reader_would_take_them_one_by_one() -> None:
+    wire = frame(0, 200) + frame(200, 201, cursor="8", is_up_to_date=False) + frame(201, 768, is_up_to_date=False)
+    quick, slow = (StreamPosition("-1", Live.EVENTS) for _ in range(2))
+    for position in (quick, slow):
+        position.begin("text/plain")
+    frames, taken = take_whole_frames(wire)
+    assert frames is not None
+    assert taken == len(wire)
+    quick.receive_frames(frames)
+    for event in EventDecoder().feed(wire):
+        slow.receive_event(event, is_base64=True)
+    assert b"".join(part for piece in quick.pieces for part in piece.parts) == BODY
+    assert b"".join(part for piece in slow.pieces for part in piece.parts) == BODY
+    assert (quick.offset, quick.cursor, quick.is_up_to_date) == (slow.offset, slow.cursor, slow.is_up_to_date)
+
+
+def test_of_whole_frames_nothing_is_taken_that_is_cut_or_leads_back() -> None:
+    first, second = frame(0, 100), frame(100, 300)
+    for cut in range(len(second)):
+        frames, taken = take_whole_frames(first + second[:cut])
+        assert frames is not None
+        assert (frames.data, taken) == (BODY[:100], len(first)), cut
+    for odd in (first, frame(0, 0), second.replace(b"data:", b"data:=", 1), sse.HEARTBEAT, b"x"):
+        assert take_whole_frames(first + odd)[1] == len(first)
+    assert take_whole_frames(sse.closing_frame(format_offset(9))) == (None, 0)
+    position = StreamPosition(format_offset(100), Live.EVENTS)
+    frames, _ = take_whole_frames(first)
+    assert frames is not None
+    with pytest.raises(ProtocolError):
+        position.receive_frames(frames)

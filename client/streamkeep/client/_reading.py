@@ -22,6 +22,7 @@ from streamkeep.client._errors import BodyConsumed, ConnectionFailed, ProtocolEr
 from streamkeep.client._peer import Peer
 from streamkeep.client._retry import Interrupted, repeats
 from streamkeep.client._rules import protocol, wire
+from streamkeep.client._rules.frames import take_whole_frames
 from streamkeep.client._rules.outages import LONG_ATTEMPT_SECONDS
 from streamkeep.client._rules.protocol import Head
 from streamkeep.client._rules.reading import Live, Mode, Piece, StreamPosition
@@ -207,6 +208,15 @@ class StreamReading:
                 return
             raise
         self._heard()
+        if events.has_frames and events.decoder.is_between_events:
+            frames, taken = take_whole_frames(data)
+            if frames is not None:
+                events.is_barren, events.is_fruitful = False, True
+                self._fruitless = 0
+                self.position.receive_frames(frames)
+                if taken == len(data):
+                    return
+                data = data[taken:]
         for event in events.decoder.feed(data):
             events.is_barren = False
             if self.position.receive_event(event, is_base64=events.is_base64):
@@ -228,7 +238,7 @@ class StreamReading:
             await reply.close()
             raise ProtocolError("a live read was not answered with server-sent events in an encoding that is known")
         self.position.begin(None)
-        return _Events(reply, is_base64=encoding is not None)
+        return _Events(reply, is_base64=encoding is not None, is_json=self.position.is_json)
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()
@@ -262,9 +272,11 @@ class _Page:
 class _Events:
     """A live connection: barren until its first event; good when it has lived for a while, or brought something."""
 
-    def __init__(self, reply: Reply, *, is_base64: bool) -> None:
+    def __init__(self, reply: Reply, *, is_base64: bool, is_json: bool) -> None:
         self.reply = reply
         self.is_base64 = is_base64
+        # Bytes may be joined; what comes of a JSON stream is an array each.
+        self.has_frames: bool = is_base64 and not is_json
         self.decoder = EventDecoder()
         self.is_barren = True
         self.is_fruitful = False

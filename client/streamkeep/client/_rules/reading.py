@@ -20,6 +20,7 @@ from enum import Enum, auto
 
 from streamkeep.client._errors import ProtocolError
 from streamkeep.client._rules import protocol
+from streamkeep.client._rules.frames import Frames
 from streamkeep.client._rules.position import EventHealth
 from streamkeep.client._rules.protocol import Control, Head
 from streamkeep.client._rules.sse import Event
@@ -133,6 +134,16 @@ class StreamPosition:
         is_up_to_date = head.is_up_to_date or head.is_closed or not moved
         self._arrive(head.next_offset, head.cursor, is_up_to_date=is_up_to_date, is_closed=head.is_closed)
         return moved
+
+    def receive_frames(self, frames: Frames) -> None:
+        """Take data and their `control` events, as several `receive_event` would; for a stream of bytes, in base64.
+
+        Raises:
+            ProtocolError: they lead backwards.
+        """
+        self._moves_to(frames.first_offset, has_data=True)
+        self._hold(frames.data)
+        self._arrive(frames.last_offset, frames.cursor, is_up_to_date=frames.is_up_to_date, is_closed=False)
 
     def receive_event(self, event: Event, *, is_base64: bool) -> bool:
         """Take an event; whether it brought the reader further. Unknown ones are passed over. Raises: ProtocolError."""
