@@ -2,7 +2,7 @@
 import assert from "node:assert/strict"
 import { test } from "node:test"
 import { ChatClient, fetchServerSentEvents } from "@tanstack/ai-client"
-import { MemoryStorage, PROXY, freshSession, says, turns, until, vendor } from "./harness.mjs"
+import { MemoryStorage, PROXY, freshSession, says, turns, until, vendor, wire } from "./harness.mjs"
 import { durableTransport } from "./modules/streamkeep-tanstack.js"
 
 const WORDS = ["Hello", " wörld", " ☃", "\n\nand", " more"]
@@ -100,6 +100,17 @@ for (const isReloaded of [false, true]) {
     assert.deepEqual([texts(again), again.errors, calls.length], [["one", "Hello"], [], 1])
   })
 }
+
+test("messages are there while the proxy is away", async () => {
+  const { url } = await answering()
+  const line = await wire(PROXY)
+  const [session, storage] = [freshSession(), new MemoryStorage()]
+  await page(session, storage, url).client.sendMessage("one")
+  line.isDown = true
+  const again = page(session, storage, url, { proxyUrl: line.url, patience: { sendSeconds: 0.01 } })
+  await shows(again, TEXT)
+  assert.deepEqual(texts(again), ["one", TEXT])
+})
 
 test("W25: an answer that broke off is an error, and no end", async () => {
   const { url } = await vendor(async ({ response }) => {

@@ -79,7 +79,8 @@ export function durableTransport(sessionId, transportOptions, durableOptions = {
 
     async hydrate() {
       const [pending] = durable.pending(sessionId)
-      const listed = await durable.active(sessionId)
+      // A client that is told nothing begins anew, and its next message would take the place of those that are kept.
+      const listed = await durable.active(sessionId).catch(() => [])
       const running = listed.find(({ state }) => state === "creating" || state === "running")
       const unread = pending === listed[0]?.requestId ? pending : undefined
       // The client tells nobody what came of an answer that was stopped or broke off: it is joined to be shown again.
