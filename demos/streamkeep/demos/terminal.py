@@ -38,7 +38,8 @@ def run(environ: Mapping[str, str], *, tokens: int, rate: float) -> int:
 def read(proxy_url: str, vendor_url: str, folder: Path, *, resume: bool) -> None:
     """What the reading program does: fetch or resume, show each piece, and keep what it has taken in a file."""
     headers = {"X-Session-ID": _SESSION, "X-Resume-Active-Generation": "true" if resume else "false"}
-    body = {"model": "demo", "stream": True, "messages": [{"role": "user", "content": "Tell me a story"}]}
+    question = [{"role": "user", "content": "Tell me a story"}]
+    body = {"model": "demo", "stream": True, "messages": question, "metadata": {"fake-text": "markdown"}}
     store = SQLiteStore(folder / "client.sqlite3")
     with FetchClient(proxy_url, store=store) as client:
         response = client.fetch(f"{vendor_url}/v1/chat/completions", method="POST", headers=headers, json=body)
@@ -47,8 +48,8 @@ def read(proxy_url: str, vendor_url: str, folder: Path, *, resume: bool) -> None
             for data in response.iter_bytes():
                 taken.write(data)
                 taken.flush()
-                sys.stdout.write(_text(data))
-                sys.stdout.flush()
+                # The second one's words in another colour: where they begin is where the first one died.
+                click.secho(_text(data), nl=False, fg="cyan" if resume else "yellow")
 
 
 def _show(environ: Mapping[str, str], folder: Path, tokens: int, rate: float) -> int:

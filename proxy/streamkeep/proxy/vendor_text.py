@@ -41,8 +41,8 @@ for line in story.after(position):
 ### What the others say
 
 - In the **café naïve** they order by the chapter, and never twice.
-- In 東京 they read while the train is in a tunnel, and the signal with it.
-- On the boats 🛶 they call it `stop`, and the river is silent within a second.
+- In Αθήνα they read while the train is in a tunnel, and the signal with it.
+- On the boats ⛵ they call it `stop`, and the river is silent within a second.
 
 So the night went by. The lamp burned, the water spoke, and page after page was filled: with the names of towns, with
 the price of salt, with what the heron had seen and would tell to no one else. In the morning the first reader came back,
