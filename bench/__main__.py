@@ -117,7 +117,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--create-seconds", type=float, default=5, help="for how long 200 a second are created")
     parser.add_argument("--writers", type=int, default=64, help="connections that append at once")
     parser.add_argument("--append-bytes", type=int, default=200, help="size of an append")
-    parser.add_argument("--append-seconds", type=float, default=5, help="length of each measurement of appends")
+    parser.add_argument("--append-seconds", type=float, default=4, help="length of each measurement of appends")
     parser.add_argument(
         "--readers",
         type=int,

@@ -26,7 +26,7 @@ _SEARCHED_P99_MS = 60.0
 # Beyond these numbers of generations nothing is learnt from a system.
 _ENOUGH = {
     "direct": (200, "there is nothing that could be busy"),
-    "pass-through": (500, "it falls behind long before"),
+    "pass-through": (200, "it falls behind soon"),
 }
 
 

@@ -14,7 +14,7 @@ from bench.bars import RowComparison, bars_table
 from bench.catch_up import compare_catch_up
 from bench.clients import compare_clients
 from bench.fan_out import compare_fan_out
-from bench.growth import compare_growth
+from bench.growth import compare_growth, compare_numbers
 from bench.memory import compare_memory
 from bench.relay import compare_creates, compare_relays, keeps_up, search_largest
 from bench.report import AppendComparison, AppendFigures, Comparison
@@ -69,6 +69,8 @@ async def _relay(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Compariso
         if generations >= _MANY_GENERATIONS and ours is not None and not keeps_up(workload, ours):
             title = "relay: more and fewer generations, for the largest number that keeps up"
             yield RowComparison("relay", title, [await search_largest(generations, place, say)])
+        if generations >= _MANY_GENERATIONS and ours is not None:
+            yield await compare_numbers(generations, ours, place, say)
 
 
 async def _create(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
