@@ -362,14 +362,13 @@ async def test_every_acknowledged_write_is_durable_whatever_the_default_is(datab
 
 async def test_a_batch_takes_as_many_statements_whatever_its_size(database_url: str) -> None:
     async with opened(database_url) as store:
-        pool = store._database._pool
-        assert pool is not None
         paths = [f"a{number}" for number in range(200)]
         for path in paths:
             await made(store, path)
         heard: list[str] = []
-        async with pool.acquire() as connection:
-            connection.add_query_logger(lambda record: heard.append(record.query))
+        connection = store._database._held
+        assert connection is not None
+        connection.add_query_logger(lambda record: heard.append(record.query))
         for turn, size in enumerate([1, 1, 200]):
             heard.clear()
             results = await store.append([write(path, b"x", producer=("p", turn, 0)) for path in paths[:size]])
