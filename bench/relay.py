@@ -61,16 +61,18 @@ async def compare_creates(
 
 
 async def search_largest(most: int, place: Place, say: Callable[[str], None]) -> Figure:
-    """The largest number of generations that keeps up, when `most` does not, to within an eighth of it."""
+    """The largest number of generations that keeps up, when `most` does not, to within an eighth of it; none where no
+    number that is tried does."""
     works, fails = _SEARCH_FROM, most
+    largest: int | None = None
     for _ in range(_SEARCH_STEPS):
         number = (works + fails) // 2
         outcomes, _ = await _measure_each([OURS], by_default(number), place, say)
         if keeps_up(by_default(number), outcomes[OURS]):
-            works = number
+            works = largest = number
         else:
             fails = number
-    return Figure(f"largest number that keeps up, where {most} do not", "generations", most, works, is_floor=True)
+    return Figure(f"largest number that keeps up, where {most} do not", "generations", most, largest, is_floor=True)
 
 
 def keeps_up(workload: Workload, outcome: Outcome) -> bool:

@@ -67,7 +67,7 @@ async def _relay(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Compariso
         generations = workload.generations
         ours = found.outcomes.get(OURS)
         if generations >= _MANY_GENERATIONS and ours is not None and not keeps_up(workload, ours):
-            title = "relay: more and fewer generations, for the largest number that keeps up"
+            title = "fewer generations, for the largest number that keeps up"
             yield RowComparison("relay", title, [await search_largest(generations, place, say)])
         if generations >= _MANY_GENERATIONS and ours is not None:
             yield await compare_numbers(generations, ours, place, say)
