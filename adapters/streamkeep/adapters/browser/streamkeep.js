@@ -54,12 +54,10 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
   const cancel = async (sessionId, requestId) =>
     (await look([sessionId, requestId, "cancel"], { method: "POST", keepalive: true }))?.state
 
-  // Until the proxy has heard of it the mark says so, and the next page sees to it.
   async function stop(mark, creating) {
     mark.save({ isStopped: true })
     const { sessionId, requestId } = mark
     try {
-      // What was on its way at first may have been claimed since.
       if (!(await cancel(sessionId, requestId)) && (await creating)) await cancel(sessionId, requestId)
       mark.remove()
     } catch {}
@@ -79,7 +77,6 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
     steering(headers)
     headers.set("X-Proxy-Url", request.url)
     headers.set("X-Proxy-Method", request.method)
-    // A stream stays one, and cannot be sent twice.
     const { duplex } = init
     const body = duplex ? request.body : await request.blob()
     const sent = { method: "POST", headers, body: duplex || body.size ? body : null, duplex }
@@ -268,7 +265,6 @@ function bodyOf(found, mark, given, { get, find, stop, outage, stallMs }, signal
   const pull = async () => {
     try {
       outage.heard()
-      // Another tab may have ended or stopped it.
       if (mark.read().position >= 0) mark.save({ position: given })
       const piece = await next()
       if (isLeft) return
@@ -336,7 +332,6 @@ function outageWithin(limitSeconds, signal) {
   const pause = async (error) => {
     signal?.throwIfAborted()
     const now = performance.now()
-    // The clock of a frozen page jumps.
     silenceMs += Math.min(now - since, 60_000)
     since = now
     if (!(error instanceof TypeError || error.isTransient) || silenceMs >= limitSeconds * 1000) throw error
@@ -407,7 +402,6 @@ function steering(headers) {
 async function refusal(response) {
   const { error: code, message, sessionId } = await response.json().catch(() => ({}))
   const { status, headers } = response
-  // With ids it tells how a call ended without an answer; without a code it is not the proxy's.
   const isTransient = !sessionId && (code ? /429|503/ : /429|50[234]/).test(status)
   const retryAfterMs = Number(headers.get("Retry-After")) * 1000 || 0
   return proxyError(message ?? "not the proxy's answer", { status, code, isTransient, retryAfterMs })
@@ -431,7 +425,6 @@ function unlessAborted(signal, promise) {
   })
 }
 
-// Off line, only for the page's return, which ends every wait.
 function sleep(ms, signal) {
   let unsubscribe
   const over = new Promise((resolve) => {
