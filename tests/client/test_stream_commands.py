@@ -135,6 +135,28 @@ async def test_a_resume_file_goes_on_where_the_last_run_was(run: Program, name: 
     assert (await run("read", name, "--resume-file", str(kept))).code == 2
 
 
+async def test_what_is_no_resume_file_is_refused(run: Program, name: str, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    for content in ("", "[" * 200_000, "[]", '{"url": 1}'):
+        kept.write_text(content)
+        refused = await run.here("read", name, "--resume-file", str(kept))
+        assert (refused.code, refused.err.count("\n"), kept.read_text()) == (2, 1, content)
+
+
+async def test_an_id_leads_to_no_other_stream_and_out_of_none(run: Program, name: str) -> None:
+    await run.here("create", name)
+    for given in (f"other/../{name}", f"./{name}", "..", "../../api/keys", f"{name}/."):
+        for command in ("read", "delete", "info"):
+            refused = await run.here(command, given)
+            assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert (await run.here("info", name)).code == 0
+
+
+async def test_what_is_no_header_is_not_repeated(run: Program) -> None:
+    refused = await run.here("fetch", "http://127.0.0.1:1/", "-H", "Bearer sk-secret")
+    assert (refused.code, "sk-secret" in refused.err) == (2, False)
+
+
 async def test_a_fork_shares_what_was_before_it(run: Program, name: str) -> None:
     await run("create", name, "--content-type", "text/plain")
     await run("write", name, "shared and more")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from streamkeep.client._command.output import printable
 from tests.client.commands import Program
 
 RED = b"\x1b[31m"
@@ -43,3 +44,15 @@ async def test_write_shows_how_far_it_is(run: Program, name: str, tmp_path: Path
     assert shown.text.endswith("\x1b[2K")
     assert (await run.on_terminal("write", name, "-q", stdin=tmp_path / "large")).out == b""
     assert (await run.here("info", name, "--json")).json["offset"].endswith("6000000")
+
+
+async def test_a_servers_words_cannot_steer_the_terminal(run: Program, name: str, session: str) -> None:
+    """Neither by escapes, nor by the controls above them, nor by line ends."""
+    hostile = "\x1b[31mred\x9b2J\nnext\ud800"
+    shown = await run.on_terminal("subscribe", session, "--stream", name, "--description", hostile[:-1], NO_COLOR="1")
+    assert shown.code == 0
+    assert "\\u001b[31mred\\u009b2J\\u000anext" in shown.text
+    assert not {"\x1b", "\x9b"} & set(shown.text)
+    assert printable(hostile) == "\\u001b[31mred\\u009b2J\\u000anext\\ud800"
+    complaint = await run.on_terminal("read", name, "--resume-file", "no\x1b]0;x\x07/where", NO_COLOR="1")
+    assert (complaint.code, "\x1b" in complaint.text) == (1, False)

@@ -11,6 +11,7 @@ import click
 
 from streamkeep.client._command.examination import examine
 from streamkeep.client._command.outcomes import EXIT_CODES, FAILED
+from streamkeep.client._command.output import printable
 from streamkeep.client._command.parameters import as_json
 from streamkeep.client._command.server import StreamServer, server_options
 from streamkeep.client._peer import checked_url
@@ -65,9 +66,9 @@ def doctor(url: str | None, seconds: float, origin: str, as_json: bool, server: 
 
 def _show(finding: Finding, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(finding), ensure_ascii=False))
+        click.echo(printable(json.dumps(asdict(finding), ensure_ascii=False)))
         return
     verdict = click.style(f"{finding.verdict:<4}", fg=_COLOURS[finding.verdict], bold=True)
-    click.echo(f"{verdict} {finding.check:<15} {finding.measured}")
+    click.echo(f"{verdict} {finding.check:<15} {printable(finding.measured)}")
     if finding.advice is not None:
-        click.echo(f"     {'':<15} → {finding.advice}")
+        click.echo(f"     {'':<15} → {printable(finding.advice)}")

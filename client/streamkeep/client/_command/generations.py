@@ -19,7 +19,7 @@ from streamkeep.client._command.outcomes import (
     complain,
     note,
 )
-from streamkeep.client._command.output import write, write_rows
+from streamkeep.client._command.output import printable, write, write_rows
 from streamkeep.client._command.parameters import as_json
 from streamkeep.client._command.server import StreamServer, header, server_options
 from streamkeep.client._rules import wire
@@ -111,7 +111,7 @@ def active(session: str, server: StreamServer) -> int:
 
 
 _limit = click.option(
-    "-n", "--limit", type=click.IntRange(1), default=100, show_default=True, help="The newest so many."
+    "-n", "--limit", type=click.IntRange(1, 1_000_000_000), default=100, show_default=True, help="The newest so many."
 )
 _text = click.option("-q", "--query", metavar="TEXT", help="Those whose ids contain it.")
 
@@ -168,7 +168,7 @@ def generations(
 def cancel(session: str, request: str, server: StreamServer) -> int:
     """Stop a generation, for every reader; what came so far is kept."""
     with server.fetch_client() as client:
-        click.echo(client.cancel(session, request))
+        click.echo(printable(client.cancel(session, request)))
     return 0
 
 
@@ -184,7 +184,7 @@ def _show(
 ) -> None:
     if as_json:
         for row in found:
-            click.echo(json.dumps(row, ensure_ascii=False))
+            click.echo(printable(json.dumps(row, ensure_ascii=False)))
     else:
         write_rows(headings, ([row.get(column) for column in columns] for row in found))
 

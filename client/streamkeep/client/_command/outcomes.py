@@ -12,6 +12,7 @@ import click
 import httpx
 
 from streamkeep.client import _errors as errors
+from streamkeep.client._command.output import printable
 
 FAILED = 1
 MISUSED = 2
@@ -104,17 +105,17 @@ def code_of(error: Exception) -> int:
 
 def complain(message: str, *, color: bool | None = None) -> None:
     """One line on standard error."""
-    click.echo(f"{click.style('streamkeep:', fg='red', bold=True)} {message}", err=True, color=color)
+    click.echo(f"{click.style('streamkeep:', fg='red', bold=True)} {printable(message)}", err=True, color=color)
 
 
 def note(message: str) -> None:
     """One line on standard error that is no complaint."""
-    click.echo(f"{click.style('streamkeep:', fg='cyan')} {message}", err=True)
+    click.echo(f"{click.style('streamkeep:', fg='cyan')} {printable(message)}", err=True)
 
 
 def _advice(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")
     return message if context is None else f"{message} (see `{context.command_path} --help`)"
 
 

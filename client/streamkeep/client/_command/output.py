@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -9,6 +10,8 @@ from itertools import islice
 import click
 
 _TABLE_ROWS = 1000
+# What a terminal obeys instead of showing it, and what has no bytes in UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def write(data: bytes) -> None:
@@ -19,9 +22,14 @@ def write(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
+def printable(text: object) -> str:
+    """A server's words for one line of output, with control characters and halves of characters as JSON escapes."""
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+
+
 def write_rows(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table on a terminal; elsewhere a line for each row, with tabs between its columns. None is shown as `-`."""
-    shown = (["-" if value is None else str(value) for value in row] for row in rows)
+    shown = (["-" if value is None else printable(value) for value in row] for row in rows)
     if not sys.stdout.isatty():
         for row in shown:
             click.echo("\t".join(row))

@@ -24,7 +24,7 @@ class ResumeFile:
             url, offset = found["url"], found["offset"]
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise click.UsageError(f"{self._path} is not a resume file") from None
         if url != self._url or not isinstance(offset, str):
             raise click.UsageError(f"{self._path} belongs to another stream")

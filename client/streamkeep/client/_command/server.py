@@ -47,9 +47,11 @@ class StreamServer:
         return self.url.rstrip("/").removesuffix(_STREAMS)
 
     def stream_url(self, name: str) -> str:
-        """The URL of a stream by its id, or by its URL."""
+        """The URL of a stream by its id, or by its URL. Raises: click.UsageError: the id would lead elsewhere."""
         if name.startswith(("http://", "https://")):
             return name
+        if {".", ".."} & set(name.split("/")):
+            raise click.UsageError("a stream's id has no segments that are . or ..")
         return f"{self.root}/{quote(name.lstrip('/'), safe=_IN_PATHS)}"
 
     def headers_for(self, url: str) -> dict[str, str]:
@@ -134,5 +136,5 @@ def header(line: str) -> tuple[str, str]:
     """A header as it is written for curl. Raises: click.UsageError."""
     name, colon, value = line.partition(":")
     if not colon or not name.strip():
-        raise click.UsageError(f"a header is written 'Name: value', not {name!r}")
+        raise click.UsageError("a header is written 'Name: value'")
     return name.strip(), value.strip()

@@ -7,6 +7,7 @@ import json
 import click
 
 from streamkeep.client._command.outcomes import EXIT_CODES
+from streamkeep.client._command.output import printable
 from streamkeep.client._command.parameters import as_json, seconds
 from streamkeep.client._command.server import StreamServer, server_options
 from streamkeep.client._rules import protocol
@@ -60,7 +61,7 @@ def share(
         return 0
     for which in ("url", "streamUrl", "cancelUrl"):
         if which in found:
-            click.echo(str(found[which]))
+            click.echo(printable(found[which]))
     return 0
 
 

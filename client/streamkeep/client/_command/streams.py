@@ -12,7 +12,7 @@ from itertools import chain
 import click
 
 from streamkeep.client._command.outcomes import EXIT_CODES
-from streamkeep.client._command.output import write_rows
+from streamkeep.client._command.output import printable, write_rows
 from streamkeep.client._command.parameters import as_json, seconds
 from streamkeep.client._command.server import StreamServer, server_options
 from streamkeep.client._errors import ProtocolError, ServerError
@@ -100,7 +100,7 @@ def fork(
 def close(name: str, server: StreamServer) -> int:
     """Close a stream for good, and print its final offset: readers reach its end, and nothing is appended any more."""
     with _handle(name, server) as handle:
-        click.echo(handle.close())
+        click.echo(printable(handle.close()))
     return 0
 
 
@@ -134,7 +134,7 @@ def info(name: str, as_json: bool, server: StreamServer) -> int:
         or ("never" if found.ttl_seconds is None else f"{found.ttl_seconds} s after its last use"),
     }
     for label, value in rows.items():
-        click.echo(f"{click.style(f'{label:<13}', bold=True)} {value}")
+        click.echo(f"{click.style(f'{label:<13}', bold=True)} {printable(value)}")
     return 0
 
 
@@ -159,7 +159,7 @@ def list_streams(pattern: str | None, as_json: bool, server: StreamServer) -> in
     found = _listed(pattern, server)
     if as_json:
         for row in found:
-            click.echo(json.dumps(row, ensure_ascii=False))
+            click.echo(printable(json.dumps(row, ensure_ascii=False)))
         return 0
     rows = ((row.get("path"), row.get("contentType"), row.get("createdAt")) for row in found)
     write_rows(("Path", "Content type", "Created"), rows)

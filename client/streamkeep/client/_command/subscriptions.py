@@ -13,6 +13,7 @@ from dataclasses import asdict
 import click
 
 from streamkeep.client._command.outcomes import EXIT_CODES, complain, note
+from streamkeep.client._command.output import printable
 from streamkeep.client._command.parameters import as_json, seconds
 from streamkeep.client._command.reading import pieces
 from streamkeep.client._command.server import StreamServer, server_options
@@ -210,6 +211,7 @@ def _show(found: Subscription) -> None:
     }
     for label, value in rows.items():
         if value is not None:
-            click.echo(f"{click.style(f'{label:<12}', bold=True)} {value}")
+            click.echo(f"{click.style(f'{label:<12}', bold=True)} {printable(value)}")
     for watched in found.streams:
-        click.echo(f"{click.style('stream      ', bold=True)} {watched.path} acknowledged up to {watched.acked_offset}")
+        told = printable(f"{watched.path} acknowledged up to {watched.acked_offset}")
+        click.echo(f"{click.style('stream      ', bold=True)} {told}")
