@@ -33,7 +33,7 @@ demo-llm: $(VENV)/.installed-llm ## the same with a small real model (about 300 
 	@exec $(BIN)/python examples/real_model.py $(ARGS)
 
 test: $(VENV)/.installed-dev ## run the suite, but for browser tests; ARGS="-k offset" narrows it, TEST_PROCESSES=0 runs it in one
-	@exec $(BIN)/python -m pytest --ignore=tests/browser --numprocesses=$(TEST_PROCESSES) --dist=loadfile $(ARGS)
+	@exec $(BIN)/python -m pytest --ignore=tests/browser --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-browser: $(VENV)/.installed-dev ## run the tests in Chromium; ARGS as above
 	@exec $(BIN)/python -m pytest tests/browser --numprocesses=$(BROWSER_TEST_PROCESSES) --dist=loadfile $(ARGS)

@@ -156,6 +156,7 @@ async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_pat
     assert again["createdAt"] == created["createdAt"]
 
 
+@pytest.mark.slow
 async def test_the_commands_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
     section = README.partition("\n## The command\n")[2].partition("\n## ")[0]
     streams, messages, work, requests, door = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)

@@ -19,9 +19,11 @@ async def name(run: Program, session: str) -> str:
 
 
 async def test_a_list_is_a_table(run: Program, name: str, session: str) -> None:
-    shown = (await run.on_terminal("list", f"{session}/*")).text.splitlines()
+    shown = (await run.on_terminal("list", f"{session}/*", COLUMNS="160")).text.splitlines()
     assert ["Path" in shown[0], "Content type" in shown[0], name in shown[1]] == [True] * 3
     assert "\t" not in shown[1]
+    narrow = (await run.on_terminal("list", f"{session}/*", COLUMNS="60")).text.splitlines()
+    assert "".join(line.split()[0] for line in narrow[1:]) == name
     assert (await run.here("list", f"{session}/*")).text.split("\t")[:2] == [name, "text/plain"]
 
 

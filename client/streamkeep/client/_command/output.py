@@ -35,13 +35,14 @@ def write_rows(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
             click.echo("\t".join(row))
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     console, has_headings = Console(), True
     # By pages, each with widths of its own, so that a list of any length is shown as it comes.
     while page := list(islice(shown, _TABLE_ROWS)):
-        table = Table(*headings, box=None, header_style="bold", pad_edge=False, show_header=has_headings)
+        columns = [Column(heading, overflow="fold") for heading in headings]
+        table = Table(*columns, box=None, header_style="bold", pad_edge=False, show_header=has_headings)
         for row in page:
             table.add_row(*map(Text, row))
         console.print(table)
