@@ -152,6 +152,17 @@ async def test_an_id_leads_to_no_other_stream_and_out_of_none(run: Program, name
     assert (await run.here("info", name)).code == 0
 
 
+async def test_a_closed_input_or_output_is_told_in_a_line(run: Program, name: str) -> None:
+    await run.here("create", name)
+    for arguments, code in ((f"write {name} text >&-", 0), (f"read {name} >&-", 1), (f"write {name} --close <&-", 1)):
+        command = f"exec {shlex.quote(sys.executable)} -m streamkeep.client {arguments}"
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec("sh", "-c", command, stderr=pipe, env=run.environ)
+        _, err = await process.communicate()
+        assert (process.returncode, err.count(b"\n")) == (code, code)
+    assert (await run.here("read", name)).out == b"text"
+
+
 async def test_what_is_no_header_is_not_repeated(run: Program) -> None:
     refused = await run.here("fetch", "http://127.0.0.1:1/", "-H", "Bearer sk-secret")
     assert (refused.code, "sk-secret" in refused.err) == (2, False)

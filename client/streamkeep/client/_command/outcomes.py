@@ -75,10 +75,10 @@ def outcomes(*, color: bool | None) -> Iterator[Outcome]:
     try:
         try:
             yield outcome
-            sys.stdout.flush()
+            _flush()
         except click.exceptions.Exit as exc:
             outcome.code = exc.exit_code
-            sys.stdout.flush()
+            _flush()
     except click.exceptions.NoArgsIsHelpError as exc:
         outcome.code = exc.exit_code
         exc.show()
@@ -94,6 +94,11 @@ def outcomes(*, color: bool | None) -> Iterator[Outcome]:
     except (errors.StreamkeepError, httpx.TransportError, httpx.InvalidURL, OSError, ValueError) as exc:
         outcome.code = code_of(exc)
         complain(_reason(exc), color=color)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as it is where the caller closed it
+        sys.stdout.flush()
 
 
 def code_of(error: Exception) -> int:

@@ -16,6 +16,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def write(data: bytes) -> None:
     """Write all of it, at once. An unbuffered output may take a part only, and tell of a closed pipe at the next one."""
+    if sys.stdout is None:
+        raise click.ClickException("the standard output is closed")
     left = memoryview(data)
     while left:
         left = left[sys.stdout.buffer.write(left) :]

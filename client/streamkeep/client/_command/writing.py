@@ -56,6 +56,8 @@ def write(
     """Append DATA, or standard input, to a stream. Everything is stored when the command ends with 0."""
     if is_json and batch_json:
         raise click.UsageError("--json and --batch-json say different things of the same input")
+    if data is None and sys.stdin is None:
+        raise click.ClickException("the standard input is closed")
     url = server.stream_url(name)
     pieces = _pipe() if data is None else [data.encode("utf-8", "surrogateescape")]
     with DurableStream.connect(url, headers=server.headers_for(url)) as handle, _progress(data, quiet) as advance:
