@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
@@ -32,6 +33,6 @@ class ResumeFile:
 
     def keep(self, offset: str) -> None:
         """Everything before an offset is done."""
-        beside = self._path.with_name(f".{self._path.name}.new")
+        beside = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
         beside.write_text(json.dumps({"url": self._url, "offset": offset}) + "\n")
         beside.replace(self._path)
