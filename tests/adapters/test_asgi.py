@@ -344,6 +344,8 @@ async def test_the_generation_of_a_killed_process_is_ended_for_its_readers(proxy
         async with httpx.AsyncClient(base_url=found[0].decode()) as client:
             assert (await client.post("/chat/1")).status_code == 201
         assert (await other.client.get("/ai/chat/stream")).status_code == 200
+        async with asyncio.timeout(20), astream(other.url + "/streams/chat/1") as response:
+            assert await anext(response.iter_json()) == {"type": "start"}
         reading = asyncio.create_task(other.messages("/streams/chat/1"))
         killed.kill()
         await killed.communicate()
