@@ -15,6 +15,7 @@ COPY adapters adapters
 COPY client client
 COPY demos demos
 COPY proxy proxy
+COPY sessions sessions
 COPY storage storage
 RUN --mount=type=cache,target=/root/.cache/pip pip install '.[otel]'
 

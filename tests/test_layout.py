@@ -13,12 +13,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {name: ROOT / name / "streamkeep" / name for name in ("adapters", "client", "demos", "proxy", "storage")}
+PACKAGES = {
+    name: ROOT / name / "streamkeep" / name for name in ("adapters", "client", "demos", "proxy", "sessions", "storage")
+}
 ARROWS: dict[str, set[str]] = {
-    "adapters": {"client"},
-    "client": set(),
-    "demos": {"adapters", "client", "proxy", "storage"},
-    "proxy": {"storage"},
+    "adapters": {"client", "sessions"},
+    "client": {"sessions"},
+    "demos": {"adapters", "client", "proxy", "sessions", "storage"},
+    "proxy": {"sessions", "storage"},
+    "sessions": set(),
     "storage": set(),
 }
 VENDOR_SDKS = {
@@ -52,7 +55,7 @@ class Module:
 
     @property
     def is_rule(self) -> bool:
-        return not {"rules", "_rules"}.isdisjoint(self.path.parts)
+        return self.package == "sessions" or not {"rules", "_rules"}.isdisjoint(self.path.parts)
 
     def at(self, node: ast.AST) -> str:
         return f"{self.path.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"

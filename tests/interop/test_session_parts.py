@@ -11,7 +11,7 @@ import pytest
 
 from streamkeep.client.sessions import SessionFold, as_json
 from tests import node
-from tests.client.session_rows import recorded_session, row
+from tests.sessions.session_rows import recorded_session, row
 
 Chunk = dict[str, Any]
 

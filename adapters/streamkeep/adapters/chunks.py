@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from streamkeep.adapters._rules.ag_ui import AgUiWriter
 from streamkeep.adapters._rules.ai_sdk import AiSdkWriter
-from streamkeep.adapters._rules.answers import AnswerReader, Step
 from streamkeep.adapters._sources import closed_afterwards
+from streamkeep.sessions.answers import AnswerReader, Step
 
 __all__ = ["ai_sdk_chunks", "tanstack_chunks"]
 

@@ -38,9 +38,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import ClassVar
 
-
-class StreamkeepError(Exception):
-    """The root of everything that the client raises on purpose."""
+from streamkeep.sessions.errors import InvalidEvent as InvalidEvent  # noqa: PLC0414
+from streamkeep.sessions.errors import StreamkeepError as StreamkeepError  # noqa: PLC0414
 
 
 class ConnectionFailed(StreamkeepError):
@@ -126,10 +125,6 @@ class LeaseLost(StreamkeepError):
 
 class WebhookRefused(StreamkeepError):
     """A webhook has no signature, or one of somebody else, of something else, or of long ago: answer 401."""
-
-
-class InvalidEvent(StreamkeepError):
-    """An event is not one of the State Protocol, or its value not what the schema of its type admits."""
 
 
 class BodyConsumed(StreamkeepError):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from streamkeep.client._errors import InvalidEvent, LocalStoreFailed
 from streamkeep.client._handles import DurableStream
-from streamkeep.client._rules.state_events import Control, parse_event
 from streamkeep.client._streams import LiveMode
+from streamkeep.sessions.state_events import Control, parse_event
 
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}")
 _BUSY_SECONDS = 30.0

@@ -12,8 +12,8 @@ with stream(url, offset=fold.offset) as events:
 ```
 """
 
-from streamkeep.client._rules.session_fold import SessionFold
-from streamkeep.client._rules.session_views import (
+from streamkeep.sessions.fold import SessionFold
+from streamkeep.sessions.views import (
     ActiveGeneration,
     Agent,
     Approval,

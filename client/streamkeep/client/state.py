@@ -9,7 +9,7 @@ from streamkeep.client._database import AsyncStreamDB, StreamDB
 from streamkeep.client._mirror import mirror
 from streamkeep.client._rules.collections import Collection, Query, RowChange, Rows
 from streamkeep.client._rules.materialized import MaterializedState
-from streamkeep.client._rules.state_events import Change, Control, control, delete, insert, parse_event, update, upsert
+from streamkeep.sessions.state_events import Change, Control, control, delete, insert, parse_event, update, upsert
 
 __all__ = [
     "AsyncStreamDB",

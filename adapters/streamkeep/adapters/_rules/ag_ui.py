@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from streamkeep.adapters._rules.answers import (
+from streamkeep.sessions.answers import (
     Began,
     BlockEnded,
     CallBegan,

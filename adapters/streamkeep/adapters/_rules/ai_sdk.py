@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from streamkeep.adapters._rules.answers import (
+from streamkeep.sessions.answers import (
     Began,
     BlockEnded,
     CallBegan,

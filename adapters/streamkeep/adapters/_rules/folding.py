@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Protocol
 
-from streamkeep.adapters._rules.answers import AnswerReader, Began, CallBegan, CallInput, Failed, Finished, Said, Step
 from streamkeep.adapters._rules.conversations import Turn, answer_of, as_written
 from streamkeep.client import ProtocolError, ToolCall
 from streamkeep.client._rules.messages import MAX_MESSAGE_CHARACTERS
 from streamkeep.client._rules.sse import EventDecoder
+from streamkeep.sessions.answers import AnswerReader, Began, CallBegan, CallInput, Failed, Finished, Said, Step
 
 _MAX_BODY_BYTES = 8 * 1024 * 1024
 # An event that does not have its format's shape is met as one of these, and skipped.

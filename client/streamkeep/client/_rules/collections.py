@@ -14,9 +14,9 @@ from itertools import islice
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from streamkeep.client._errors import InvalidEvent
-from streamkeep.client._rules import state_events
 from streamkeep.client._rules.schemas import Codec, codec_of
-from streamkeep.client._rules.state_events import Change, Control, parse_event
+from streamkeep.sessions import state_events
+from streamkeep.sessions.state_events import Change, Control, parse_event
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Any
 
-from streamkeep.client._rules.state_events import Change, Control, parse_event
+from streamkeep.sessions.state_events import Change, Control, parse_event
 
 
 class MaterializedState:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, cast
 
-from streamkeep.client._errors import InvalidEvent
+from streamkeep.sessions.errors import InvalidEvent
 
 Operation = Literal["insert", "update", "upsert", "delete"]
 ControlKind = Literal["snapshot-start", "snapshot-end", "reset"]

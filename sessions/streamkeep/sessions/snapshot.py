@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from streamkeep.client._rules.session_messages import (
+from streamkeep.sessions.messages import (
     CallPlace,
     CallState,
     FixedPart,
@@ -15,7 +15,7 @@ from streamkeep.client._rules.session_messages import (
     PartInProgress,
     TextState,
 )
-from streamkeep.client._rules.session_views import (
+from streamkeep.sessions.views import (
     Agent,
     Approval,
     OtherPart,

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamkeep.client import DurableStream
 from streamkeep.client.sessions import (
     SessionFold,
     TextPart,
@@ -20,7 +19,7 @@ from streamkeep.client.sessions import (
     ToolResultPart,
     as_json,
 )
-from tests.client.session_rows import (
+from tests.sessions.session_rows import (
     Author,
     Row,
     agent,
@@ -32,8 +31,6 @@ from tests.client.session_rows import (
     row,
     said,
 )
-from tests.client.streaming import call, created
-from tests.serving import Proxy
 
 
 def folded(rows: Sequence[object], sizes: Sequence[int] = ()) -> SessionFold:
@@ -86,26 +83,6 @@ def test_messages_and_tool_calls_know_where_they_begin_and_end() -> None:
     assert (fold.messages[3].end.offset, fold.messages[3].end.sub_offset) == ("0036", 0)
     [tool_call] = fold.tool_calls
     assert (tool_call.start.position, tool_call.end.position) == (15, 20)
-
-
-async def test_the_end_of_a_message_is_where_a_fork_begins(proxy: Proxy, session: str) -> None:
-    url = f"{proxy.url}/v1/stream/{session}"
-    source = await created("sync", url, content_type="application/json")
-    assert isinstance(source, DurableStream)
-    for row_ in recorded_session():
-        await call(source.append, row_)
-    fold = SessionFold()
-    data = await call(source.read)
-    fold.apply(data.json(), data.offset)
-    for message in fold.messages:
-        fork = await call(
-            source.fork, f"{url}-{message.id}", offset=message.end.offset, sub_offset=message.end.sub_offset
-        )
-        copied = SessionFold()
-        copied.apply((await call(fork.read)).json(), "x")
-        assert copied.messages == fold.messages[: len(copied.messages)]
-        assert copied.messages[-1].id == message.id
-    await call(source.disconnect)
 
 
 def test_text_grows_as_it_streams_and_the_generation_is_active_meanwhile() -> None:

@@ -15,8 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
-from streamkeep.client._rules.session_events import Chunk, as_text, parsed_json, text_or_none
-from streamkeep.client._rules.session_views import (
+from streamkeep.sessions.chunks import Chunk, as_text, parsed_json, text_or_none
+from streamkeep.sessions.views import (
     EndedBy,
     Message,
     OtherPart,

@@ -23,9 +23,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-from streamkeep.client._errors import InvalidEvent
-from streamkeep.client._rules import session_snapshot
-from streamkeep.client._rules.session_events import (
+from streamkeep.sessions import snapshot
+from streamkeep.sessions.chunks import (
     Chunk,
     as_text,
     parse_agent,
@@ -34,9 +33,11 @@ from streamkeep.client._rules.session_events import (
     text_or_none,
     tokens,
 )
-from streamkeep.client._rules.session_messages import CallState, MessageState
-from streamkeep.client._rules.session_snapshot import EarlyAnswer, EarlyResult, SessionState
-from streamkeep.client._rules.session_views import (
+from streamkeep.sessions.errors import InvalidEvent
+from streamkeep.sessions.messages import CallState, MessageState
+from streamkeep.sessions.snapshot import EarlyAnswer, EarlyResult, SessionState
+from streamkeep.sessions.state_events import Change, parse_event
+from streamkeep.sessions.views import (
     ActiveGeneration,
     Agent,
     Approval,
@@ -49,7 +50,6 @@ from streamkeep.client._rules.session_views import (
     ToolCall,
     ToolResult,
 )
-from streamkeep.client._rules.state_events import Change, parse_event
 
 ActorKind = Literal["user", "agent"]
 
@@ -89,16 +89,16 @@ class SessionFold:
         return f"<SessionFold of {self.position} events, {len(self._state.messages)} messages at {self.offset}>"
 
     @classmethod
-    def from_json(cls, snapshot: object) -> Self:
+    def from_json(cls, kept: object) -> Self:
         """A fold that goes on where another one stood when `to_json` was called. Raises: ValueError: it is no snapshot."""
-        offset, position, state = session_snapshot.load(snapshot)
+        offset, position, state = snapshot.load(kept)
         fold = cls(offset)
         fold.position, fold._state = position, state
         return fold
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON, for a cache; `offset` in it says where to read on."""
-        return session_snapshot.dump(self.offset, self.position, self._state)
+        return snapshot.dump(self.offset, self.position, self._state)
 
     def apply(self, events: Iterable[object], offset: str) -> SessionChanges:
         """Take the events that come next, as they were read from the stream; `offset` is the one after them."""

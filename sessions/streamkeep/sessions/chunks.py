@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from streamkeep.client._rules.session_views import Agent, Presence, Role
-from streamkeep.client._rules.state_events import Change
+from streamkeep.sessions.state_events import Change
+from streamkeep.sessions.views import Agent, Presence, Role
 
 _ROLES = frozenset(get_args(Role))
 _MAX_TOKENS = 2**53
