@@ -1,0 +1,70 @@
+"""The browser's fold makes of a session's events what the Python one makes of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from streamkeep.client.sessions import SessionFold, as_json
+from tests import node
+from tests.browser_module.test_in_node import scripts
+from tests.sessions.session_rows import recorded_session
+from tests.sessions.test_fold import BAD, EVENTS
+
+__all__ = ["scripts"]
+
+Case = dict[str, Any]
+
+
+def generated(count: int) -> list[Case]:
+    """Sessions as hypothesis makes them up, each in batches of some sizes."""
+    found: list[Case] = []
+
+    @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate])
+    @given(st.lists(EVENTS, max_size=40), st.lists(st.integers(0, 7), max_size=8))
+    def collect(events: list[object], sizes: list[int]) -> None:
+        found.append({"events": events, "sizes": sizes})
+
+    collect()
+    return found
+
+
+def folded(case: Case) -> dict[str, Any]:
+    fold, at, changes = SessionFold(), 0, []
+    for size in (*case["sizes"], len(case["events"])):
+        end = min(at + size, len(case["events"]))
+        changes.append(as_json(fold.apply(case["events"][at:end], f"{end:04d}")))
+        at = end
+    views = {
+        "messages": fold.messages,
+        "toolCalls": fold.tool_calls,
+        "toolResults": fold.tool_results,
+        "approvals": fold.approvals,
+        "activeGenerations": fold.active_generations,
+        "agents": fold.agents,
+        "presence": fold.presence,
+        "participants": fold.participants,
+        "statistics": fold.statistics,
+        "position": fold.position,
+        "offset": fold.offset,
+    }
+    return {**{name: as_json(view) for name, view in views.items()}, "changes": changes, "areSame": True}
+
+
+async def test_both_folds_agree(scripts: Path, tmp_path: Path) -> None:
+    recorded = recorded_session()
+    cases = [
+        {"events": recorded, "sizes": [1, 5]},
+        {"events": [*BAD, *recorded, *BAD, *recorded], "sizes": [3]},
+        *generated(400),
+    ]
+    path = tmp_path / "sessions.json"
+    path.write_text(json.dumps(cases))
+    status, output = await node.run(scripts, "session_fold.mjs", str(path), timeout_seconds=60)
+    assert status == 0, output
+    for case, found in zip(cases, json.loads(output), strict=True):
+        assert found == folded(case), case
