@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import random
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ LOAD = "load"
 OTHERS = "others"
 """Whatever else runs on the machine, and should not while it is measured."""
 
+_SEED = 1
 _PATIENCE_FACTOR = 4
 _PATIENCE_SECONDS = 30
 
@@ -103,8 +105,7 @@ class Load:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_FACTOR * workload.expected_seconds + _PATIENCE_SECONDS):
                 async with asyncio.TaskGroup() as tasks:
-                    for number, receipt in enumerate(receipts):
-                        pause_seconds = workload.ramp_seconds * number / workload.generations
+                    for receipt, pause_seconds in zip(receipts, _starts(workload), strict=True):
                         tasks.create_task(self._play(receipt, pause_seconds))
         end = self._read()
         peak = await self._peak if self._peak is not None else idle
@@ -258,6 +259,14 @@ class _Reading:
 
     def share_of_core(self, name: str) -> float | None:
         return 1e9 * self.cpu_seconds[name] / self.at_ns if self.at_ns else None
+
+
+def _starts(workload: Workload) -> list[float]:
+    """When each stream starts, in seconds from the first: within its share of the ramp by chance, and the same for every system.
+    At even distances streams would send in step wherever the rate is a multiple of theirs, as 30 a second is of 60."""
+    chance = random.Random(_SEED)
+    share_seconds = workload.ramp_seconds / workload.generations
+    return [share_seconds * (number + chance.random()) for number in range(workload.generations)]
 
 
 def _durations(durations_ns: Iterable[int]) -> Histogram:

@@ -233,6 +233,12 @@ def test_commits_are_durable_and_nothing_listens_on_tcp(data_dir: Path) -> None:
         assert stat.S_IMODE((data_dir / "socket").stat().st_mode) == 0o700
 
 
+def test_the_log_grows_by_small_segments_and_to_its_usual_size(data_dir: Path) -> None:
+    with EmbeddedPostgres.start(data_dir) as server:
+        names = ["wal_segment_size", "min_wal_size", "max_wal_size"]
+        assert [query(server.dsn, f"SHOW {name}") for name in names] == ["1MB", "80MB", "1GB"]
+
+
 def test_settings_reach_the_server(data_dir: Path) -> None:
     with EmbeddedPostgres.start(data_dir, settings={"max_connections": "17"}) as server:
         assert query(server.dsn, "SHOW max_connections") == "17"
