@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs"
 import { SessionFold } from "./modules/streamkeep-session-fold.js"
 
 const NAMES = ["messages", "toolCalls", "toolResults", "approvals", "activeGenerations", "agents", "presence", "participants"]
+const OF_TURNS = ["turns", "pendingTurns", "session"]
 
 function folded({ events, sizes }) {
   let fold = new SessionFold()
@@ -15,7 +16,7 @@ function folded({ events, sizes }) {
     fold = SessionFold.from(fold.snapshot())
     return found
   })
-  const told = Object.fromEntries([...NAMES, "statistics", "position", "offset"].map((name) => [name, fold[name]]))
+  const told = Object.fromEntries([...NAMES, ...OF_TURNS, "statistics", "position", "offset"].map((name) => [name, fold[name]]))
   const byId = fold.messages.map(({ id }) => fold.message(id) === fold.message(id))
   return { ...told, changes, areSame: byId.every(Boolean) }
 }

@@ -88,6 +88,12 @@ def agent(agent_id: str, **fields: Any) -> Row:
     return {"type": "agent", "key": agent_id, "value": value, "headers": {"operation": "upsert"}}
 
 
+def turn(turn_id: str, message_id: str, *, cause_id: str = "u", agent_id: str = "agent", **fields: Any) -> Row:
+    value = {"agentId": agent_id, "messageId": message_id, "causeId": cause_id, "kind": "message", "depth": 1}
+    value["createdAt"] = "2030-01-01T00:00:00Z"
+    return {"type": "turn", "key": turn_id, "value": {**value, **fields}, "headers": {"operation": "insert"}}
+
+
 def removed(type: str, key: str) -> Row:
     return {"type": type, "key": key, "headers": {"operation": "delete"}}
 

@@ -30,6 +30,7 @@ from tests.sessions.session_rows import (
     result,
     row,
     said,
+    turn,
 )
 
 
@@ -47,6 +48,7 @@ def seen(fold: SessionFold) -> dict[str, Any]:
     names = (
         *("messages", "tool_calls", "tool_results", "approvals", "active_generations"),
         *("agents", "presence", "participants", "statistics", "position", "offset"),
+        *("session", "turns", "pending_turns"),
     )
     return {name: getattr(fold, name) for name in names}
 
@@ -235,6 +237,9 @@ def test_answers_and_results_that_come_first_wait() -> None:
         ({"type": "done", "finishReason": None}, "done", None),
         ({"type": "stop", "reason": "aborted"}, "stop", None),
         ({"type": "message-end"}, "message-end", None),
+        ({"type": "message-end", "reason": "done"}, "done", None),
+        ({"type": "message-end", "reason": "stop"}, "stop", None),
+        ({"type": "message-end", "reason": ["stop"]}, "message-end", None),
         ({"type": "error", "error": {"message": "no", "code": "x"}}, "error", "no"),
         ({"type": "error", "error": "no"}, "error", "no"),
         ({"type": "error"}, "error", "the generation failed"),
@@ -269,6 +274,61 @@ def test_presence_and_agents_come_and_go() -> None:
     assert [(one.actor_id, one.name) for one in fold.participants] == [("ann", "Ann"), ("agent", None)]
 
 
+def test_a_turn_is_a_generation_from_its_event_on_until_its_answer_has_ended() -> None:
+    author, fold = Author("a"), folded([said("u", "Hi"), turn("t", "a")])
+    [awaited] = fold.active_generations
+    assert (awaited.message_id, awaited.actor_id, awaited.last_chunk_seq) == ("a", "agent", -1)
+    fold.apply([author.row("message-start", turnId="t"), author.content("Ho"), author.done()], "5")
+    assert (fold.active_generations, fold.statistics.active_generation_count) == ((), 0)
+    assert [one.id for one in fold.pending_turns] == ["t"], "what began with message-start ends with message-end"
+    changes = fold.apply([author.row("message-end", reason="done")], "6")
+    assert (changes.turn_ids, fold.pending_turns) == (("t",), ())
+    assert fold.turn_of("a") == fold.turn("t") == fold.turns[0]
+    assert (fold.turns[0].is_pending, fold.turns[0].start.position, fold.next_seq("a")) == (False, 1, 4)
+
+
+def test_a_turn_counts_once_and_can_be_taken_back() -> None:
+    author = Author("b")
+    rows = [turn("t", "a"), turn("t", "x"), turn("other", "a"), author.content("x"), author.done(), turn("late", "b")]
+    fold = folded(rows)
+    assert [(one.id, one.message_id, one.is_pending) for one in fold.turns] == [("t", "a", True), ("late", "b", False)]
+    changes = fold.apply([removed("turn", "t"), removed("turn", "t")], "9")
+    assert (changes.turn_ids, fold.active_generations, [one.id for one in fold.turns]) == (("t",), (), ["late"])
+
+
+def test_a_message_is_gone_when_all_its_rows_are_deleted_and_does_not_come_back() -> None:
+    author = Author("a")
+    rows = [said("u", "Hi"), turn("t", "a"), author.call("call", "{}"), author.ask("call", "ok?"), author.content("x")]
+    fold = folded(rows)
+    fold.apply([removed("chunk", "a:0"), removed("chunk", "a:2"), removed("chunk", "a:2")], "8")
+    assert fold.messages[1].text == "x"
+    changes = fold.apply([removed("chunk", "a:1"), author.content("late"), answer("ok?", True, message_id="a")], "9")
+    assert ([one.id for one in fold.messages], changes.message_ids) == (["u"], ("a",))
+    assert (fold.tool_calls, fold.approvals, fold.active_generations, fold.pending_turns) == ((), (), (), ())
+    assert fold.is_gone("a")
+    assert (fold.numbers("u"), fold.numbers("a")) == ([0], [])
+    assert [(one.actor_id, one.message_count) for one in fold.participants] == [("ann", 1), ("agent", 0)]
+    assert fold.statistics.assistant_message_count == 0
+
+
+def test_a_session_says_its_name_and_where_it_came_from() -> None:
+    value = {"name": "Trip", "createdAt": "2030-01-01T00:00:00Z", "forkedFrom": {"sessionId": "s", "atMessageId": "u"}}
+    fold = SessionFold()
+    changes = fold.apply([{"type": "session", "key": "f", "value": value, "headers": {"operation": "upsert"}}], "1")
+    assert changes.session
+    assert as_json(fold.session) == {"id": "f", "name": "Trip", "createdAt": value["createdAt"]} | {
+        "forkedFrom": value["forkedFrom"]
+    }
+
+
+def test_whoever_types_says_so_and_rows_name_their_authors() -> None:
+    named = said("u", "Hi")
+    named["value"]["actorName"] = "Ann"
+    fold = folded([presence("bob", typing=True), named])
+    assert [(one.actor_id, one.typing) for one in fold.presence] == [("bob", True)]
+    assert (fold.messages[0].actor_name, fold.participants[1].name) == ("Ann", "Ann")
+
+
 def test_a_reset_forgets_all_and_txids_are_told() -> None:
     fold = folded([said("u", "Hi")])
     changes = fold.apply([{"headers": {"control": "reset"}}, said("v", "Ho", txid="t")], "9")
@@ -292,6 +352,15 @@ BAD: list[object] = [
     presence("x", kind="robot"),
     {"type": "presence", "key": "x", "value": 1, "headers": {"operation": "upsert"}},
     {"type": "agent", "key": "x", "value": [], "headers": {"operation": "upsert"}},
+    {"type": "session", "key": "x", "value": [], "headers": {"operation": "upsert"}},
+    {"type": "turn", "key": "x", "value": [], "headers": {"operation": "insert"}},
+    turn("x", "b", kind="whim"),
+    turn("x", "b", kind=["message"]),
+    turn("x", "b", depth=True),
+    turn("x", "b", depth=10**30),
+    turn("x", ""),
+    removed("turn", "x"),
+    *(removed("chunk", key) for key in ("b", "b:", ":0", "b:x", "b:²", "b:9", "b:" + "9" * 5000)),
 ]
 
 
@@ -301,7 +370,7 @@ def test_what_is_malformed_changes_nothing_and_blocks_nobody(bad: object) -> Non
     rows = [said("u", "Hi"), author.content("A"), bad, author.content("B"), author.done()]
     fold = folded(rows)
     assert [one.text for one in fold.messages] == ["Hi", "AB"]
-    assert (fold.position, fold.presence, fold.agents) == (5, (), ())
+    assert (fold.position, fold.presence, fold.agents, fold.turns, fold.session) == (5, (), (), (), None)
 
 
 @pytest.mark.parametrize(
@@ -367,6 +436,8 @@ CHUNKS = st.one_of(
         st.sampled_from(["stop", "tool_calls"]),
     ),
     st.just({"type": "stop"}),
+    st.just({"type": "message-start", "turnId": "t1"}),
+    st.builds(lambda reason: {"type": "message-end", "reason": reason}, st.sampled_from(["done", "error"])),
 )
 SOUND_EVENTS = st.one_of(
     st.builds(
@@ -381,6 +452,10 @@ SOUND_EVENTS = st.one_of(
     st.builds(presence, st.sampled_from(["ann", "agent"])),
     st.builds(agent, st.just("agent"), name=TEXTS),
     st.builds(removed, st.sampled_from(["presence", "agent"]), st.just("agent")),
+    st.builds(turn, st.sampled_from(["t1", "t2"]), MESSAGES),
+    st.builds(removed, st.just("turn"), st.sampled_from(["t1", "t2"])),
+    st.builds(lambda message_id, seq: removed("chunk", f"{message_id}:{seq}"), MESSAGES, st.integers(0, 2)),
+    st.just({"type": "session", "key": "s", "value": {"name": "A"}, "headers": {"operation": "upsert"}}),
 )
 EVENTS = st.one_of(SOUND_EVENTS, st.sampled_from(BAD))
 
@@ -401,10 +476,15 @@ def test_batches_and_snapshots_make_no_difference(rows: list[object], sizes: lis
 @given(st.lists(SOUND_EVENTS, max_size=40))
 def test_a_session_keeps_its_promises(rows: list[Row]) -> None:
     fold = folded(rows)
-    assert {one.message_id for one in fold.active_generations} == {
-        one.id for one in fold.messages if not one.is_complete
-    }
-    assert fold.statistics.message_count == len({one.id for one in fold.messages}) == len(fold.messages)
+    there = {one.id for one in fold.messages}
+    awaited = {one.message_id for one in fold.pending_turns if one.message_id not in there}
+    writing = {one.id for one in fold.messages if not one.is_complete}
+    assert {one.message_id for one in fold.active_generations} == writing | awaited
+    assert fold.pending_turns == tuple(one for one in fold.turns if one.is_pending)
+    assert writing & {one.message_id for one in fold.turns} <= {one.message_id for one in fold.pending_turns}
+    assert not any(fold.is_gone(message_id) for message_id in there)
+    assert fold.statistics.message_count == len(there) == len(fold.messages)
+    assert fold.statistics.user_message_count == sum(one.role == "user" for one in fold.messages)
     assert [one.start.position for one in fold.messages] == sorted(one.start.position for one in fold.messages)
     for message in fold.messages:
         assert message.start.position < message.end.position <= len(rows)
@@ -412,16 +492,19 @@ def test_a_session_keeps_its_promises(rows: list[Row]) -> None:
         assert parts <= {one.id for one in fold.tool_calls if one.message_id == message.id}
     answers: dict[str, bool] = {}
     for one in rows:
-        chunk = json.loads(one["value"]["chunk"]) if one["type"] == "chunk" else {}
+        chunk = json.loads(one["value"]["chunk"]) if one["type"] == "chunk" and "value" in one else {}
         if chunk.get("type") == "approval-response":
             answers.setdefault(chunk["approvalId"], chunk["approved"])
     for approval in fold.approvals:
+        assert approval.message_id in there
         settled = {None: "pending", True: "approved", False: "denied"}
-        assert approval.status == settled[answers.get(approval.id)]
+        # An answer to a message that is gone counts for no other one.
+        if not any(fold.is_gone(message_id) for message_id in ("m1", "m2", "m3")):
+            assert approval.status == settled[answers.get(approval.id)]
 
 
 @pytest.mark.parametrize(
-    "damaged", [None, [], {}, {"version": 2}, {"version": 1}, {"version": 1, "offset": "1", "position": 1}]
+    "damaged", [None, [], {}, {"version": 1}, {"version": 2}, {"version": 2, "offset": "1", "position": 1}]
 )
 def test_a_damaged_snapshot_is_refused(damaged: object) -> None:
     with pytest.raises(ValueError, match="snapshot"):

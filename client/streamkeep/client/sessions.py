@@ -17,6 +17,7 @@ from streamkeep.sessions.views import (
     ActiveGeneration,
     Agent,
     Approval,
+    ForkedFrom,
     Message,
     OtherPart,
     Part,
@@ -25,6 +26,7 @@ from streamkeep.sessions.views import (
     Place,
     Presence,
     SessionChanges,
+    SessionInfo,
     SessionStatistics,
     TextPart,
     ThinkingPart,
@@ -32,6 +34,7 @@ from streamkeep.sessions.views import (
     ToolCallPart,
     ToolResult,
     ToolResultPart,
+    Turn,
     as_json,
 )
 
@@ -39,6 +42,7 @@ __all__ = [
     "ActiveGeneration",
     "Agent",
     "Approval",
+    "ForkedFrom",
     "Message",
     "OtherPart",
     "Part",
@@ -48,6 +52,7 @@ __all__ = [
     "Presence",
     "SessionChanges",
     "SessionFold",
+    "SessionInfo",
     "SessionStatistics",
     "TextPart",
     "ThinkingPart",
@@ -55,5 +60,6 @@ __all__ = [
     "ToolCallPart",
     "ToolResult",
     "ToolResultPart",
+    "Turn",
     "as_json",
 ]

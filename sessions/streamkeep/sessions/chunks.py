@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from streamkeep.sessions.state_events import Change
-from streamkeep.sessions.views import Agent, Presence, Role
+from streamkeep.sessions.views import Agent, ForkedFrom, Place, Presence, Role, SessionInfo, Turn, TurnKind
 
 _ROLES = frozenset(get_args(Role))
+_TURN_KINDS = frozenset(get_args(TurnKind))
 _MAX_TOKENS = 2**53
+_MAX_DEPTH = 10**6
+_MAX_DIGITS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Chunk:
     created_at: str
     type: str
     fields: dict[str, Any]
+    actor_name: str | None = None
 
 
 def parse_chunk(change: Change) -> Chunk | None:
@@ -46,7 +50,16 @@ def parse_chunk(change: Change) -> Chunk | None:
         created_at=created_at if isinstance(created_at, str) else "",
         type=fields["type"],
         fields=fields,
+        actor_name=text_or_none(value.get("actorName")) or None,
     )
+
+
+def parse_row_key(key: str) -> tuple[str, int] | None:
+    """Message id and number out of a chunk row's key."""
+    message_id, _, number = key.rpartition(":")
+    if not message_id or not (number.isascii() and number.isdigit()) or len(number) > _MAX_DIGITS:
+        return None
+    return message_id, int(number)
 
 
 def parse_presence(change: Change) -> Presence | None:
@@ -58,7 +71,12 @@ def parse_presence(change: Change) -> Presence | None:
     if kind not in ("user", "agent") or status not in ("online", "offline", "away"):
         return None
     return Presence(
-        change.key, kind, text_or_none(value.get("name")), status, text_or_none(value.get("lastSeenAt")) or ""
+        change.key,
+        kind,
+        text_or_none(value.get("name")),
+        status,
+        text_or_none(value.get("lastSeenAt")) or "",
+        typing=value.get("typing") is True,
     )
 
 
@@ -70,6 +88,44 @@ def parse_agent(change: Change) -> Agent | None:
     triggers = value.get("triggers")
     known = cast('Literal["all", "user-messages"]', triggers) if triggers in ("all", "user-messages") else None
     return Agent(change.key, text_or_none(value.get("name")), text_or_none(value.get("endpoint")), known)
+
+
+def parse_turn(change: Change, start: Place) -> Turn | None:
+    """The turn in a change of type `turn`, whose id is the key."""
+    value = change.value
+    if not isinstance(value, dict):
+        return None
+    agent_id, message_id, cause_id = value.get("agentId"), value.get("messageId"), value.get("causeId")
+    kind, depth = value.get("kind"), value.get("depth")
+    if not (isinstance(agent_id, str) and isinstance(message_id, str) and message_id and isinstance(cause_id, str)):
+        return None
+    if not (isinstance(kind, str) and kind in _TURN_KINDS and type(depth) is int and 0 < depth <= _MAX_DEPTH):
+        return None
+    return Turn(
+        id=change.key,
+        agent_id=agent_id,
+        message_id=message_id,
+        cause_id=cause_id,
+        kind=cast("TurnKind", kind),
+        depth=depth,
+        created_at=text_or_none(value.get("createdAt")) or "",
+        start=start,
+        spec_id=text_or_none(value.get("specId")),
+    )
+
+
+def parse_session(change: Change) -> SessionInfo | None:
+    """What a change of type `session` says of the session whose id is the key."""
+    value = change.value
+    if not isinstance(value, dict):
+        return None
+    forked = value.get("forkedFrom")
+    source = text_or_none(forked.get("sessionId")) if isinstance(forked, dict) else None
+    origin = None
+    if isinstance(forked, dict) and source:
+        origin = ForkedFrom(source, text_or_none(forked.get("atMessageId")))
+    name, created_at = text_or_none(value.get("name")), text_or_none(value.get("createdAt")) or ""
+    return SessionInfo(change.key, name, created_at, origin)
 
 
 def text_or_none(value: object) -> str | None:

@@ -13,7 +13,9 @@ Where the wire's own habits contradict each other, these rules hold:
 - What comes before the tool call or the approval that it answers waits for it.
 - A generation is active until a chunk ends it: `stop`, `error`, `message-end`, or a `done` after which nobody goes on. Its
   times are those of its own chunks.
+- A turn is pending until its answer has ended, and counts as an active generation before that answer has begun.
 - A whole message keeps the role that it was written with.
+- A message is gone when all its rows were deleted; deleting some of them changes nothing. What is gone does not come back.
 - Messages stand in the order of their first events.
 """
 
@@ -30,6 +32,9 @@ from streamkeep.sessions.chunks import (
     parse_agent,
     parse_chunk,
     parse_presence,
+    parse_row_key,
+    parse_session,
+    parse_turn,
     text_or_none,
     tokens,
 )
@@ -46,9 +51,11 @@ from streamkeep.sessions.views import (
     Place,
     Presence,
     SessionChanges,
+    SessionInfo,
     SessionStatistics,
     ToolCall,
     ToolResult,
+    Turn,
 )
 
 ActorKind = Literal["user", "agent"]
@@ -64,11 +71,19 @@ class _Touched:
         self.actors: dict[str, None] = {}
         self.agents: dict[str, None] = {}
         self.txids: dict[str, None] = {}
+        self.turns: dict[str, None] = {}
         self.was_reset = False
+        self.session = False
 
     def told(self) -> SessionChanges:
         return SessionChanges(
-            tuple(self.messages), tuple(self.actors), tuple(self.agents), tuple(self.txids), self.was_reset
+            tuple(self.messages),
+            tuple(self.actors),
+            tuple(self.agents),
+            tuple(self.txids),
+            self.was_reset,
+            tuple(self.turns),
+            self.session,
         )
 
 
@@ -129,6 +144,11 @@ class SessionFold:
         """All tool calls, in the order of the stream within each message."""
         return tuple(call.view() for message in self._state.messages.values() for call in message.calls.values())
 
+    def calls_of(self, message_id: str) -> tuple[ToolCall, ...]:
+        """A message's tool calls."""
+        message = self._state.messages.get(message_id)
+        return () if message is None else tuple(call.view() for call in message.calls.values())
+
     def tool_call(self, tool_call_id: str) -> ToolCall | None:
         """The tool call of this id, the newest if there are several, or None."""
         found = self._state.calls.get(tool_call_id)
@@ -151,11 +171,60 @@ class SessionFold:
 
     @property
     def active_generations(self) -> tuple[ActiveGeneration, ...]:
-        """The messages whose authors go on."""
-        return tuple(
+        """The messages whose authors go on, and then the turns whose answers have not begun."""
+        begun = (
             ActiveGeneration(one.id, one.actor_id, one.created_at, one.last_chunk_at, one.last_chunk_seq)
             for one in self._state.active.values()
         )
+        awaited = (
+            ActiveGeneration(turn.message_id, turn.agent_id, turn.created_at, turn.created_at, -1)
+            for turn in self._state.pending.values()
+            if turn.message_id not in self._state.messages
+        )
+        return (*begun, *awaited)
+
+    @property
+    def session(self) -> SessionInfo | None:
+        """What the session says of itself; None where nothing was said."""
+        return self._state.session
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All turns of agents, in the order of the stream."""
+        return tuple(self._state.turns.values())
+
+    @property
+    def pending_turns(self) -> tuple[Turn, ...]:
+        """The turns whose answers have not ended, in the order of the stream."""
+        return tuple(self._state.pending.values())
+
+    def turn(self, turn_id: str) -> Turn | None:
+        """One turn, or None."""
+        return self._state.turns.get(turn_id)
+
+    def turn_of(self, message_id: str) -> Turn | None:
+        """The turn whose answer a message is, or will be."""
+        turn_id = self._state.answers.get(message_id)
+        return None if turn_id is None else self._state.turns.get(turn_id)
+
+    def is_answered(self, message_id: str) -> bool:
+        """Whether a message is complete, none of its tool calls is open, and somebody else than its author answered one."""
+        message = self._state.messages.get(message_id)
+        return message is not None and message.is_answered
+
+    def is_gone(self, message_id: str) -> bool:
+        """Whether a message was there and was deleted. Its id cannot be used again."""
+        return message_id in self._state.gone
+
+    def next_seq(self, message_id: str) -> int:
+        """The number of a message's next row."""
+        message = self._state.messages.get(message_id)
+        return 0 if message is None else message.next_seq
+
+    def numbers(self, message_id: str) -> list[int]:
+        """The numbers of a message's rows."""
+        message = self._state.messages.get(message_id)
+        return [] if message is None else message.numbers
 
     @property
     def agents(self) -> tuple[Agent, ...]:
@@ -180,7 +249,7 @@ class SessionFold:
             message_count=len(self._state.messages),
             tool_call_count=sum(len(message.calls) for message in self._state.messages.values()),
             approval_count=len(self._state.approvals),
-            active_generation_count=len(self._state.active),
+            active_generation_count=len(self.active_generations),
         )
 
     def _take(self, event: object) -> None:
@@ -196,16 +265,80 @@ class SessionFold:
         if found.txid is not None:
             self._touched.txids[found.txid] = None
         match found.type:
+            case "chunk" if found.operation == "delete":
+                self._delete_row(found.key)
             case "chunk":
                 chunk = parse_chunk(found)
                 if chunk is not None:
                     self._take_chunk(chunk)
+            case "turn":
+                self._take_turn(found)
+            case "session":
+                self._state.session = parse_session(found) or self._state.session
+                self._touched.session = True
             case "presence":
                 self._take_presence(found)
             case "agent":
                 self._take_agent(found)
 
+    def _delete_row(self, key: str) -> None:
+        named = parse_row_key(key)
+        message = None if named is None else self._state.messages.get(named[0])
+        if named is not None and message is not None:
+            message.delete(named[1])
+            if message.is_deleted:
+                self._delete_message(message)
+
+    def _delete_message(self, message: MessageState) -> None:
+        state, counts = self._state, self._state.counts
+        del state.messages[message.id]
+        state.active.pop(message.id, None)
+        state.gone[message.id] = None
+        for call in message.calls.values():
+            if state.calls.get(call.id) is call:
+                del state.calls[call.id]
+        for approval_id in message.approvals:
+            del state.approvals[approval_id]
+        state.counts = replace(
+            counts,
+            user_message_count=counts.user_message_count - (message.role == "user"),
+            assistant_message_count=counts.assistant_message_count - (message.role == "assistant"),
+        )
+        author = state.participants[message.actor_id]
+        state.participants[author.actor_id] = replace(author, message_count=author.message_count - 1)
+        self._settle_turn(message.id)
+        self._touched.messages[message.id] = None
+        self._touched.actors[message.actor_id] = None
+
+    def _take_turn(self, change: Change) -> None:
+        if change.operation == "delete":
+            turn = self._state.turns.pop(change.key, None)
+            if turn is not None:
+                self._state.pending.pop(turn.message_id, None)
+                self._touched.turns[turn.id] = None
+            return
+        found = parse_turn(change, self._before)
+        if found is None or found.id in self._state.turns or found.message_id in self._state.answers:
+            return
+        message = self._state.messages.get(found.message_id)
+        if found.message_id in self._state.gone or (message is not None and message.is_written):
+            found = replace(found, is_pending=False)
+        else:
+            self._state.pending[found.message_id] = found
+        self._state.turns[found.id] = found
+        self._state.answers[found.message_id] = found.id
+        self._touched.turns[found.id] = None
+
+    def _settle_turn(self, message_id: str) -> None:
+        """Its answer has ended, or is gone."""
+        turn = self._state.pending.pop(message_id, None)
+        if turn is not None:
+            self._state.turns[turn.id] = replace(turn, is_pending=False)
+            self._touched.turns[turn.id] = None
+
     def _take_chunk(self, chunk: Chunk) -> None:
+        if chunk.message_id in self._state.gone:
+            return
         if chunk.type == "tool-result":
             self._take_result_of_client(chunk)
         elif chunk.type == "approval-response":
@@ -233,6 +366,8 @@ class SessionFold:
             self._write_on(message, chunk)
             if message.is_complete:
                 self._state.active.pop(message.id, None)
+        if message.is_written:
+            self._settle_turn(message.id)
         self._saw(chunk, messages=int(is_new))
         self._touched.messages[message.id] = None
 
@@ -245,6 +380,7 @@ class SessionFold:
             start=self._before,
             end=self._after,
             last_chunk_at=chunk.created_at,
+            actor_name=chunk.actor_name,
         )
         if isinstance(whole, dict):
             message.write_whole(whole)
@@ -327,6 +463,7 @@ class SessionFold:
             responded_at=None,
         )
         self._state.approvals[approval_id] = asked
+        message.approvals.append(approval_id)
         early = self._state.early_answers.pop(approval_id, None)
         if early is not None:
             self._answer(asked, early)
@@ -422,7 +559,8 @@ class SessionFold:
             self._touched.agents[change.key] = None
 
     def _saw(self, chunk: Chunk, *, messages: int = 0) -> None:
-        self._participate(chunk.actor_id, "agent" if chunk.role == "assistant" else "user", chunk.created_at, messages)
+        kind: ActorKind = "agent" if chunk.role == "assistant" else "user"
+        self._participate(chunk.actor_id, kind, chunk.created_at, messages, chunk.actor_name)
         self._touched.actors[chunk.actor_id] = None
 
     def _participate(self, actor_id: str, kind: ActorKind, at: str, messages: int = 0, name: str | None = None) -> None:

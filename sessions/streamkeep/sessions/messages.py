@@ -34,7 +34,7 @@ from streamkeep.sessions.views import (
     ToolResultPart,
 )
 
-_ENDS = frozenset(get_args(EndedBy))
+_REASONS = frozenset(("done", "stop", "error"))
 _ROLES = frozenset(get_args(Role))
 
 
@@ -91,6 +91,11 @@ class CallState:
     def waits_for_client(self) -> bool:
         """Whether its author can do nothing before somebody answers."""
         return self.result is None and (self.has_input or (self.approval_id is not None and self.approved is None))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nobody else has to do anything: there is a result, or its author may run it, or it must not run."""
+        return self.result is not None or self.approved is False or (self.approved is True and not self.has_input)
 
     def view(self) -> ToolCall:
         return ToolCall(
@@ -172,17 +177,52 @@ class MessageState:
     parts: list[PartInProgress] = field(default_factory=list)
     calls: dict[str, CallState] = field(default_factory=dict)
     results: dict[str, int] = field(default_factory=dict)
+    approvals: list[str] = field(default_factory=list)
     thinking: int | None = None
     segment: list[int] = field(default_factory=list)
     has_open_calls: bool = False
     has_calls_since_text: bool = False
+    has_start: bool = False
+    has_end: bool = False
+    actor_name: str | None = None
     next_seq: int = 0
     seqs_ahead: set[int] = field(default_factory=set)
+    deleted: set[int] = field(default_factory=set)
     seen: Message | None = field(default=None, compare=False)
 
     @property
     def is_complete(self) -> bool:
         return self.is_whole or self.ended_by is not None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether nothing more is to come: what announced its beginning announces its end too."""
+        return self.has_end if self.has_start else self.is_complete
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it is complete, none of its tool calls is open, and people or their tools had a part in that."""
+        calls = self.calls.values()
+        return (
+            self.is_complete
+            and all(call.is_settled for call in calls)
+            and any(call.is_result_of_client or call.approved is not None for call in calls)
+        )
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether all its rows were deleted."""
+        return len(self.deleted) == self.next_seq + len(self.seqs_ahead) > 0
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of its rows."""
+        return [*range(self.next_seq), *sorted(self.seqs_ahead)]
+
+    def delete(self, seq: int) -> None:
+        """One of its rows was deleted. Nothing changes before all of them are."""
+        if seq < self.next_seq or seq in self.seqs_ahead:
+            self.deleted.add(seq)
 
     def view(self) -> Message:
         """The message as it is now; the same object until it changes."""
@@ -199,6 +239,7 @@ class MessageState:
                 error=self.error,
                 start=self.start,
                 end=self.end,
+                actor_name=self.actor_name,
             )
         return self.seen
 
@@ -241,8 +282,13 @@ class MessageState:
             case "error":
                 self.error = _error_text(fields.get("error"))
                 self._end("error")
-            case "stop" | "message-end" as end:
-                self._end(cast("EndedBy", end))
+            case "stop":
+                self._end("stop")
+            case "message-start":
+                self.has_start = True
+            case "message-end":
+                self.has_end = True
+                self._end(_reason(fields.get("reason")))
 
     def write_call(self, call: CallState, function: dict[str, Any]) -> None:
         """Take a piece of a tool call's arguments."""
@@ -314,6 +360,11 @@ class MessageState:
         thought = cast("TextState", self.parts[self.thinking])
         delta = text_or_none(fields.get("delta"))
         thought.text.append(delta or _rest(text_or_none(fields.get("content")) or "", thought.text.value))
+
+
+def _reason(reason: object) -> EndedBy:
+    """What an end says of itself."""
+    return cast("EndedBy", reason) if isinstance(reason, str) and reason in _REASONS else "message-end"
 
 
 def _whole_part(part: dict[str, Any]) -> Part:

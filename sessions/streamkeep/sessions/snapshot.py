@@ -18,17 +18,20 @@ from streamkeep.sessions.messages import (
 from streamkeep.sessions.views import (
     Agent,
     Approval,
+    ForkedFrom,
     OtherPart,
     Participant,
     Place,
     Presence,
+    SessionInfo,
     SessionStatistics,
     TextPart,
     ToolResult,
     ToolResultPart,
+    Turn,
 )
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,11 @@ class EarlyAnswer:
 
 @dataclass(slots=True)
 class SessionState:
-    """All that a fold knows. `calls` are the newest by their ids; what came early waits by the id that it answers."""
+    """All that a fold knows. `calls` are the newest by their ids; what came early waits by the id that it answers.
+
+    `turns` are by their ids, `answers` those ids by their answers, and `pending` the turns by answers that have not ended.
+    `gone` are ids of deleted messages.
+    """
 
     messages: dict[str, MessageState] = field(default_factory=dict)
     active: dict[str, MessageState] = field(default_factory=dict)
@@ -61,6 +68,11 @@ class SessionState:
     agents: dict[str, Agent] = field(default_factory=dict)
     presence: dict[str, Presence] = field(default_factory=dict)
     participants: dict[str, Participant] = field(default_factory=dict)
+    session: SessionInfo | None = None
+    turns: dict[str, Turn] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+    pending: dict[str, Turn] = field(default_factory=dict)
+    gone: dict[str, None] = field(default_factory=dict)
     counts: SessionStatistics = field(default_factory=SessionStatistics)
 
 
@@ -78,6 +90,10 @@ def dump(offset: str, position: int, state: SessionState) -> dict[str, Any]:
         "agents": [asdict(one) for one in state.agents.values()],
         "presence": [asdict(one) for one in state.presence.values()],
         "participants": [asdict(one) for one in state.participants.values()],
+        "session": None if state.session is None else asdict(state.session),
+        "turns": [asdict(one) for one in state.turns.values()],
+        "answers": dict(state.answers),
+        "gone": list(state.gone),
         "counts": asdict(state.counts),
     }
 
@@ -97,6 +113,7 @@ def _load_state(snapshot: Mapping[str, Any]) -> SessionState:
     early_results = [
         EarlyResult(ToolResult(**one["result"]), is_of_client=one["is_of_client"]) for one in snapshot["earlyResults"]
     ]
+    turns = {turn.id: turn for turn in map(_load_turn, snapshot["turns"])}
     return SessionState(
         messages=messages,
         active={message.id: message for message in messages.values() if not message.is_complete},
@@ -107,8 +124,24 @@ def _load_state(snapshot: Mapping[str, Any]) -> SessionState:
         agents={one["id"]: Agent(**one) for one in snapshot["agents"]},
         presence={one["actor_id"]: Presence(**one) for one in snapshot["presence"]},
         participants={one["actor_id"]: Participant(**one) for one in snapshot["participants"]},
+        session=_load_session(snapshot["session"]),
+        turns=turns,
+        answers=dict(snapshot["answers"]),
+        pending={turn.message_id: turn for turn in turns.values() if turn.is_pending},
+        gone=dict.fromkeys(snapshot["gone"]),
         counts=SessionStatistics(**snapshot["counts"]),
     )
+
+
+def _load_turn(dumped: dict[str, Any]) -> Turn:
+    return Turn(**dumped | {"start": Place(**dumped["start"])})
+
+
+def _load_session(dumped: dict[str, Any] | None) -> SessionInfo | None:
+    if dumped is None:
+        return None
+    origin = dumped["forked_from"]
+    return SessionInfo(**dumped | {"forked_from": None if origin is None else ForkedFrom(**origin)})
 
 
 def _dump_message(message: MessageState) -> dict[str, Any]:
@@ -119,8 +152,10 @@ def _dump_message(message: MessageState) -> dict[str, Any]:
         "parts": [_dump_part(part) for part in message.parts],
         "calls": [_dump_call(call) for call in message.calls.values()],
         "results": dict(message.results),
+        "approvals": list(message.approvals),
         "segment": list(message.segment),
         "seqs_ahead": sorted(message.seqs_ahead),
+        "deleted": sorted(message.deleted),
     }
 
 
@@ -134,8 +169,10 @@ def _load_message(dumped: dict[str, Any]) -> MessageState:
             "parts": [_load_part(part, calls) for part in dumped["parts"]],
             "calls": calls,
             "results": dict(dumped["results"]),
+            "approvals": list(dumped["approvals"]),
             "segment": list(dumped["segment"]),
             "seqs_ahead": set(dumped["seqs_ahead"]),
+            "deleted": set(dumped["deleted"]),
         }
     )
 

@@ -19,6 +19,7 @@ PartState = Literal[
 ]
 ApprovalStatus = Literal["pending", "approved", "denied"]
 EndedBy = Literal["done", "stop", "error", "message-end"]
+TurnKind = Literal["message", "answers", "regenerate", "agent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ class Message:
     error: str | None
     start: Place
     end: Place
+    actor_name: str | None = None
 
     @property
     def text(self) -> str:
@@ -167,7 +169,8 @@ class Approval:
 
 @dataclass(frozen=True, slots=True)
 class ActiveGeneration:
-    """A message whose author goes on. Times are those of its first and its last chunk."""
+    """A message whose author goes on. Times are those of its first and its last chunk; before the first one, that of its
+    turn, and the number is -1."""
 
     message_id: str
     actor_id: str
@@ -187,6 +190,45 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """One call of one agent, which answers `cause_id` in `message_id`; pending until that answer has ended.
+
+    `kind` says why: a message was sent, or sent again; all its tool calls were answered; another agent has spoken. `depth`
+    counts the turns from the message of a person on, beginning with 1. `spec_id` names what the server keeps of an agent that
+    came with a message and is not registered. `start` is where the turn stands in the stream.
+    """
+
+    id: str
+    agent_id: str
+    message_id: str
+    cause_id: str
+    kind: TurnKind
+    depth: int
+    created_at: str
+    start: Place
+    spec_id: str | None = None
+    is_pending: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ForkedFrom:
+    """Where a session branched off: behind the message of this id, or with None at the end."""
+
+    session_id: str
+    at_message_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """What a session says of itself."""
+
+    id: str
+    name: str | None
+    created_at: str
+    forked_from: ForkedFrom | None
+
+
+@dataclass(frozen=True, slots=True)
 class Presence:
     """What an actor says of its own presence; `Participant` tells of everybody else too."""
 
@@ -195,6 +237,7 @@ class Presence:
     name: str | None
     status: Literal["online", "offline", "away"]
     last_seen_at: str
+    typing: bool = False
 
     def is_stale(self, now: datetime, *, after_seconds: float = 60.0) -> bool:
         """Whether nothing was heard for so long; a time that cannot be read is long ago."""
@@ -235,13 +278,16 @@ class SessionStatistics:
 
 @dataclass(frozen=True, slots=True)
 class SessionChanges:
-    """What a batch of events touched: ids of messages (their tool calls and approvals too), actors and agents."""
+    """What a batch of events touched: ids of messages (their tool calls and approvals too), actors, agents and turns, of those
+    that are gone as well. `session` when the session's own name or origin was told."""
 
     message_ids: tuple[str, ...] = ()
     actor_ids: tuple[str, ...] = ()
     agent_ids: tuple[str, ...] = ()
     txids: tuple[str, ...] = ()
     was_reset: bool = False
+    turn_ids: tuple[str, ...] = ()
+    session: bool = False
 
 
 def as_json(view: object) -> Any:

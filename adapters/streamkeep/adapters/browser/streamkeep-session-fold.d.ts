@@ -48,6 +48,7 @@ export interface SessionMessage {
   role: Role
   parts: MessagePart[]
   actorId: string
+  actorName?: string
   /** ISO 8601. */
   createdAt: string
   /** False while its author goes on. */
@@ -104,7 +105,31 @@ export interface ActiveGeneration {
   actorId: string
   startedAt: string
   lastChunkAt: string
+  /** -1 before the first chunk. */
   lastChunkSeq: number
+}
+
+/** One call of one agent, which answers the message `causeId` in the message `messageId`; pending until that has ended. */
+export interface Turn {
+  id: string
+  agentId: string
+  messageId: string
+  causeId: string
+  kind: "message" | "answers" | "regenerate" | "agent"
+  /** How many turns follow one message of a person, up to this one. */
+  depth: number
+  createdAt: string
+  start: Place
+  specId?: string
+  isPending: boolean
+}
+
+/** What a session says of itself. Without `atMessageId` it branched off at the end. */
+export interface SessionInfo {
+  id: string
+  name?: string
+  createdAt: string
+  forkedFrom?: { sessionId: string; atMessageId?: string }
 }
 
 export interface SessionAgent {
@@ -121,6 +146,7 @@ export interface Presence {
   name?: string
   status: "online" | "offline" | "away"
   lastSeenAt: string
+  typing: boolean
 }
 
 export interface Participant {
@@ -145,13 +171,16 @@ export interface SessionStatistics {
   totalTokens: number
 }
 
-/** What a batch of events touched; a message's tool calls and approvals count as its own. */
+/** What a batch of events touched, gone things too; a message's tool calls and approvals count as its own. */
 export interface SessionChanges {
   messageIds: string[]
   actorIds: string[]
   agentIds: string[]
   txids: string[]
+  turnIds: string[]
   wasReset: boolean
+  /** Whether the session's own name or origin was told. */
+  session: boolean
 }
 
 /** A session as its events so far make it. What it gives out never changes; a message is the same object until it does. */
@@ -174,7 +203,11 @@ export class SessionFold {
   readonly toolResults: ToolResult[]
   readonly approvals: Approval[]
   approval(approvalId: string): Approval | undefined
+  /** Messages whose authors go on, then turns whose answers have not begun. */
   readonly activeGenerations: ActiveGeneration[]
+  readonly session: SessionInfo | null
+  readonly turns: Turn[]
+  readonly pendingTurns: Turn[]
   readonly agents: SessionAgent[]
   readonly presence: Presence[]
   /** Everybody who ever wrote or was present, in the order in which they came. */

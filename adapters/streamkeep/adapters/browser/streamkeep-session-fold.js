@@ -1,10 +1,11 @@
 // A durable session out of its events, one after the other. The rules are those of the Python package `streamkeep.sessions`,
 // where they are explained; tests hold the two equal. All that a fold knows is plain data, so that a cache can keep a copy.
 
-const VERSION = 1
+const VERSION = 2
 const START = "-1"
 const ROLES = ["user", "assistant", "system"]
 const OPERATIONS = ["insert", "update", "upsert", "delete"]
+const TURN_KINDS = ["message", "answers", "regenerate", "agent"]
 const CONTROLS = ["snapshot-start", "snapshot-end", "reset"]
 
 export class SessionFold {
@@ -39,7 +40,8 @@ export class SessionFold {
 
   apply(events, offset) {
     const begin = this.#offset
-    this.#touched = { messageIds: new Set(), actorIds: new Set(), agentIds: new Set(), txids: new Set(), wasReset: false }
+    const sets = ["messageIds", "actorIds", "agentIds", "txids", "turnIds"].map((name) => [name, new Set()])
+    this.#touched = { ...Object.fromEntries(sets), wasReset: false, session: false }
     this.#after = { position: this.#position, offset: begin, subOffset: 0 }
     for (const [index, event] of events.entries()) {
       this.#before = this.#after
@@ -50,8 +52,8 @@ export class SessionFold {
     }
     this.#position = this.#after.position
     this.#offset = offset
-    const { wasReset, ...touched } = this.#touched
-    return { ...Object.fromEntries(Object.entries(touched).map(([name, ids]) => [name, [...ids]])), wasReset }
+    const { wasReset, session, ...touched } = this.#touched
+    return { ...Object.fromEntries(Object.entries(touched).map(([name, ids]) => [name, [...ids]])), wasReset, session }
   }
 
   get messages() {
@@ -85,13 +87,31 @@ export class SessionFold {
   }
 
   get activeGenerations() {
-    return Array.from(this.#state.active.values(), ({ id, actorId, createdAt, lastChunkAt, lastChunkSeq }) => ({
+    const { active, pending, messages } = this.#state
+    const begun = Array.from(active.values(), ({ id, actorId, createdAt, lastChunkAt, lastChunkSeq }) => ({
       messageId: id,
       actorId,
       startedAt: createdAt,
       lastChunkAt,
       lastChunkSeq,
     }))
+    const awaited = [...pending.values()].filter(({ messageId }) => !messages.has(messageId))
+    const began = awaited.map(({ messageId, agentId, createdAt: at }) => {
+      return { messageId, actorId: agentId, startedAt: at, lastChunkAt: at, lastChunkSeq: -1 }
+    })
+    return [...begun, ...began]
+  }
+
+  get session() {
+    return this.#state.session
+  }
+
+  get turns() {
+    return [...this.#state.turns.values()]
+  }
+
+  get pendingTurns() {
+    return [...this.#state.pending.values()]
   }
 
   get agents() {
@@ -107,13 +127,13 @@ export class SessionFold {
   }
 
   get statistics() {
-    const { counts, messages, approvals, active } = this.#state
+    const { counts, messages, approvals } = this.#state
     return told({
       ...counts,
       messageCount: messages.size,
       toolCallCount: this.#calls().length,
       approvalCount: approvals.size,
-      activeGenerationCount: active.size,
+      activeGenerationCount: this.activeGenerations.length,
     })
   }
 
@@ -129,13 +149,79 @@ export class SessionFold {
     }
     if (!found?.operation) return
     if (found.txid != null) this.#touched.txids.add(found.txid)
-    if (found.type === "chunk") this.#takeChunk(parseChunk(found))
+    if (found.type === "chunk" && found.operation === "delete") this.#deleteRow(found.key)
+    else if (found.type === "chunk") this.#takeChunk(parseChunk(found))
+    else if (found.type === "turn") this.#takeTurn(found)
+    else if (found.type === "session") this.#takeSession(found)
     else if (found.type === "presence") this.#takePresence(found)
     else if (found.type === "agent") this.#takeAgent(found)
   }
 
+  #deleteRow(key) {
+    const [, messageId, digits] = /^(.+):([0-9]{1,15})$/s.exec(key) ?? []
+    const message = this.#state.messages.get(messageId)
+    if (!message) return
+    const { nextSeq, seqsAhead, deleted } = message
+    const seq = Number(digits)
+    if (seq < nextSeq || seqsAhead.has(seq)) deleted.add(seq)
+    if (deleted.size && deleted.size === nextSeq + seqsAhead.size) this.#deleteMessage(message)
+  }
+
+  #deleteMessage({ id, role, actorId, calls, approvalIds }) {
+    const { messages, active, gone, counts, participants, approvals } = this.#state
+    messages.delete(id)
+    active.delete(id)
+    gone.add(id)
+    for (const call of calls.values()) if (this.#state.calls.get(call.id) === call) this.#state.calls.delete(call.id)
+    for (const approvalId of approvalIds) approvals.delete(approvalId)
+    if (role === "user") counts.userMessageCount--
+    if (role === "assistant") counts.assistantMessageCount--
+    const author = participants.get(actorId)
+    participants.set(actorId, { ...author, messageCount: author.messageCount - 1 })
+    this.#settleTurn(id)
+    this.#touched.messageIds.add(id)
+    this.#touched.actorIds.add(actorId)
+  }
+
+  #takeTurn({ key, operation, value }) {
+    const { turns, answers, pending, messages, gone } = this.#state
+    if (operation === "delete") {
+      const turn = taken(turns, key)
+      if (!turn) return
+      pending.delete(turn.messageId)
+      this.#touched.turnIds.add(key)
+      return
+    }
+    const said = parseTurn(key, value, this.#before)
+    if (!said || turns.has(key) || answers.has(said.messageId)) return
+    const message = messages.get(said.messageId)
+    const isPending = !gone.has(said.messageId) && !(message && isWritten(message))
+    const turn = { ...said, isPending }
+    if (isPending) pending.set(turn.messageId, turn)
+    turns.set(key, turn)
+    answers.set(turn.messageId, key)
+    this.#touched.turnIds.add(key)
+  }
+
+  // Its answer has ended, or is gone.
+  #settleTurn(messageId) {
+    const turn = taken(this.#state.pending, messageId)
+    if (!turn) return
+    this.#state.turns.set(turn.id, { ...turn, isPending: false })
+    this.#touched.turnIds.add(turn.id)
+  }
+
+  #takeSession({ key, value }) {
+    this.#touched.session = true
+    if (!isObject(value)) return
+    const { name, createdAt, forkedFrom } = value
+    const source = isObject(forkedFrom) && textOr(forkedFrom.sessionId)
+    const origin = source ? told({ sessionId: source, atMessageId: textOr(forkedFrom.atMessageId) }) : null
+    this.#state.session = told({ id: key, name: textOr(name), createdAt: textOr(createdAt, ""), forkedFrom: origin })
+  }
+
   #takeChunk(chunk) {
-    if (!chunk) return
+    if (!chunk || this.#state.gone.has(chunk.messageId)) return
     if (chunk.type === "tool-result") this.#takeResultOfClient(chunk)
     else if (chunk.type === "approval-response") this.#takeAnswer(chunk)
     else this.#write(chunk)
@@ -156,6 +242,7 @@ export class SessionFold {
       this.#writeOn(message, chunk)
       if (isComplete(message)) this.#state.active.delete(message.id)
     }
+    if (isWritten(message)) this.#settleTurn(message.id)
     this.#saw(chunk, known ? 0 : 1)
     this.#touched.messageIds.add(message.id)
   }
@@ -229,6 +316,7 @@ export class SessionFold {
       requestedAt: chunk.createdAt,
     })
     this.#state.approvals.set(id, asked)
+    message.approvalIds.push(id)
     const early = taken(this.#state.earlyAnswers, id)
     if (early) this.#answer(asked, early)
     this.#settleEarly(call)
@@ -315,8 +403,8 @@ export class SessionFold {
     this.#touched.agentIds.add(key)
   }
 
-  #saw({ actorId, role, createdAt }, messages = 0) {
-    this.#participate(actorId, role === "assistant" ? "agent" : "user", createdAt, messages)
+  #saw({ actorId, actorName, role, createdAt }, messages = 0) {
+    this.#participate(actorId, role === "assistant" ? "agent" : "user", createdAt, messages, actorName)
     this.#touched.actorIds.add(actorId)
   }
 
@@ -350,12 +438,15 @@ export function isStale({ lastSeenAt }, now = Date.now(), afterSeconds = 60) {
   return !(now - Date.parse(lastSeenAt) <= afterSeconds * 1000)
 }
 
-// What came early waits by the id that it answers. `calls` are the newest by their ids.
+// What came early waits by the id that it answers. `calls` are the newest by their ids. `answers` are the ids of turns by their
+// answers, `pending` the turns by answers that have not ended, `gone` the ids of deleted messages.
 function emptyState() {
   const counts = { userMessageCount: 0, assistantMessageCount: 0, firstMessageAt: null, lastMessageAt: null }
-  const names = ["messages", "active", "calls", "approvals", "earlyResults", "earlyAnswers", "agents", "presence", "participants"]
+  const answering = ["calls", "approvals", "earlyResults", "earlyAnswers", "turns", "answers", "pending"]
+  const names = ["messages", "active", "agents", "presence", "participants", ...answering]
   const maps = Object.fromEntries(names.map((name) => [name, new Map()]))
-  return { ...maps, counts: { ...counts, promptTokens: 0, completionTokens: 0, totalTokens: 0 } }
+  const tokens = { promptTokens: 0, completionTokens: 0, totalTokens: 0 }
+  return { ...maps, gone: new Set(), session: null, counts: { ...counts, ...tokens } }
 }
 
 // Events
@@ -376,25 +467,36 @@ function parseChunk({ operation, value }) {
   if (!isName(messageId) || typeof actorId !== "string" || !ROLES.includes(role)) return
   if (!isObject(fields) || typeof fields.type !== "string") return
   const number = Number.isInteger(seq) ? seq : null
-  return { messageId, actorId, role, seq: number, createdAt: textOr(createdAt, ""), type: fields.type, fields }
+  const author = { actorId, actorName: textOr(value.actorName), role }
+  return { messageId, ...author, seq: number, createdAt: textOr(createdAt, ""), type: fields.type, fields }
 }
 
 function parsePresence(actorId, value) {
   if (!isObject(value)) return
   const { actorType, name, status, lastSeenAt } = value
   if (!["user", "agent"].includes(actorType) || !["online", "offline", "away"].includes(status)) return
-  return told({ actorId, actorType, name: textOr(name), status, lastSeenAt: textOr(lastSeenAt, "") })
+  const typing = value.typing === true
+  return told({ actorId, actorType, name: textOr(name), status, lastSeenAt: textOr(lastSeenAt, ""), typing })
+}
+
+function parseTurn(id, value, start) {
+  if (!isObject(value)) return
+  const { agentId, messageId, causeId, kind, depth, createdAt, specId } = value
+  if (typeof agentId !== "string" || !isName(messageId) || typeof causeId !== "string") return
+  if (!TURN_KINDS.includes(kind) || !Number.isInteger(depth) || depth < 1 || depth > 1e6) return
+  return told({ id, agentId, messageId, causeId, kind, depth, createdAt: textOr(createdAt, ""), start, specId: textOr(specId) })
 }
 
 // Messages
 
 // Parts are named by their index: `segment` is the text so far, `results` are of tools.
-function newMessage({ messageId, role, actorId, createdAt }, start, end) {
-  const place = { start, end, lastChunkAt: createdAt, lastChunkSeq: 0, nextSeq: 0, seqsAhead: new Set() }
-  const ending = { isWhole: false, endedBy: null, finishReason: null, error: null }
+function newMessage({ messageId, role, actorId, actorName, createdAt }, start, end) {
+  const rows = { lastChunkAt: createdAt, lastChunkSeq: 0, nextSeq: 0, seqsAhead: new Set(), deleted: new Set() }
+  const place = { start, end, ...rows, approvalIds: [] }
+  const ending = { isWhole: false, hasStart: false, hasEnd: false, endedBy: null, finishReason: null, error: null }
   const content = { parts: [], calls: new Map(), results: new Map(), thinking: null, segment: [], segmentText: "" }
   const calling = { hasOpenCalls: false, hasCallsSinceText: false }
-  return { id: messageId, role, actorId, createdAt, ...place, ...ending, ...content, ...calling }
+  return { id: messageId, role, actorId, actorName, createdAt, ...place, ...ending, ...content, ...calling }
 }
 
 const views = new WeakMap()
@@ -402,15 +504,18 @@ const views = new WeakMap()
 function messageView(message) {
   let view = views.get(message)
   if (!view) {
-    const { id, role, parts, actorId, createdAt, endedBy, finishReason, error, start, end } = message
+    const { id, role, parts, actorId, actorName, createdAt, endedBy, finishReason, error, start, end } = message
     const ending = { isComplete: isComplete(message), endedBy, finishReason, error }
-    view = told({ id, role, parts: parts.map(partView), actorId, createdAt, ...ending, start, end })
+    view = told({ id, role, parts: parts.map(partView), actorId, actorName, createdAt, ...ending, start, end })
     views.set(message, view)
   }
   return view
 }
 
 const isComplete = ({ isWhole, endedBy }) => isWhole || endedBy !== null
+
+// Whether nothing more is to come: what announced its beginning announces its end too.
+const isWritten = (message) => (message.hasStart ? message.hasEnd : isComplete(message))
 
 // Whether a chunk of that number is a new one. One without a number always is.
 function takes(message, seq) {
@@ -449,8 +554,13 @@ function write(message, { type, fields }) {
   } else if (type === "error") {
     message.error = errorText(fields.error)
     end(message, "error")
-  } else if (type === "stop" || type === "message-end") {
-    end(message, type)
+  } else if (type === "stop") {
+    end(message, "stop")
+  } else if (type === "message-start") {
+    message.hasStart = true
+  } else if (type === "message-end") {
+    message.hasEnd = true
+    end(message, ["done", "stop", "error"].includes(fields.reason) ? fields.reason : "message-end")
   }
 }
 
