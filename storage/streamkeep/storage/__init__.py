@@ -15,6 +15,7 @@ from streamkeep.storage._errors import (
     RateLimited,
     SequenceConflict,
     SequenceGap,
+    SessionNotFound,
     StoreError,
     StoreUnavailable,
     StreamClosed,
@@ -24,6 +25,16 @@ from streamkeep.storage._errors import (
     TooManyGenerations,
 )
 from streamkeep.storage._keys import ApiKey, KeyStore, SigningKey
+from streamkeep.storage._sessions import (
+    MAX_AGENTS_BYTES,
+    MAX_SESSION_NAME_LENGTH,
+    ChangeAgents,
+    DueSession,
+    SessionKey,
+    SessionRecord,
+    SessionRecordPage,
+    SessionStore,
+)
 from streamkeep.storage._store import Listener, Store
 from streamkeep.storage._subscriptions import (
     MAX_EXPLICIT_LINKS,
@@ -94,7 +105,9 @@ from streamkeep.storage.rules.generations import Code, State, Terminal, Usage
 
 __all__ = [
     "DEFAULT_TENANT",
+    "MAX_AGENTS_BYTES",
     "MAX_EXPLICIT_LINKS",
+    "MAX_SESSION_NAME_LENGTH",
     "MAX_WAKE_STREAMS",
     "REGISTRY",
     "REGISTRY_CONFIG",
@@ -103,12 +116,14 @@ __all__ = [
     "Append",
     "Appended",
     "Change",
+    "ChangeAgents",
     "Claim",
     "Code",
     "ContentTypeMismatch",
     "Created",
     "Decide",
     "Delivery",
+    "DueSession",
     "Ending",
     "Erased",
     "Erasure",
@@ -147,7 +162,12 @@ __all__ = [
     "SequenceConflict",
     "SequenceGap",
     "Session",
+    "SessionKey",
+    "SessionNotFound",
     "SessionPage",
+    "SessionRecord",
+    "SessionRecordPage",
+    "SessionStore",
     "SigningKey",
     "Slice",
     "State",

@@ -13,6 +13,7 @@ StoreError
 ├── InvalidEpochStart      a new epoch must begin at sequence 0
 ├── InvalidFork            the fork point is not in the source
 ├── GenerationNotFound     no such generation
+├── SessionNotFound        no such session
 ├── FingerprintMismatch    the same ids were used before for another request
 ├── GenerationEnded        it reached its terminal event already
 ├── TooManyGenerations     the holder has as many at once as it may; carries the limit
@@ -40,6 +41,10 @@ class StreamNotFound(StoreError):
 
 class GenerationNotFound(StoreError):
     """There is no generation under that key."""
+
+
+class SessionNotFound(StoreError):
+    """There is no session under that key, or it was deleted."""
 
 
 class FingerprintMismatch(StoreError):

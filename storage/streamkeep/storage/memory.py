@@ -57,6 +57,7 @@ from streamkeep.storage._types import (
     generation_of,
 )
 from streamkeep.storage.memory_keys import MemoryKeys
+from streamkeep.storage.memory_sessions import MemorySessions
 from streamkeep.storage.memory_subscriptions import MemorySubscriptions
 from streamkeep.storage.rules import content_types, forks, limits
 from streamkeep.storage.rules.appends import StreamState, decide_batch
@@ -115,6 +116,7 @@ class MemoryStore:
         self._beats: dict[Owner, int] = {}
         self._listeners: list[Listener] = []
         self.subscriptions = MemorySubscriptions(self._now)
+        self.sessions = MemorySessions(self._now, self._next_id, self._check)
         self._signing_key = secrets.token_bytes(32)
         self.keys = MemoryKeys(self._signing_key, self._now)
         self._changes: list[StreamChange] = []
@@ -327,6 +329,8 @@ class MemoryStore:
         for listener in self._listeners:
             listener.cancel_requested([row.id for row in marked if row.state.is_live])
         erased = [stream for row in marked if not row.state.is_live for stream in self._erase(row)]
+        if what.request_id is None:
+            self.sessions.erase(what.tenant, what.session_id)
         if what.session_id is None:
             mine = [stream for stream in self._streams.values() if stream.key.tenant == what.tenant]
             erased += [stream for stream in mine if not stream.is_generation and stream not in erased][:limit]
@@ -722,6 +726,7 @@ class MemoryStore:
             size = len(self._streams[orphan.data_stream].data)
             age_seconds = (self._now() - orphan.created_at).total_seconds()
             self._end(Ending(orphan, orphaned(size, age_seconds, orphan.is_cancel_requested), size))
+        self.sessions.release_all(owner)
         del self._beats[owner]
         self._announce([s for g in orphans for s in (g.data_stream, g.control_stream)])
         return len(orphans)
