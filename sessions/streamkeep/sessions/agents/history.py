@@ -1,0 +1,208 @@
+"""What an agent is sent: a session up to a message, in the words of its format.
+
+Messages of `openai` have `content`, `tool_calls` and `tool_call_id` as chat completions do; those of `anthropic` are made of
+content blocks. Models refuse calls without an outcome, so such calls are left out; an approval's answer is an outcome. What
+other agents of the session said is told as somebody else's words, with their names. Front ends' formats, `ai-sdk` and
+`tanstack`, have parts, and everything in them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from streamkeep.sessions.agents.formats import AgentFormat
+from streamkeep.sessions.chunks import as_text, parsed_json
+from streamkeep.sessions.fold import SessionFold
+from streamkeep.sessions.views import (
+    Message,
+    OtherPart,
+    TextPart,
+    ThinkingPart,
+    ToolCall,
+    ToolCallPart,
+    ToolResultPart,
+    as_json,
+)
+
+MAX_HISTORY_CHARACTERS = 1_000_000
+"""The oldest messages are left out when all of them would be longer."""
+
+Json = dict[str, Any]
+
+
+def request_fields(
+    session: SessionFold, until: str, *, agent_id: str, format: AgentFormat | None = None
+) -> Json | None:
+    """The fields of a request's body that tell a session: `messages` up to the one named `until`, and for `anthropic` what
+    the system says as `system`. Without a format it is as for `openai`. None: there is no such message."""
+    history = _up_to(session.messages, until)
+    if history is None:
+        return None
+    calls = {(call.message_id, call.id): call for call in session.tool_calls}
+    match format:
+        case "ai-sdk":
+            written = [(message, [_ui_message(message, calls)]) for message in history]
+        case "tanstack":
+            written = [(message, [_tanstack_message(message)]) for message in history]
+        case _:
+            others = {agent.id: agent.name or agent.id for agent in session.agents if agent.id != agent_id}
+            write = _anthropic_messages if format == "anthropic" else _chat_messages
+            written = [(message, list(write(message, calls, others.get(message.actor_id)))) for message in history]
+    kept = _newest(written)
+    if format != "anthropic":
+        return {"messages": [one for _, ones in kept for one in ones]}
+    system = "\n\n".join(message.text for message, _ in kept if message.role == "system")
+    messages = [one for message, ones in kept if message.role != "system" for one in ones]
+    return {"messages": messages, **({"system": system} if system else {})}
+
+
+Calls = Mapping[tuple[str, str], ToolCall]
+
+
+def _up_to(messages: Sequence[Message], until: str) -> Sequence[Message] | None:
+    for index, message in enumerate(messages, 1):
+        if message.id == until:
+            return messages[:index]
+    return None
+
+
+def _newest(written: Sequence[tuple[Message, list[Json]]]) -> Sequence[tuple[Message, list[Json]]]:
+    """As many of the newest as there is room for; the last one whatever its size."""
+    room = MAX_HISTORY_CHARACTERS
+    for back, (_, ones) in enumerate(reversed(written)):
+        room -= sum(len(as_text(one)) for one in ones)
+        if room < 0:
+            return written[len(written) - max(back, 1) :]
+    return written
+
+
+def _chat_messages(message: Message, calls: Calls, speaker: str | None) -> Iterator[Json]:
+    for text, called in _rounds(message, calls):
+        if speaker is not None:
+            # Its calls are its own affair.
+            if text:
+                yield {"role": "user", "content": f"{speaker}: {text}"}
+            continue
+        if not called:
+            yield {"role": message.role, "content": text}
+            continue
+        tool_calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+            for call in called
+        ]
+        yield {"role": message.role, "content": text or None, "tool_calls": tool_calls}
+        for call in called:
+            yield {"role": "tool", "tool_call_id": call.id, "content": _outcome(call)[0]}
+
+
+def _anthropic_messages(message: Message, calls: Calls, speaker: str | None) -> Iterator[Json]:
+    for text, called in _rounds(message, calls):
+        if speaker is not None:
+            if text:
+                yield {"role": "user", "content": [_block(f"{speaker}: {text}")]}
+            continue
+        blocks = [_block(text)] if text else []
+        blocks += [
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": _input_object(call)} for call in called
+        ]
+        yield {"role": message.role, "content": blocks}
+        results = [(call, *_outcome(call)) for call in called]
+        if results:
+            blocks = [
+                {
+                    "type": "tool_result",
+                    "tool_use_id": call.id,
+                    "content": content,
+                    **({"is_error": True} if is_error else {}),
+                }
+                for call, content, is_error in results
+            ]
+            yield {"role": "user", "content": blocks}
+
+
+def _block(text: str) -> Json:
+    return {"type": "text", "text": text}
+
+
+def _rounds(message: Message, calls: Calls) -> Iterator[tuple[str, list[ToolCall]]]:
+    """A message as a model made it: text and the calls behind it, then what it said to their results, and so on."""
+    text: list[str] = []
+    called: list[ToolCall] = []
+    for part in message.parts:
+        match part:
+            case TextPart():
+                if called:
+                    yield "".join(text), called
+                    text, called = [], []
+                text.append(part.content)
+            case ToolCallPart():
+                call = calls.get((message.id, part.id))
+                if call is not None and _has_outcome(call):
+                    called.append(call)
+    if any(text) or called:
+        yield "".join(text), called
+
+
+def _has_outcome(call: ToolCall) -> bool:
+    is_approved = call.approval_id is not None and call.state == "executing"
+    return call.result is not None or call.state == "denied" or is_approved
+
+
+def _outcome(call: ToolCall) -> tuple[str, bool]:
+    """What came of a call, as text, and whether it failed."""
+    if call.result is None:
+        return json.dumps({"approved": call.state != "denied"}), call.state == "denied"
+    if call.result.error is not None:
+        return as_text({"error": call.result.error}), True
+    return as_text(call.result.output), False
+
+
+def _input_object(call: ToolCall) -> Json:
+    value = call.input if call.input is not None else parsed_json(call.arguments)[1]
+    return value if isinstance(value, dict) else {}
+
+
+def _tanstack_message(message: Message) -> Json:
+    return {
+        "id": message.id,
+        "role": message.role,
+        "parts": as_json(message.parts),
+        "createdAt": message.created_at,
+    }
+
+
+def _ui_message(message: Message, calls: Calls) -> Json:
+    parts = [part for one in message.parts for part in _ui_part(message, one, calls)]
+    return {"id": message.id, "role": message.role, "parts": parts}
+
+
+def _ui_part(message: Message, part: object, calls: Calls) -> Iterable[Json]:
+    match part:
+        case TextPart():
+            return [_block(part.content)]
+        case ThinkingPart():
+            return [{"type": "reasoning", "text": part.content}]
+        case ToolCallPart():
+            return [_ui_tool(part, calls.get((message.id, part.id)))]
+        case OtherPart():
+            return [part.value]
+        case ToolResultPart():
+            return []
+    return []
+
+
+def _ui_tool(part: ToolCallPart, call: ToolCall | None) -> Json:
+    value = parsed_json(part.arguments)[1] if call is None else call.input
+    tool: Json = {"type": f"tool-{part.name}", "toolCallId": part.id, "state": "input-available", "input": value}
+    if part.approval is not None:
+        answer = {} if part.approval.approved is None else {"approved": part.approval.approved}
+        tool["approval"] = {"id": part.approval.id, **answer}
+        tool["state"] = "approval-responded" if answer else "approval-requested"
+    if call is not None and call.result is not None:
+        if call.result.error is None:
+            tool |= {"state": "output-available", "output": call.result.output}
+        else:
+            tool |= {"state": "output-error", "errorText": call.result.error}
+    return tool
