@@ -509,3 +509,13 @@ def test_a_session_keeps_its_promises(rows: list[Row]) -> None:
 def test_a_damaged_snapshot_is_refused(damaged: object) -> None:
     with pytest.raises(ValueError, match="snapshot"):
         SessionFold.from_json(damaged)
+
+
+def test_what_would_come_is_foreseen_without_changing_what_is() -> None:
+    rows = [*recorded_session(), said("u3", "more"), removed("chunk", "u1:0")]
+    for at in range(len(rows)):
+        fold = folded(rows[:at])
+        before = seen(fold)
+        assert seen(fold.foreseen(rows[at:])) | {"offset": ""} == seen(folded(rows)) | {"offset": ""}
+        assert seen(fold) == before
+        assert seen(folded(rows)) == seen(SessionFold.from_json(folded(rows).to_json()))

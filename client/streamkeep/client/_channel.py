@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -87,6 +86,7 @@ class BlockingChannel:
         self.times_closed = 0
         self._http = http
         self._lock = threading.Lock()
+        self._closing = threading.Condition()
         self._replies: set[_BlockingReply] = set()
 
     async def send(self, request: httpx.Request) -> Reply:
@@ -111,7 +111,9 @@ class BlockingChannel:
         return request.stream
 
     async def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251  # nobody else runs in this coroutine's thread
+        times_closed = self.times_closed
+        with self._closing:
+            self._closing.wait_for(lambda: self.times_closed != times_closed, seconds)
 
     async def run(self, work: Callable[[], T]) -> T:
         return work()
@@ -120,7 +122,9 @@ class BlockingChannel:
         await work
 
     async def close(self) -> None:
-        self.times_closed += 1
+        with self._closing:
+            self.times_closed += 1
+            self._closing.notify_all()
         with self._lock:
             replies = set(self._replies)
         for reply in replies:

@@ -6,6 +6,7 @@ StreamkeepError
 ├── ServerError            the proxy refused: `status`, `code`
 │   ├── StreamNotFound     there is no such stream
 │   ├── StreamGone         it was deleted, or what the offset asks for was
+│   ├── SessionNotFound    there is no such session
 │   ├── StreamExists       a stream with another configuration has this URL
 │   ├── StreamClosed       nothing can be appended any more: `final_offset`
 │   ├── InvalidOffset      the offset is none of this stream's
@@ -67,6 +68,10 @@ class StreamNotFound(ServerError):
 
 class StreamGone(ServerError):
     """The stream was deleted, or the data that the offset asks for are no longer kept."""
+
+
+class SessionNotFound(ServerError):
+    """There is no session of this id, or none that may be seen."""
 
 
 class StreamExists(ServerError):

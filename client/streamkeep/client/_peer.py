@@ -102,8 +102,11 @@ class Peer:
         content: bytes = b"",
         *,
         is_repeatable: bool = True,
+        max_bytes: int | None = None,
     ) -> PeerAnswer:
         """Send until it is answered; what may be stored already is not sent again unless it `is_repeatable`.
+
+        An answer of more than `max_bytes` (4 MiB) is a ProtocolError.
 
         Raises:
             ServerError: refused. ProtocolError: answered by something else.
@@ -114,7 +117,13 @@ class Peer:
         async def attempt() -> PeerAnswer:
             nonlocal may_be_repeat
             try:
-                answer = await self._attempt(method, headers or {}, content, is_repeatable=is_repeatable)
+                answer = await self._attempt(
+                    method,
+                    headers or {},
+                    content,
+                    is_repeatable=is_repeatable,
+                    max_bytes=max_bytes or _MAX_ANSWER_BYTES,
+                )
             except Interrupted as exc:
                 cause = exc.__cause__
                 is_refused = isinstance(cause, ServerError) and cause.status in (401, 429)
@@ -151,18 +160,18 @@ class Peer:
             await reply.close()
             raise ProtocolError("the answer is encoded, which nobody asked for")
         try:
-            content = await _read_all(reply)
+            content = await _read_all(reply, _MAX_ANSWER_BYTES)
         finally:
             await reply.close()
         raise self._failure(reply, content, url=url, method="GET")
 
     async def _attempt(
-        self, method: str, headers: Mapping[str, str], content: bytes, *, is_repeatable: bool
+        self, method: str, headers: Mapping[str, str], content: bytes, *, is_repeatable: bool, max_bytes: int
     ) -> PeerAnswer:
         try:
             reply, url = await self._send(method, headers, content, {}, self.within.read or _ANSWER_SECONDS)
             try:
-                answer = PeerAnswer(reply.status, reply.headers, await _read_all(reply))
+                answer = PeerAnswer(reply.status, reply.headers, await _read_all(reply, max_bytes))
             finally:
                 await reply.close()
         except (Interrupted, httpx.ReadTimeout) as exc:
@@ -261,12 +270,12 @@ def _header(value: str) -> bytes:
     return value.encode("ascii")
 
 
-async def _read_all(reply: Reply) -> bytes:
+async def _read_all(reply: Reply, max_bytes: int) -> bytes:
     pieces: list[bytes] = []
     size = 0
     while piece := await next_piece(reply):
         pieces.append(piece)
         size += len(piece)
-        if size > _MAX_ANSWER_BYTES:
-            raise ProtocolError(f"the answer has more than {_MAX_ANSWER_BYTES} bytes")
+        if size > max_bytes:
+            raise ProtocolError(f"the answer has more than {max_bytes} bytes")
     return b"".join(pieces)

@@ -22,6 +22,7 @@ Where the wire's own habits contradict each other, these rules hold:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -128,6 +129,14 @@ class SessionFold:
             self._take(event)
         self.position, self.offset = self._after.position, offset
         return self._touched.told()
+
+    def foreseen(self, events: Iterable[object]) -> SessionFold:
+        """What this would be if these events came next; this one stays as it is."""
+        batch = list(events)
+        fold = SessionFold(self.offset)
+        fold.position, fold._state = self.position, snapshot.copied(self._state, self._reached(batch))
+        fold.apply(batch, self.offset)
+        return fold
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -251,6 +260,21 @@ class SessionFold:
             approval_count=len(self._state.approvals),
             active_generation_count=len(self.active_generations),
         )
+
+    def _reached(self, events: Iterable[object]) -> set[str]:
+        """The messages that events may change: those they name, and those of the calls that they answer."""
+        reached: set[str] = set()
+        for event in events:
+            with suppress(InvalidEvent):
+                change = parse_event(event)
+                chunk = parse_chunk(change) if isinstance(change, Change) and change.type == "chunk" else None
+                if chunk is not None:
+                    call = self._state.calls.get(str(chunk.fields.get("toolCallId")))
+                    approval = self._state.approvals.get(str(chunk.fields.get("approvalId")))
+                    reached |= {chunk.message_id} | {one.message_id for one in (call, approval) if one is not None}
+                elif isinstance(change, Change) and (named := parse_row_key(change.key)) is not None:
+                    reached.add(named[0])
+        return reached
 
     def _take(self, event: object) -> None:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from copy import copy, deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -74,6 +75,25 @@ class SessionState:
     pending: dict[str, Turn] = field(default_factory=dict)
     gone: dict[str, None] = field(default_factory=dict)
     counts: SessionStatistics = field(default_factory=SessionStatistics)
+
+
+def copied(state: SessionState, message_ids: Iterable[str]) -> SessionState:
+    """The same state with collections of its own. Messages stay shared, but for those whose ids are given."""
+    own_state = copy(state)
+    for one in fields(SessionState):
+        value = getattr(state, one.name)
+        if isinstance(value, dict):
+            setattr(own_state, one.name, dict(value))
+    for message_id in message_ids:
+        message = state.messages.get(message_id)
+        if message is None:
+            continue
+        own = own_state.messages[message_id] = deepcopy(message)
+        if message_id in own_state.active:
+            own_state.active[message_id] = own
+        newest = (call_id for call_id, call in message.calls.items() if state.calls.get(call_id) is call)
+        own_state.calls.update({call_id: own.calls[call_id] for call_id in newest})
+    return own_state
 
 
 def dump(offset: str, position: int, state: SessionState) -> dict[str, Any]:

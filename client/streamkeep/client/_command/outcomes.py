@@ -27,6 +27,7 @@ PIPE_CLOSED = 141
 _ERRORS: dict[type[errors.StreamkeepError], int] = {
     errors.StreamNotFound: NOT_FOUND,
     errors.StreamGone: NOT_FOUND,
+    errors.SessionNotFound: NOT_FOUND,
     errors.StreamExists: CONFLICT,
     errors.StreamClosed: CONFLICT,
     errors.SequenceConflict: CONFLICT,
@@ -53,7 +54,7 @@ Exit codes:
   3  nothing to resume            13  stalled             130  interrupted (Ctrl-C)
   4  upstream refused             14  too_large           141  the output was closed
   5  the server refused           15  storage_unavailable
-  6  there is no such stream
+  6  there is no such stream, or session
   7  it is there, or closed, already
 """
 
