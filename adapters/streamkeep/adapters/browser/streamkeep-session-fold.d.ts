@@ -208,6 +208,10 @@ export class SessionFold {
   readonly session: SessionInfo | null
   readonly turns: Turn[]
   readonly pendingTurns: Turn[]
+  /** The turn whose answer a message is, or will be. */
+  turnOf(messageId: string): Turn | undefined
+  /** Tool calls that wait for a client to run the tool. */
+  readonly callsToRun: ToolCall[]
   readonly agents: SessionAgent[]
   readonly presence: Presence[]
   /** Everybody who ever wrote or was present, in the order in which they came. */

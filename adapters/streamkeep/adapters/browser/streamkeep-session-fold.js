@@ -114,6 +114,14 @@ export class SessionFold {
     return [...this.#state.pending.values()]
   }
 
+  turnOf(messageId) {
+    return this.#state.turns.get(this.#state.answers.get(messageId))
+  }
+
+  get callsToRun() {
+    return this.#calls().filter(isForClient).map(callView)
+  }
+
   get agents() {
     return [...this.#state.agents.values()]
   }
@@ -294,6 +302,7 @@ export class SessionFold {
     }
     call.name ||= textOr(chunk.fields.toolName, "")
     call.end = this.#after
+    views.delete(call)
     return call
   }
 
@@ -373,6 +382,7 @@ export class SessionFold {
 
   #changed(call) {
     call.end = this.#after
+    views.delete(call)
     views.delete(this.#state.messages.get(call.messageId))
     this.#touched.messageIds.add(call.messageId)
   }
@@ -467,7 +477,7 @@ function parseChunk({ operation, value }) {
   if (!isName(messageId) || typeof actorId !== "string" || !ROLES.includes(role)) return
   if (!isObject(fields) || typeof fields.type !== "string") return
   const number = Number.isInteger(seq) ? seq : null
-  const author = { actorId, actorName: textOr(value.actorName), role }
+  const author = { actorId, actorName: textOr(value.actorName) || null, role }
   return { messageId, ...author, seq: number, createdAt: textOr(createdAt, ""), type: fields.type, fields }
 }
 
@@ -501,15 +511,17 @@ function newMessage({ messageId, role, actorId, actorName, createdAt }, start, e
 
 const views = new WeakMap()
 
+// The same object until what it tells of changes.
+function viewed(state, view) {
+  if (!views.has(state)) views.set(state, view(state))
+  return views.get(state)
+}
+
 function messageView(message) {
-  let view = views.get(message)
-  if (!view) {
-    const { id, role, parts, actorId, actorName, createdAt, endedBy, finishReason, error, start, end } = message
+  return viewed(message, ({ id, role, parts, actorId, actorName, createdAt, endedBy, finishReason, error, start, end }) => {
     const ending = { isComplete: isComplete(message), endedBy, finishReason, error }
-    view = told({ id, role, parts: parts.map(partView), actorId, actorName, createdAt, ...ending, start, end })
-    views.set(message, view)
-  }
-  return view
+    return told({ id, role, parts: parts.map(partView), actorId, actorName, createdAt, ...ending, start, end })
+  })
 }
 
 const isComplete = ({ isWhole, endedBy }) => isWhole || endedBy !== null
@@ -662,11 +674,15 @@ function callState({ result, approvalId, approved, hasInput }) {
 const waitsForClient = ({ result, hasInput, approvalId, approved }) =>
   result === null && (hasInput || (approvalId !== null && approved === null))
 
+// Whether whoever called it counts on somebody else to run it, now.
+const isForClient = ({ result, hasInput, approvalId, approved }) => result === null && hasInput && (approvalId === null || approved === true)
+
 function callView(call) {
-  const { id, messageId, name, hasInput, actorId, createdAt, approvalId, result, start, end } = call
-  const input = hasInput ? call.input : parsed(call.arguments)
-  const asked = { name, arguments: call.arguments, input, state: callState(call) }
-  return told({ id, messageId, ...asked, actorId, createdAt, approvalId, result, start, end })
+  return viewed(call, ({ id, messageId, name, hasInput, actorId, createdAt, approvalId, result, start, end }) => {
+    const input = hasInput ? call.input : parsed(call.arguments)
+    const asked = { name, arguments: call.arguments, input, state: callState(call) }
+    return told({ id, messageId, ...asked, actorId, createdAt, approvalId, result, start, end })
+  })
 }
 
 function partView(part) {

@@ -291,7 +291,7 @@ function bodyOf(found, mark, given, { get, find, stop, outage, stallMs }, signal
 }
 
 // It is cut when not even a heartbeat comes, and when the page is back: what was open may be dead.
-function connectionWithin(stallMs) {
+export function connectionWithin(stallMs) {
   const abort = new AbortController()
   const cut = (message) => abort.abort(new TypeError(message))
   let heardAt = performance.now()
@@ -319,7 +319,7 @@ function connectionWithin(stallMs) {
   }
 }
 
-function outageWithin(limitSeconds, signal) {
+export function outageWithin(limitSeconds, signal) {
   let silenceMs = 0
   let failures = 0
   let since = performance.now()
@@ -343,7 +343,7 @@ function outageWithin(limitSeconds, signal) {
   return { heard, pause }
 }
 
-async function repeatedly(outage, attempt) {
+export async function repeatedly(outage, attempt) {
   for (;;) {
     try {
       return await attempt()
@@ -353,13 +353,20 @@ async function repeatedly(outage, attempt) {
   }
 }
 
-function eventDecoder() {
+export function eventDecoder() {
   const decoder = new TextDecoder()
   let rest = ""
   return (bytes) => {
     const events = (rest + decoder.decode(bytes, { stream: true })).split("\n\n")
     rest = events.pop()
-    return events.map((event) => Object.fromEntries(event.split("\n").map((line) => /^(\w*):? ?(.*)/.exec(line).slice(1))))
+    return events.map((event) => {
+      const fields = {}
+      for (const line of event.split("\n")) {
+        const [, name, value] = /^(\w*):? ?(.*)/s.exec(line)
+        fields[name] = (fields[name] ?? "") + value
+      }
+      return fields
+    })
   }
 }
 
@@ -399,7 +406,7 @@ function steering(headers) {
   }
 }
 
-async function refusal(response) {
+export async function refusal(response) {
   const { error: code, message, sessionId } = await response.json().catch(() => ({}))
   const { status, headers } = response
   const isTransient = !sessionId && (code ? /429|503/ : /429|50[234]/).test(status)
@@ -442,7 +449,7 @@ function onReturn(tell) {
   return () => stopped.abort()
 }
 
-function quietly(action) {
+export function quietly(action) {
   try {
     return action()
   } catch {
