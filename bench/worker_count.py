@@ -20,8 +20,8 @@ from bench.systems import OURS, POSTGRES, PROXY, Place, site_at, streamkeep
 from bench.workload import Workload
 
 _ROW = "workers"
-_RAMP_SECONDS = 12.0
-_WORKLOAD = Workload(generations=800, rate=30, chunk_bytes=200, seconds=_RAMP_SECONDS + 10, ramp_seconds=_RAMP_SECONDS)
+_RAMP_SECONDS = 14.0
+_WORKLOAD = Workload(generations=1000, rate=30, chunk_bytes=200, seconds=_RAMP_SECONDS + 10, ramp_seconds=_RAMP_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

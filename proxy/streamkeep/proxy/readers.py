@@ -34,8 +34,8 @@ from streamkeep.proxy.rules import event_messages, sse
 from streamkeep.proxy.rules.event_messages import Held
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.proxy.tallies import ReadTally
-from streamkeep.storage import InvalidOffset, KeyUnavailable, Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
-from streamkeep.storage.rules.json_messages import to_array
+from streamkeep.storage import InvalidOffset, Slice, Store, StoreError, StreamGone, StreamNotFound, Tail
+from streamkeep.storage.rules.json_messages import SEPARATOR, to_array
 from streamkeep.storage.rules.offsets import format_offset
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ _RETAINED_BYTES = 8 * 1024
 _PIECE_OVERHEAD_BYTES = 512
 _MAX_PIECE_BYTES = 1024 * 1024
 _READ_BYTES = 128 * 1024
+# What other processes wrote is read for many streams at once, and of each of them as much as their readers wait for.
+_NEWS_BYTES = 16 * 1024
+_READ_TOGETHER = 200
 _TOLD_AT_ONCE = 64
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
@@ -567,31 +570,39 @@ class Readers:
                 logger.warning("live streams could not be refreshed: %s", type(exc).__name__)
 
     async def _refresh_feeds(self, stream_ids: Collection[int]) -> None:
-        tails = await self._store.tails(stream_ids)
-        for stream_id in stream_ids:
+        for stream_id, news in (await self._news(stream_ids)).items():
             feed = self._feeds.get(stream_id)
             if feed is None:
                 continue
-            tail = tails.get(stream_id)
-            if tail is None:
+            if news is None:
                 feed.end()
                 continue
-            if feed.position is not None and stream_id not in self._recorded_here:
-                try:
-                    await self._read_on(feed, feed.position, tail)
-                except (StreamNotFound, KeyUnavailable):
-                    feed.end()  # Its own trouble, and nobody else's.
-                    continue
-            self._see(feed, tail)
+            data = news.data
+            if feed.is_message_stream:
+                data = data[: data.rfind(SEPARATOR) + 1]
+            if data and feed.position == news.position:
+                feed.add(Piece(news.position, data, known_at=time.monotonic()))
+                self._tell(feed)
+            self._see(feed, news.tail)
 
-    async def _read_on(self, feed: Feed, position: int, tail: Tail) -> None:
-        """One read for all readers at the tail. More than one read's worth they take from the log themselves."""
-        if tail.position <= position:
-            return
-        read = await self._read(feed, position)
-        if read.data and feed.position == position:
-            feed.add(Piece(position, read.data, known_at=time.monotonic()))
-            self._tell(feed)
+    async def _news(self, stream_ids: Collection[int]) -> dict[int, Slice | None]:
+        """What stands behind the place that each feed knows of, up to a bound: more than that its readers take from the log
+        themselves. Only the tails of streams that nobody followed so far, or that are recorded here; None of those that are gone."""
+        known = {
+            stream_id: feed.position for stream_id in stream_ids if (feed := self._feeds.get(stream_id)) is not None
+        }
+        followed = [
+            (stream_id, position)
+            for stream_id, position in known.items()
+            if position is not None and stream_id not in self._recorded_here
+        ]
+        news: dict[int, Slice | None] = dict.fromkeys(known)
+        for start in range(0, len(followed), _READ_TOGETHER):
+            news |= await self._store.read_each(dict(followed[start : start + _READ_TOGETHER]), _NEWS_BYTES)
+        if others := known.keys() - dict(followed).keys():
+            tails = await self._store.tails(others)
+            news |= {stream_id: Slice(tail.position, b"", tail) for stream_id, tail in tails.items()}
+        return news
 
     async def _read(self, feed: Feed, position: int) -> Slice:
         return await self.pages.read(feed.stream_id, position, _READ_BYTES, is_message_stream=feed.is_message_stream)

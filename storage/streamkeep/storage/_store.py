@@ -197,6 +197,10 @@ class Store(Protocol):
             StreamNotFound: no such stream, it has expired or is deleted, or its data is gone.
         """
 
+    async def read_each(self, positions: Mapping[int, int], max_bytes: int) -> dict[int, Slice]:
+        """What `read` gives for each stream from its own position on, all of it in one call: at most `max_bytes` of each.
+        Streams that do not exist, and those whose data nobody can decrypt now, are absent."""
+
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         """The tails of those streams that exist."""
 

@@ -842,6 +842,22 @@ class StoreContract:
             }
             assert await store.tails([]) == {}
 
+    async def test_many_streams_are_read_in_one_call_each_from_its_position(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            one, other = await running(store, owner), await running(store, owner, key("other"))
+            done = await ended(store, owner, key("done"), b"1234")
+            await store.commit(owner, [Append(one.data_stream, 0, b"12"), Append(other.data_stream, 0, b"abc")], [])
+            await store.commit(owner, [Append(one.data_stream, 2, b"345")], [])
+            positions = {other.data_stream: 1, one.data_stream: 1, done.data_stream: 4, one.control_stream: 0, 10**9: 0}
+            assert await store.read_each(positions, 3) == {
+                one.data_stream: Slice(1, b"234", Tail(5, False)),
+                other.data_stream: Slice(1, b"bc", Tail(3, False)),
+                done.data_stream: Slice(4, b"", Tail(4, True)),
+                one.control_stream: Slice(0, b"", Tail(0, False)),
+            }
+            assert await store.read_each({}, 3) == {}
+
     async def test_one_append_at_a_wrong_position_keeps_the_whole_batch_out(self) -> None:
         async with self.opened() as store:
             owner = await store.register_owner()

@@ -543,6 +543,10 @@ class StreamContract:
                 assert await read_on(store, info.id, cut, 3) == whole[cut:]
             assert await store.read(info.id, 0, 6) == Slice(0, b"0123ow", Tail(12, False))
             assert await store.read(info.id, 2, 100) == Slice(2, whole[2:], Tail(12, False))
+            assert await store.read_each({info.id: 2, source: 9}, 4) == {
+                info.id: Slice(2, whole[2:6], Tail(12, False)),
+                source: Slice(9, b"9lat", Tail(15, False)),
+            }
             assert await read_on(store, source) == b"0123456789later"
             assert await store.tails([info.id, source]) == {info.id: Tail(12, False), source: Tail(15, False)}
 

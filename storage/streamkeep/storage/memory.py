@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -307,6 +308,13 @@ class MemoryStore:
         if stream is None or not self._is_readable(stream):
             raise StreamNotFound(f"no stream {stream_id}")
         return Slice(position, bytes(stream.data[position : position + max_bytes]), stream.tail)
+
+    async def read_each(self, positions: Mapping[int, int], max_bytes: int) -> dict[int, Slice]:
+        found: dict[int, Slice] = {}
+        for stream_id, position in positions.items():
+            with suppress(StreamNotFound):
+                found[stream_id] = await self.read(stream_id, position, max_bytes)
+        return found
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         found = (self._streams.get(stream_id) for stream_id in stream_ids)

@@ -7,11 +7,14 @@ while the fork exists. So it needs no snapshot in common with the fork's own chu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
 
 import asyncpg
 
-from streamkeep.storage._errors import StoreError, StreamNotFound
+from streamkeep.storage._errors import KeyUnavailable, StoreError, StreamNotFound
 from streamkeep.storage._types import Slice, Tail
 from streamkeep.storage.postgres._database import Connection, Database
 from streamkeep.storage.postgres._segments import RAW, SEALED, Codec, Segment
@@ -35,29 +38,35 @@ _IS_READABLE = "deleted_at is null and (ends_at is null or ends_at > clock_times
 _TAIL = f"""coalesce(final_position, tail, {end_of_chunks("streams.id")}, 0) as tail,
     final_position is not null as is_closed"""
 
+
 # Bounded in rows too: a live stream may have come in single bytes. Of a large raw row only the part is fetched; others are small.
-_FOUND = f"""
+def _found(stream_id: str, position: str, max_bytes: str) -> str:
+    """The rows of a stream that hold bytes from a position on, as a query over three expressions."""
+    return f"""
     select position, size, encoding,
            case encoding
                when {RAW} then substring(
                    data
-                   from (greatest($2 - position, 0) + 1)::int
-                   for least(position + size - $2, $3::bigint, $2 + $3 - position)::int
+                   from (greatest({position} - position, 0) + 1)::int
+                   for least(position + size - {position}, {max_bytes}, {position} + {max_bytes} - position)::int
                )
                else data
            end as data
     from streamkeep.chunks
-    where stream_id = $1
-      and position < $2 + $3
-      and position + size > $2
+    where stream_id = {stream_id}
+      and position < {position} + {max_bytes}
+      and position + size > {position}
       and position >= coalesce(
           (select max(first.position) from streamkeep.chunks first
-           where first.stream_id = $1 and first.position <= $2),
+           where first.stream_id = {stream_id} and first.position <= {position}),
           0
       )
     order by position
     limit {_MAX_ROWS_PER_READ}
 """
+
+
+_FOUND = _found("$1", "$2", "$3::bigint")
 
 
 class Chunks:
@@ -93,6 +102,10 @@ class Chunks:
         rows = await self._database.fetch(self._READ, stream_id, position, max_bytes)
         if not rows:
             raise StreamNotFound(f"no stream {stream_id}")
+        return await self._slice(stream_id, position, max_bytes, rows)
+
+    async def _slice(self, stream_id: int, position: int, max_bytes: int, rows: Sequence[asyncpg.Record]) -> Slice:
+        """What the rows of a read hold, of its sources too where it is a fork. Raises: KeyUnavailable, StreamNotFound."""
         stream = rows[0]
         tail = Tail(stream["tail"], stream["is_closed"])
         own = [row for row in rows if row["position"] is not None]
@@ -107,6 +120,28 @@ class Chunks:
         if position + len(inherited) == fork_position:
             inherited += self._joined(stream_id, own, fork_position, end)
         return Slice(position, inherited, tail)
+
+    _READ_EACH = f"""
+    select wanted.id, stream.tail, stream.is_closed, stream.fork_position,
+           found.position, found.size, found.encoding, found.data,
+           case when found.encoding >= {SEALED} then stream.tenant end as tenant
+    from unnest((select $1::bigint[]), (select $2::bigint[])) as wanted (id, start)
+    cross join lateral (
+        select {_TAIL}, fork_position, tenant from streamkeep.streams where streams.id = wanted.id and {_IS_READABLE} offset 0
+    ) as stream
+    left join lateral ({_found("wanted.id", "wanted.start", "$3::bigint")}) as found on true
+    order by wanted.id, found.position
+    """
+
+    async def read_each(self, positions: Mapping[int, int], max_bytes: int) -> dict[int, Slice]:
+        """As `Store.read_each`."""
+        rows = await self._database.fetch(self._READ_EACH, list(positions), list(positions.values()), max_bytes)
+        read: dict[int, Slice] = {}
+        for stream_id, of_stream in groupby(rows, key=itemgetter("id")):
+            own = list(of_stream)
+            with suppress(KeyUnavailable, StreamNotFound):
+                read[stream_id] = await self._slice(stream_id, positions[stream_id], max_bytes, own)
+        return read
 
     # A source holds the positions from its own fork position up to the lowest one on the way to it.
     _SOURCES = """

@@ -720,6 +720,9 @@ class PostgresStore:
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
         return await self._chunks.read(stream_id, position, max_bytes)
 
+    async def read_each(self, positions: Mapping[int, int], max_bytes: int) -> dict[int, Slice]:
+        return await self._chunks.read_each(positions, max_bytes)
+
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         return await self._chunks.tails(stream_ids)
 

@@ -208,6 +208,9 @@ class RemoteStore:
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
         return await (await self._current()).read(stream_id, position, max_bytes)
 
+    async def read_each(self, positions: Mapping[int, int], max_bytes: int) -> dict[int, Slice]:
+        return await (await self._current()).read_each(positions, max_bytes)
+
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         return await (await self._current()).tails(stream_ids)
 
