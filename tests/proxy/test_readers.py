@@ -106,6 +106,25 @@ async def test_a_stream_written_elsewhere_is_found_without_any_wake_up(log: Log)
     await asyncio.wait([task])
 
 
+async def test_much_news_from_elsewhere_comes_whole(log: Log) -> None:
+    readers = Readers(log.store)
+    task = asyncio.create_task(readers.run())
+    sent = got = b""
+    with readers.reader(log.stream_id, 0, lambda: None) as reader:
+        assert await take(readers, reader) == b""
+        for size in (1, 16 * 1024, 16 * 1024 + 1, 100_000, 7):
+            sent += (await log.write(random.Random(size).randbytes(size)))[1]
+            readers.streams_changed([log.stream_id])
+            async with asyncio.timeout(5):
+                while len(got) < len(sent):
+                    got += await take(readers, reader)
+                    if reader.is_up_to_date and len(got) < len(sent):
+                        await reader.wait(time.monotonic() + 30)
+    assert got == sent
+    task.cancel()
+    await asyncio.wait([task])
+
+
 async def test_a_trickle_of_news_of_other_streams_does_not_put_the_poll_off(log: Log) -> None:
     readers = Readers(log.store)
     task = asyncio.create_task(readers.run())
