@@ -21,6 +21,7 @@ from streamkeep.storage import (
     Owner,
     Producer,
     Refusal,
+    SessionKey,
     Store,
     StoreError,
     StreamAppend,
@@ -75,6 +76,7 @@ async def encodings(connection: Connection, stream_id: int) -> set[int]:
 async def dump(connection: Connection) -> bytes:
     """All that the tables hold of what came from upstream or from writers."""
     rows = await connection.fetch("select data from streamkeep.chunks order by stream_id, position")
+    rows += await connection.fetch("select agents as data from streamkeep.sessions order by number")
     more = await connection.fetch("select refusal_body, message from streamkeep.generations")
     return b"".join(row["data"] for row in rows) + repr([tuple(row) for row in more]).encode()
 
@@ -230,6 +232,32 @@ async def test_rows_that_were_swapped_do_not_open(database_url: str) -> None:
         )
         await raised(StoreError, store.read(one.data_stream, 0, 10))
         assert await read_on(store, one.data_stream, 100) == SECRET[100:]
+
+
+async def test_the_agents_of_a_session_are_sealed_and_get_the_newest_key(database_url: str) -> None:
+    of, secret = SessionKey("acme", "s1"), b'{"authorization": "Bearer the secret"}'
+    async with opened(database_url, keyring=Keyring()) as store:
+        await store.sessions.create(of, agents=secret)
+        await store.sessions.create(SessionKey("acme", "s2"))
+    async with opened(database_url, keyring=KEYS) as store, connected(database_url) as connection:
+        assert await store.sessions.agents(of) == secret
+        await store.rekey("acme")
+        assert b"the secret" not in await dump(connection)
+        assert await store.sessions.change_agents(of, lambda old: old + b"!") == secret + b"!"
+        await store.sessions.create(SessionKey("acme", "s3"), agents=secret)
+        assert b"the secret" not in await dump(connection)
+        before = await store.sessions.session(of)
+    async with opened(database_url, keyring=Keyring({"acme": [NEW, OLD]})) as store:
+        await store.rekey("acme")
+        assert await store.sessions.session(of) == before
+    async with opened(database_url, keyring=Keyring({"acme": [NEW]})) as store:
+        assert await store.sessions.agents(of) == secret + b"!"
+        assert await store.sessions.agents(SessionKey("acme", "s2")) == b""
+        assert await store.sessions.agents(SessionKey("acme", "s3")) == secret
+    async with opened(database_url, keyring=KEYS) as store:
+        await raised(KeyUnavailable, store.sessions.agents(of))
+        await raised(KeyUnavailable, store.sessions.change_agents(of, lambda old: old))
+        await store.rekey("acme")
 
 
 async def test_a_start_names_the_keys_that_are_missing_for_as_long_as_data_need_them(

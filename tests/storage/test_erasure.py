@@ -22,6 +22,7 @@ from streamkeep.storage import (
     Producer,
     Refusal,
     Retention,
+    SessionKey,
     State,
     Store,
     StreamAppend,
@@ -267,8 +268,9 @@ async def test_no_row_of_what_was_erased_is_left_in_the_database(database_url: s
         producer = Producer("p", 0, 0)
         await store.create_stream(StreamKey("acme", "x"), TEXT, b"secret")
         await store.append([StreamAppend(StreamKey("acme", "x"), b"secret", "text/plain", producer=producer)])
+        await store.sessions.create(SessionKey("acme", "s"), agents=b"secret")
         await erased(store, Erasure("acme"))
-        for table in ("chunks", "streams", "producers", "subscriptions", "stream_changes"):
+        for table in ("chunks", "streams", "producers", "subscriptions", "sessions", "stream_changes"):
             assert await connection.fetchval(f"select count(*) from streamkeep.{table}") == 0
         row = await connection.fetchrow("select head, refusal_body, message from streamkeep.generations")
         assert row is not None

@@ -28,6 +28,7 @@ from streamkeep.storage import (
     OwnerFenced,
     Refusal,
     Retention,
+    SessionKey,
     StoreError,
     StoreUnavailable,
     StreamConfig,
@@ -92,6 +93,11 @@ async def fill(store: RemoteStore) -> Owner:
     await store.keys.create(ApiKey("k1", "t", b"digest", datetime.now(UTC), upstreams=("openai",)))
     await store.keys.rotate_signing_key(b"second", is_only=True)
     await store.note_readers("here", {generation.id: 1e9})
+    session = SessionKey("t", "chat")
+    await store.sessions.create(session, name="a name", agents=b"[agents]")
+    await store.sessions.create(SessionKey("t", "quiet"))
+    await store.sessions.mark_due(session)
+    await store.sessions.claim_due(owner)
     link = Link("b", is_explicit=True, is_glob=False, stream_id=7, acked=1, tail=2)
     await store.subscriptions.create(KEY, CONFIG, rules.config_hash(CONFIG), "http://here", [link])
     return owner
@@ -107,6 +113,8 @@ async def seen(store: RemoteStore, owner: Owner) -> list[object]:
         *(await read_on(store, done.data_stream), await events(store, done), await read_on(store, going.data_stream)),
         *(await content(store, "f"), await store.stream(at("f")), await store.list_streams(DEFAULT_TENANT)),
         *(await store.retentions(), await store.keys.all(), await store.keys.signing_keys()),
+        *(await store.sessions.page("t"), await store.sessions.agents(SessionKey("t", "chat"))),
+        *(await store.sessions.held(owner), await store.sessions.claim_due(owner)),
         *(await store.subscriptions.subscription(KEY), await store.subscriptions.links(KEY)),
         await one(store, write("f", producer=("p", 4, 0), is_close=True)),
         str(await raised(Exception, store.stream(at("a")))),
@@ -270,10 +278,11 @@ async def test_a_long_journal_becomes_a_snapshot_and_nothing_is_lost(other: Prox
 def test_a_snapshot_holds_all_that_the_memory_store_holds() -> None:
     """What is added to those must be added to the snapshot, and then here."""
     store = MemoryStore()
-    assert vars(store).keys() - {"_retention", "_listeners", "_paths", "subscriptions", "keys"} == {
+    assert vars(store).keys() - {"_retention", "_listeners", "_paths", "subscriptions", "sessions", "keys"} == {
         *("_streams", "_generations", "_retentions", "_audiences", "_beats", "_signing_key", "_changes", "_last_id")
     }
     assert vars(store.subscriptions).keys() - {"_now"} == {"_rows", "_generations", "_keys", "_next_round_at"}
+    assert vars(store.sessions).keys() - {"_now", "_next_id", "_check"} == {"_rows"}
     assert vars(store.keys).keys() - {"_now"} == {"_keys", "_signing_keys"}
 
 

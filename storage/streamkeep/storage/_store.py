@@ -8,6 +8,7 @@ from typing import Protocol
 
 from streamkeep.storage._errors import StoreError
 from streamkeep.storage._keys import KeyStore
+from streamkeep.storage._sessions import SessionStore
 from streamkeep.storage._subscriptions import SubscriptionStore
 from streamkeep.storage._types import (
     Append,
@@ -209,7 +210,8 @@ class Store(Protocol):
 
         What the batch takes can be read by nobody when this returns, and live readers are told; a sweep does what is left
         of it should the caller die. A generation that runs is flagged to stop, and erased once it has ended. Its row stays
-        and guards its key, with nothing of upstream's in it. A tenant loses its streams and subscriptions as well.
+        and guards its key, with nothing of upstream's in it. A session's record goes with it, and a tenant loses its
+        streams, subscriptions and all records of sessions as well.
         """
 
     # Streams of the open protocol: many writers, in any process. Generations' streams are such streams, read only.
@@ -280,6 +282,12 @@ class Store(Protocol):
     def subscriptions(self) -> SubscriptionStore:
         """Who is to be told when streams grow: the part of the contract that `_subscriptions.py` says."""
 
+    # Sessions
+
+    @property
+    def sessions(self) -> SessionStore:
+        """Names and agents of sessions, and who works for them: the part of the contract that `_sessions.py` says."""
+
     # Keys
 
     @property
@@ -293,7 +301,8 @@ class Store(Protocol):
         were touched. What forks need stays readable for them."""
 
     async def rekey(self, tenant: str) -> int:
-        """Have merges encrypt a tenant's closed streams anew, with its newest key; return how many there are."""
+        """Encrypt the agents of a tenant's sessions anew, with its newest key, and have merges do the same for its closed
+        streams; return how many of these there are."""
 
     async def merge(self, limit: int = 20) -> int:
         """Merge the chunks of closed streams, and old ones of long open streams, into larger, compressed segments.

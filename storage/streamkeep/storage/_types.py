@@ -206,7 +206,7 @@ class Erasure:
 @dataclass(frozen=True, slots=True)
 class Erased:
     """What a batch of an erasure did: how many generations it marked. `remaining` rows are still to go: streams, and a
-    tenant's subscriptions."""
+    tenant's subscriptions and sessions."""
 
     generations: int
     remaining: int

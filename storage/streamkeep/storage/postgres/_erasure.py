@@ -62,6 +62,8 @@ class Erasing:
                 await connection.execute("select pg_notify($1, $2)", CANCELS_CHANNEL, payload)
             ended = [row["id"] for row in rows if not row["is_live"]]
             streams += await self._erase_generations(connection, ended)
+            if what.request_id is None:
+                await connection.execute(_DELETE_SESSIONS, what.tenant, what.session_id, limit)
             if what.session_id is None:
                 streams += await self._erase_streams(connection, _LOCK_TENANT, what.tenant, limit)
                 await connection.execute(_DELETE_SUBSCRIPTIONS, what.tenant, limit)
@@ -212,6 +214,13 @@ delete from streamkeep.subscriptions
 where tenant = $1 and id = any(array(select id from streamkeep.subscriptions where tenant = $1 limit $2))
 """
 
+_DELETE_SESSIONS = """
+delete from streamkeep.sessions
+where number = any(array(
+    select number from streamkeep.sessions where tenant = $1 and id = coalesce($2, id) limit $3
+))
+"""
+
 # Nobody is left to be told.
 _DELETE_CHANGES = "delete from streamkeep.stream_changes where tenant = $1"
 
@@ -242,5 +251,6 @@ select count(*) as remaining from streamkeep.streams where id = any(array(select
 
 _REMAINING_OF_TENANT = """
 select (select count(*) from streamkeep.streams where tenant = $1)
-     + (select count(*) from streamkeep.subscriptions where tenant = $1) as remaining
+     + (select count(*) from streamkeep.subscriptions where tenant = $1)
+     + (select count(*) from streamkeep.sessions where tenant = $1) as remaining
 """

@@ -46,6 +46,10 @@ class KeyLog:
         limit 1
     ) as sealed
     where tenant = $1
+    union all
+    select 1
+    from streamkeep.sessions
+    where tenant = $1 and is_agents_sealed and substring(agents for {ID_BYTES}) = $2
     limit 1
     """
 

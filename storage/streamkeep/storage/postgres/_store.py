@@ -74,6 +74,7 @@ from streamkeep.storage.postgres._listen import CANCELS_CHANNEL, Feed, Notifier,
 from streamkeep.storage.postgres._listings import Listings
 from streamkeep.storage.postgres._migrate import migrate
 from streamkeep.storage.postgres._segments import SEALED, Codec, encoding_of, size_of
+from streamkeep.storage.postgres._sessions import PostgresSessions
 from streamkeep.storage.postgres._streams import ProtocolStreams
 from streamkeep.storage.postgres._subscriptions import PostgresSubscriptions
 from streamkeep.storage.postgres._upkeep import Upkeep
@@ -182,6 +183,7 @@ class PostgresStore:
         self._chunks = Chunks(self._database, self._codec)
         self._listings = Listings(self._database, self._generation)
         self.subscriptions = PostgresSubscriptions(self._database)
+        self.sessions = PostgresSessions(self._database, self._codec.sealer, self._key_log)
         self.keys = PostgresKeys(self._database, self.signing_key)
         self._streams = ProtocolStreams(
             self._database, self._chunks, self._codec, self._key_log, self._announce, self._upkeep.stream_grew
@@ -321,6 +323,7 @@ class PostgresStore:
                 *(owner.id, owner.epoch, lease["settled"], [], [], [], [], []),
                 *self._ending_arrays(endings, []),
             )
+            await self.sessions.release_all(connection, owner)
             await connection.execute(self._DELETE_OWNER, owner.id, owner.epoch)
             return orphans
 
@@ -758,6 +761,7 @@ class PostgresStore:
         return swept + await self._streams.sweep(limit)
 
     async def rekey(self, tenant: str) -> int:
+        await self.sessions.rekey(tenant)
         return await self._upkeep.rekey(tenant)
 
     async def merge(self, limit: int = 20) -> int:

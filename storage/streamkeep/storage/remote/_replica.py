@@ -15,6 +15,7 @@ from typing import TypeVar, cast
 
 from streamkeep.storage._errors import StoreError
 from streamkeep.storage._keys import ApiKey, SigningKey
+from streamkeep.storage._sessions import SessionKey, SessionRecord
 from streamkeep.storage._store import Listener
 from streamkeep.storage._subscriptions import Link, Locked, Subscription, SubscriptionKey, Wake, WebhookKey
 from streamkeep.storage._types import (
@@ -30,6 +31,8 @@ from streamkeep.storage._types import (
 )
 from streamkeep.storage.memory import MemoryStore, _Stream
 from streamkeep.storage.memory_keys import MemoryKeys
+from streamkeep.storage.memory_sessions import MemorySessions
+from streamkeep.storage.memory_sessions import _Row as _SessionRow
 from streamkeep.storage.memory_subscriptions import MemorySubscriptions, _Row
 from streamkeep.storage.rules.expiry import moved_end
 from streamkeep.storage.rules.records import decode_record, encode_record
@@ -73,6 +76,7 @@ class Replica(MemoryStore):
         self._is_applying = False
         super().__init__()
         self.subscriptions: ReplicaSubscriptions = ReplicaSubscriptions(self._now)
+        self.sessions: ReplicaSessions = ReplicaSessions(self._now, self._next_id, self._check)
         self.keys: ReplicaKeys = ReplicaKeys(self._now)
         self._signing_key = b""
         self._listeners = list(listeners)
@@ -93,6 +97,13 @@ class Replica(MemoryStore):
             )
         }
         self._commands |= {f"keys.{name}": getattr(self.keys, name) for name in ("add", "revoke", "rotate")}
+        self._commands |= {
+            f"sessions.{name}": getattr(self.sessions, name)
+            for name in (
+                *("add", "rename", "replace_agents", "delete"),
+                *("mark_due", "claim_due", "settle", "release"),
+            )
+        }
         self._commands |= {
             f"subscriptions.{name}": getattr(self.subscriptions, name)
             for name in (
@@ -197,6 +208,7 @@ class Replica(MemoryStore):
         for generation in self._generations.values():
             yield encode_record("generation", generation)
         yield from self.keys.snapshot()
+        yield from self.sessions.snapshot()
         yield from self.subscriptions.snapshot()
 
     def restore(self, line: bytes) -> None:
@@ -215,6 +227,8 @@ class Replica(MemoryStore):
                 self._changes.append(change)
             case "api_key" | "signing_key", [ApiKey() | SigningKey() as key]:
                 self.keys.restore(key)
+            case "session", [SessionRecord() as session, *parts]:
+                self.sessions.restore(session, parts)
             case "stream", [*parts]:
                 names = [field.name for field in fields(_Stream) if field.name not in ("data", "producers")]
                 self._add(_Stream(**dict(zip(names, parts, strict=True))))  # type: ignore[arg-type]  # as written
@@ -257,6 +271,31 @@ class ReplicaKeys(MemoryKeys):
             self._keys[key.id] = key
         else:
             self._signing_keys.append(key)
+
+
+class ReplicaSessions(MemorySessions):
+    """The sessions of a replica. A change of agents is made outside and comes as what it was made of and what it gave."""
+
+    @property
+    def is_any_due(self) -> bool:
+        return self._longest_due() is not None
+
+    async def add(self, key: SessionKey, name: str | None, agents: bytes) -> tuple[SessionRecord, bool]:
+        return await self.create(key, name=name, agents=agents)
+
+    async def replace_agents(self, key: SessionKey, seen: bytes, agents: bytes) -> bool:
+        """Put new agents in the place of those that were seen, if they stand there; whether they did."""
+        if await self.agents(key) != seen:
+            return False
+        await self.change_agents(key, lambda _: agents)
+        return True
+
+    def snapshot(self) -> Iterator[bytes]:
+        for row in self._rows.values():
+            yield encode_record("session", row.session, row.agents, row.due, row.due_at, row.owner)
+
+    def restore(self, session: SessionRecord, parts: Sequence[object]) -> None:
+        self._rows[session.key] = _SessionRow(session, *parts)  # type: ignore[arg-type]  # as written
 
 
 class ReplicaSubscriptions(MemorySubscriptions):

@@ -61,6 +61,7 @@ from streamkeep.storage.remote._journal import Journal
 from streamkeep.storage.remote._keys import RemoteKeys
 from streamkeep.storage.remote._replica import Replica
 from streamkeep.storage.remote._server import Server
+from streamkeep.storage.remote._sessions import RemoteSessions
 from streamkeep.storage.remote._subscriptions import RemoteSubscriptions
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class RemoteStore:
             self._server, deadline_seconds=deadline_seconds, roll_bytes=roll_bytes, roll_seconds=roll_seconds
         )
         self.subscriptions = RemoteSubscriptions(self._journal)
+        self.sessions = RemoteSessions(self._journal)
         self.keys = RemoteKeys(self._journal)
         self._task: asyncio.Task[None] | None = None
 

@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from datetime import datetime
 from enum import Enum
 
-from streamkeep.storage import _keys, _subscriptions, _types
+from streamkeep.storage import _keys, _sessions, _subscriptions, _types
 from streamkeep.storage._errors import StoreError
 from streamkeep.storage.rules.generations import Code, State, Terminal, Usage
 
@@ -26,6 +26,7 @@ _DATACLASSES: dict[str, type] = {
         *(_types.Erasure, _types.Gone, _types.StreamChange, _keys.ApiKey, _keys.SigningKey),
         *(_types.Lease, _types.Owner, _types.Producer, _types.Refusal, _types.Retention, _types.StreamAppend),
         *(_types.StreamConfig, _types.StreamKey, _types.Terms, _types.UpstreamHead),
+        *(_sessions.DueSession, _sessions.SessionKey, _sessions.SessionRecord),
         *(_subscriptions.Link, _subscriptions.StreamNews, _subscriptions.Subscription, _subscriptions.Wake),
         *(_subscriptions.SubscriptionConfig, _subscriptions.SubscriptionKey, _subscriptions.WebhookKey),
         *(Terminal, Usage),
