@@ -616,6 +616,7 @@ class Generations:
             call.span.lost()
         if self._calls.get(generation.id) is call:
             del self._calls[generation.id]
+        call.relay = None  # It knows the call, too.
         if not call.recorder.has_ended:
             call.recorder.abandon()
             self._readers.recorded_elsewhere((generation.data_stream, generation.control_stream))
@@ -633,16 +634,22 @@ class Generations:
     async def _open(self, call: Call, request: UpstreamRequest) -> httpx.Response:
         """Upstream's acceptance. Raises: _Refused, _Unknown."""
         attempts = 1 + (self._settings.upstream_retries if request.body.content is not None else 0)
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(_Retryable),
-            stop=stop_after_attempt(attempts) | stop_before_delay(self._settings.retry_seconds),
-            wait=_retry_pause,
-            reraise=True,
-        ):
-            self.tally.retries += attempt.retry_state.attempt_number > 1
-            with attempt:
-                return await self._send(call, request)
-        raise AssertionError("unreachable: the policy raises the last refusal")
+        began_at = time.monotonic()
+
+        def policy() -> AsyncRetrying:
+            left_seconds = self._settings.retry_seconds - (time.monotonic() - began_at)
+            return AsyncRetrying(
+                retry=retry_if_exception_type(_Retryable),
+                stop=stop_after_attempt(attempts) | stop_before_delay(left_seconds),
+                wait=_retry_pause,
+                before=self._count_retry,
+                reraise=True,
+            )
+
+        return await _persistently(lambda: self._send(call, request), _Retryable, policy)
+
+    def _count_retry(self, state: RetryCallState) -> None:
+        self.tally.retries += state.attempt_number > 1
 
     async def _send(self, call: Call, request: UpstreamRequest) -> httpx.Response:
         clocks = request.clocks
@@ -755,26 +762,31 @@ class Generations:
             OwnerFenced, GenerationEnded: the generation is not ours any more.
         """
         is_unknown = False
-        async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(StoreUnavailable),
-            wait=wait_random_exponential(multiplier=0.05, max=1.0),
-            stop=stop_after_delay(within_seconds),
-            reraise=True,
-        ):
-            with attempt:
-                try:
-                    return await write()
-                except StoreUnavailable:
-                    is_unknown = True
+
+        async def attempt() -> _T | None:
+            nonlocal is_unknown
+            try:
+                return await write()
+            except StoreUnavailable:
+                is_unknown = True
+                raise
+            except GenerationEnded:
+                if not is_unknown:
                     raise
-                except GenerationEnded:
-                    if not is_unknown:
-                        raise
-                    row = await self._store.generation(generation.key)
-                    if row is None or row.epoch != generation.epoch or row.state is not target:
-                        raise
-                    return None
-        raise AssertionError("unreachable: the policy raises the last failure")
+                row = await self._store.generation(generation.key)
+                if row is None or row.epoch != generation.epoch or row.state is not target:
+                    raise
+                return None
+
+        def policy() -> AsyncRetrying:
+            return AsyncRetrying(
+                retry=retry_if_exception_type(StoreUnavailable),
+                wait=wait_random_exponential(multiplier=0.05, max=1.0),
+                stop=stop_after_delay(within_seconds),
+                reraise=True,
+            )
+
+        return await _persistently(attempt, StoreUnavailable, policy)
 
     # Background work
 
@@ -851,6 +863,28 @@ class Generations:
             self.tally.merged += merged
         while swept := await self._store.sweep():
             self.tally.swept += swept
+
+
+async def _persistently(
+    attempt: Callable[[], Awaitable[_T]], failure: type[Exception], policy: Callable[[], AsyncRetrying]
+) -> _T:
+    """Do it, and after a failure of that kind again for as long as the policy says. A policy makes more garbage than most of
+    what is to be done, so there is none while nothing fails."""
+    failed: Exception | None = None
+    try:
+        return await attempt()
+    except failure as exc:
+        failed = exc
+
+    async def again() -> _T:
+        nonlocal failed
+        if failed is not None:
+            # What has failed already is the policy's first attempt.
+            first, failed = failed, None
+            raise first
+        return await attempt()
+
+    return await policy()(again)
 
 
 def our_refusal(status: int, code: str, message: str) -> Refusal:

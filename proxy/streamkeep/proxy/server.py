@@ -77,7 +77,12 @@ class Connection(HttpToolsProtocol):
         async def app_with_abort(scope: Any, receive: Any, send: Any) -> None:
             scope["streamkeep.abort"] = transport.abort
             scope["streamkeep.cut"] = transport.close
-            await app(scope, receive, send)
+            try:
+                await app(scope, receive, send)
+            finally:
+                # They lead back to who holds the scope, and no collection has to find that out.
+                scope.pop("streamkeep.exchange", None)
+                scope.pop("streamkeep.chunk_writer", None)
 
         self.app = app_with_abort
 
