@@ -22,6 +22,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 CURL = next(code for language, code in BLOCKS if language == "sh" and code.startswith("curl"))
 CURL_VIEW = next(code for language, code in BLOCKS if language == "sh" and "as=json" in code)
+CURL_SESSION = next(code for language, code in BLOCKS if language == "sh" and "/v1/sessions" in code)
 VARIABLES = set(re.findall(r"`(STREAMKEEP_[A-Z_]+|DATABASE_URL)`", README))
 
 
@@ -154,6 +155,16 @@ async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_pat
     assert {message["object"] for message in messages} == {"chat.completion.chunk"}
     again = json.loads(await run("bash", "-c", create, home=tmp_path))
     assert again["createdAt"] == created["createdAt"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_the_session_lines_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+    lines = re.split(r"\n(?=curl)", re.sub(r"^# .*\n", "", here(CURL_SESSION, proxy, vendor_url), flags=re.MULTILINE))
+    answers = [json.loads(await run("bash", "-c", line, home=tmp_path)) for line in lines]
+    made, written, messages, events, fork = answers
+    assert (made["name"], written["messageId"], fork["name"]) == ("Summer trip", "m1", "Summer trip")
+    assert [one["parts"][0]["content"] for one in messages["messages"]] == ["Where to?"]
+    assert [event["type"] for event in events] == ["session", "chunk"]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from streamkeep.proxy.asgi import Guarded, RawRoutes
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.front import Front
-from streamkeep.proxy.routes import browser_modules, keys, listings, operations, transport
+from streamkeep.proxy.routes import browser_modules, keys, listings, operations, sessions, transport
 from streamkeep.proxy.routes.console import Console
 from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
@@ -28,6 +28,7 @@ from streamkeep.proxy.routes.proxy_protocol import ProxyProtocol
 from streamkeep.proxy.routes.sharing import Share
 from streamkeep.proxy.routes.streams import StreamByIds, StreamByPath, Which
 from streamkeep.proxy.routes.subscriptions import SubscriptionRoutes
+from streamkeep.proxy.rules.session_requests import ForeignActor
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.settings import Settings
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 _CODES = {404: "not_found", 405: "method_not_allowed"}
-_FORESEEN: tuple[type[Exception], ...] = (ApiError, BadRequest, StoreError)
+_FORESEEN: tuple[type[Exception], ...] = (ApiError, BadRequest, ForeignActor, StoreError)
 
 
 def create_app(
@@ -71,6 +72,7 @@ def create_app(
     app.include_router(listings.router(service))
     app.include_router(keys.router(service))
     app.include_router(transport.router(service))
+    app.include_router(sessions.router(service))
     app.include_router(operations.router(service))
     app.include_router(browser_modules.router())
     app.add_exception_handler(HTTPException, _http_error)

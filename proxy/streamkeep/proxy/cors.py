@@ -41,6 +41,8 @@ _REQUEST_HEADERS = (
     wire.PRODUCER_SEQ,
     wire.ON_DISCONNECT,
     wire.TIMEOUT,
+    wire.ACTOR_ID,
+    "X-Actor-Type",
 )
 # Browsers read `*` as a wildcard for requests without credentials; the list serves all others. It cannot name every
 # upstream's headers, so those that this answer carries are added to it.

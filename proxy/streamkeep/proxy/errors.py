@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.headers import HeadersTooLarge, InvalidHeader
+from streamkeep.proxy.rules.session_requests import ForeignActor
 from streamkeep.proxy.rules.stream_headers import format_timestamp
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.storage import (
@@ -25,6 +26,7 @@ from streamkeep.storage import (
     RateLimited,
     SequenceConflict,
     SequenceGap,
+    SessionNotFound,
     StoreError,
     StoreUnavailable,
     StreamClosed,
@@ -109,6 +111,10 @@ def problem_of(exc: BaseException) -> Problem | None:
             return Problem(429, "rate_limited", str(exc), (("Retry-After", str(math.ceil(exc.retry_after_seconds))),))
         case GenerationNotFound():
             return not_found().problem
+        case SessionNotFound():
+            return Problem(404, "not_found", "there is no such session")
+        case ForeignActor():
+            return Problem(403, "foreign_actor", "the token is another one's; whoever has it writes in its own name")
         case KeyUnavailable():
             message = "the data are encrypted with a key that this server does not have"
             return Problem(410, "gone", message, extra={"reason": "key_destroyed"})

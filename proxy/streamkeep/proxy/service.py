@@ -18,6 +18,7 @@ from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.registry import Registry
 from streamkeep.proxy.request_body import BodyBudget
 from streamkeep.proxy.rules.webhook_urls import WebhookRules
+from streamkeep.proxy.sessions import Sessions
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.subscriptions import Subscriptions
 from streamkeep.proxy.tallies import RequestTally
@@ -64,6 +65,17 @@ class Service:
         )
         self.body_budget = BodyBudget(settings.request_budget_bytes)
         self.forwarder = Forwarder(self.generations, settings, self.body_budget)
+        self.sessions = Sessions(
+            store,
+            self.appender,
+            self.readers,
+            self.registry,
+            self.subscriptions,
+            self.generations,
+            self.forwarder,
+            max_turns=settings.max_turns,
+            wake=lambda key: None,
+        )
         self.requests = RequestTally()
         self.probe = DatabaseProbe(store)
         self.is_ready = False

@@ -6,7 +6,9 @@ asked, under a key of its own, so that readers which group rows by message find 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +18,21 @@ from streamkeep.sessions.views import Agent, Presence, Role, SessionInfo, Turn
 
 Event = dict[str, Any]
 EndReason = Literal["done", "stop", "error"]
+
+
+_ORDINARY_ID = re.compile(r"[A-Za-z0-9._~:@-]{1,200}")
+
+
+def writer_id(kind: str, *ids: str) -> str:
+    """The name of an idempotent writer of what bears these ids, so that a store takes the same thing once.
+
+    `message` writes a message's rows, each by its number; `tool-result`, `approval` and `turn` write one event.
+    """
+    if len(ids) == 1 and _ORDINARY_ID.fullmatch(ids[0]):
+        return f"{kind}:{ids[0]}"
+    # Lengths are told, so that no two lists of ids make one text.
+    named = "".join(f"{len(one)}:{one}" for one in ids)
+    return f"{kind}#{hashlib.sha256(named.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,10 +216,28 @@ class SessionFold:
         turn_id = self._state.answers.get(message_id)
         return None if turn_id is None else self._state.turns.get(turn_id)
 
-    def is_answered(self, message_id: str) -> bool:
-        """Whether a message is complete, none of its tool calls is open, and somebody else than its author answered one."""
+    def is_answered(self, message_id: str, *, answering: str | None = None) -> bool:
+        """Whether a message is complete, none of its tool calls is open, and somebody else than its author settled one.
+        That of the id `answering` counts as settled: somebody is about to."""
         message = self._state.messages.get(message_id)
-        return message is not None and message.is_answered
+        return message is not None and message.is_answered(answering)
+
+    def is_clients_to_run(self, message_id: str, tool_call_id: str) -> bool:
+        """Whether a tool is for somebody else than its caller to run, once it may."""
+        message = self._state.messages.get(message_id)
+        call = None if message is None else message.calls.get(tool_call_id)
+        return call is not None and call.has_input
+
+    def clients_answers(self, message_id: str) -> tuple[list[str], list[str]]:
+        """The ids of a message's tool calls that have a client's result, and of its approvals that were answered."""
+        message = self._state.messages.get(message_id)
+        if message is None:
+            return [], []
+        approvals = (self._state.approvals[approval_id] for approval_id in message.approvals)
+        return (
+            [call.id for call in message.calls.values() if call.is_result_of_client],
+            [approval.id for approval in approvals if approval.status != "pending"],
+        )
 
     def is_gone(self, message_id: str) -> bool:
         """Whether a message was there and was deleted. Its id cannot be used again."""

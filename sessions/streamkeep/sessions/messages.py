@@ -199,14 +199,14 @@ class MessageState:
         """Whether nothing more is to come: what announced its beginning announces its end too."""
         return self.has_end if self.has_start else self.is_complete
 
-    @property
-    def is_answered(self) -> bool:
-        """Whether it is complete, none of its tool calls is open, and people or their tools had a part in that."""
+    def is_answered(self, answering: str | None) -> bool:
+        """Whether it is complete, none of its tool calls is open, and people or their tools had a part in that. The call
+        named `answering` counts as settled by them."""
         calls = self.calls.values()
         return (
             self.is_complete
-            and all(call.is_settled for call in calls)
-            and any(call.is_result_of_client or call.approved is not None for call in calls)
+            and all(call.is_settled or call.id == answering for call in calls)
+            and any(call.is_result_of_client or call.approved is not None or call.id == answering for call in calls)
         )
 
     @property

@@ -65,14 +65,25 @@ def turns_after_message(
 
 
 def turns_after_answers(
-    fold: SessionFold, message_id: str, agents: Sequence[Listening], *, max_depth: int, at: str
+    fold: SessionFold,
+    message_id: str,
+    agents: Sequence[Listening],
+    *,
+    max_depth: int,
+    at: str,
+    answering: str | None = None,
 ) -> Decided:
     """The agent of a message whose tool calls are all settled goes on, unless it was called for that already.
 
-    `agents` are those whom the service can call, those that came with a message by their `spec_id` too.
+    `agents` are those whom the service can call, those that came with a message by their `spec_id` too. The call of the id
+    `answering` counts as settled: what settles it is written together with the turn.
     """
     before = fold.turn_of(message_id)
-    if before is None or not fold.is_answered(message_id) or (message_id, before.agent_id) in _called(fold):
+    if (
+        before is None
+        or not fold.is_answered(message_id, answering=answering)
+        or (message_id, before.agent_id) in _called(fold)
+    ):
         return Decided()
     return _gone_on([before], agents, max_depth, at)
 

@@ -38,6 +38,7 @@ PRODUCER_EPOCH = "Producer-Epoch"
 PRODUCER_SEQ = "Producer-Seq"
 ON_DISCONNECT = "Streamkeep-On-Disconnect"
 TIMEOUT = "Streamkeep-Timeout"
+ACTOR_ID = "X-Actor-Id"
 
 # Response headers; some of those above are answered as well
 NEXT_OFFSET = "Stream-Next-Offset"
