@@ -210,8 +210,8 @@ export class SessionFold {
   readonly pendingTurns: Turn[]
   /** The turn whose answer a message is, or will be. */
   turnOf(messageId: string): Turn | undefined
-  /** Tool calls that wait for a client to run the tool. */
-  readonly callsToRun: ToolCall[]
+  /** Tool calls, of all messages or of some, that wait for a client to run the tool. */
+  callsToRun(messageIds?: Iterable<string>): ToolCall[]
   readonly agents: SessionAgent[]
   readonly presence: Presence[]
   /** Everybody who ever wrote or was present, in the order in which they came. */

@@ -118,8 +118,9 @@ export class SessionFold {
     return this.#state.turns.get(this.#state.answers.get(messageId))
   }
 
-  get callsToRun() {
-    return this.#calls().filter(isForClient).map(callView)
+  callsToRun(messageIds = this.#state.messages.keys()) {
+    const messages = Array.from(messageIds, (id) => this.#state.messages.get(id)).filter(Boolean)
+    return messages.flatMap(({ calls }) => [...calls.values()].filter(isForClient).map(callView))
   }
 
   get agents() {

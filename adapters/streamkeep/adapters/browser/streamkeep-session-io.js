@@ -96,8 +96,8 @@ export function foldsInDatabase() {
     return settled(act(transaction.objectStore("folds")))
   }
   return {
-    load: async (key) => (await within("readonly", (folds) => folds.get(key)))?.fold,
-    save: (key, fold) => within("readwrite", (folds) => folds.put({ fold, at: Date.now() }, key)),
+    load: async (key) => (await within("readonly", (folds) => folds.get(key)))?.value,
+    save: (key, value) => within("readwrite", (folds) => folds.put({ value, at: Date.now() }, key)),
     remove: (key) => within("readwrite", (folds) => folds.delete(key)),
   }
 }

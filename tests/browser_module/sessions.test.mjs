@@ -1,0 +1,280 @@
+// The module `streamkeep-sessions.js` against a served proxy: `node --test sessions.test.mjs`, with PROXY_URL, KEYED_URL and PROXY_KEY.
+import assert from "node:assert/strict"
+import { after, test } from "node:test"
+import { PROXY, freshSession, until, vendor, wire } from "./harness.mjs"
+import { createDurableChat } from "./modules/streamkeep-sessions.js"
+
+const { KEYED_URL, PROXY_KEY } = process.env
+const open = []
+after(() => open.forEach((one) => one.disconnect()))
+
+function chat(sessionId, actorId, more = {}) {
+  const heard = { errors: [], finished: [], chunks: [], messages: [] }
+  const callbacks = {
+    onError: (error) => heard.errors.push(error),
+    onFinish: ({ id }) => heard.finished.push(id),
+    onChunk: ({ type }) => heard.chunks.push(type),
+    onMessagesChange: (messages) => heard.messages.push(messages),
+  }
+  const made = createDurableChat({ proxyUrl: PROXY, sessionId, actorId, ...callbacks, ...more })
+  open.push(made)
+  return Object.assign(made, { heard })
+}
+
+async function connected(...chats) {
+  await Promise.all(chats.map((one) => one.connect()))
+  return chats
+}
+
+const texts = ({ messages }) => messages.map(({ parts }) => parts.map((part) => (part.type === "text" ? part.content : "")).join(""))
+
+/** Rows of an agent's answer, written to the stream as the server would. */
+function answering(sessionId, messageId, causeId, proxy = PROXY) {
+  let seq = 0
+  const event = (type, key, value) => ({ type, key, value, headers: { operation: "insert" } })
+  const row = (chunk) => {
+    const value = { messageId, actorId: "helper", role: "assistant", chunk: JSON.stringify(chunk), seq, createdAt: new Date().toISOString() }
+    return event("chunk", `${messageId}:${seq++}`, value)
+  }
+  const write = async (...events) => {
+    const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(events) }
+    assert.equal((await fetch(`${proxy}/v1/stream/sessions/${sessionId}`, init)).status, 204)
+  }
+  return {
+    turn: () => write(event("turn", `turn-${messageId}`, { agentId: "helper", messageId, causeId, kind: "message", depth: 1 })),
+    say: (...chunks) => write(...chunks.map(row)),
+  }
+}
+
+const called = (id, name, input, more) => [
+  { type: "tool_call", toolCall: { id, type: "function", function: { name, arguments: JSON.stringify(input) } } },
+  more ?? { type: "tool-input-available", toolCallId: id, toolName: name, input },
+  { type: "done", finishReason: "tool_calls" },
+  { type: "message-end", reason: "done" },
+]
+
+function memory() {
+  const kept = new Map()
+  return {
+    kept,
+    load: async (key) => structuredClone(kept.get(key)),
+    save: async (key, value) => void kept.set(key, structuredClone(value)),
+    remove: async (key) => void kept.delete(key),
+  }
+}
+
+test("a message is shown at once, once, and to everybody", async () => {
+  const session = freshSession()
+  const [ann, bob] = await connected(chat(session, "ann", { name: "Ann" }), chat(session, "bob"))
+  const sent = ann.sendMessage("Hi \u2028 ☃ 𝄞")
+  assert.deepEqual([texts(ann), ann.messages[0].isPending], [["Hi \u2028 ☃ 𝄞"], true])
+  const id = await sent
+  await until(() => bob.messages.length && !ann.messages[0].isPending)
+  assert.deepEqual(texts(bob), texts(ann))
+  const [message] = bob.messages
+  assert.deepEqual([message.id, message.actorId, message.actorName, message.role], [id, "ann", "Ann", "user"])
+  assert.ok(message.createdAt instanceof Date)
+  assert.equal(bob.messages[0], message, "what did not change is the same object")
+  await bob.append({ id: "rules", role: "system", content: "Be brief" })
+  await bob.append({ id: "rules", role: "system", content: "Be brief" })
+  await until(() => texts(ann).length === 2)
+  assert.deepEqual(ann.messages.map(({ role }) => role), ["user", "system"])
+})
+
+test("what is refused is taken back, and told", async () => {
+  const [ann] = await connected(chat(freshSession(), "ann"))
+  const shown = []
+  const leave = ann.subscribe(() => shown.push(ann.messages.length))
+  await assert.rejects(ann.append({ id: "no id!", content: "Hi" }), { status: 400 })
+  assert.deepEqual([ann.messages, ann.heard.errors.length, ann.error?.status], [[], 1, 400])
+  assert.ok(shown.includes(1))
+  leave()
+  await ann.append({ id: "one", content: "Hi" })
+  assert.equal(ann.error, null)
+  await assert.rejects(ann.append({ id: "one", content: "Ho" }), { code: "message_exists" })
+  assert.deepEqual(texts(ann), ["Hi"])
+})
+
+test("callbacks hear of what comes, and not of what was there", async () => {
+  const session = freshSession()
+  const [ann] = await connected(chat(session, "ann"))
+  const cause = await ann.sendMessage("Hi")
+  const answer = answering(session, "a", cause)
+  await answer.turn()
+  await until(() => ann.isLoading)
+  await answer.say({ type: "message-start" }, { type: "content", delta: "Hel" })
+  await until(() => texts(ann)[1] === "Hel")
+  await answer.say({ type: "content", delta: "lo" }, { type: "done", finishReason: "stop" }, { type: "message-end", reason: "done" })
+  await until(() => !ann.isLoading)
+  assert.deepEqual([texts(ann), ann.heard.finished], [["Hi", "Hello"], ["a"]])
+  assert.deepEqual(ann.heard.chunks, ["message-start", "content", "content", "done", "message-end"])
+  const [late] = await connected(chat(session, "bob"))
+  assert.deepEqual([texts(late), late.heard.finished, late.heard.chunks], [["Hi", "Hello"], [], []])
+  await answering(session, "b", cause).say({ type: "error", error: { message: "no model" } }, { type: "message-end", reason: "error" })
+  await until(() => late.heard.errors.length)
+  assert.deepEqual([late.heard.errors[0].message, late.heard.finished], ["no model", ["b"]])
+})
+
+test("a tool runs once, where the question was asked, and all see what it gave", async () => {
+  const session = freshSession()
+  const runs = []
+  const weather = (whose) => (input) => {
+    runs.push(whose)
+    return { ...input, celsius: 21 }
+  }
+  const fails = () => {
+    throw new Error("no such place")
+  }
+  const [ann, bob] = await connected(
+    chat(session, "ann", { tools: { weather: weather("ann"), map: fails } }),
+    chat(session, "bob", { tools: [{ name: "weather", execute: weather("bob") }] }),
+  )
+  const cause = await ann.sendMessage("Weather?")
+  await answering(session, "a", cause).turn()
+  await answering(session, "a", cause).say({ type: "message-start" }, ...called("call", "weather", { city: "Łódź" }))
+  const states = ({ collections }) => collections.toolCalls.map(({ state }) => state)
+  await until(() => states(bob)[0] === "complete" && states(ann)[0] === "complete")
+  assert.deepEqual(bob.collections.toolCalls[0].result.output, { city: "Łódź", celsius: 21 })
+  assert.deepEqual(bob.messages[1].parts.map(({ type }) => type), ["tool-call", "tool-result"])
+  await answering(session, "b", cause).turn()
+  await answering(session, "b", cause).say({ type: "message-start" }, ...called("other", "map", {}))
+  await until(() => states(bob)[1] === "error")
+  assert.deepEqual([bob.collections.toolCalls[1].result.error, runs], ["no such place", ["ann"]])
+})
+
+test("an approval is answered once, for all", async () => {
+  const session = freshSession()
+  const [ann, bob] = await connected(chat(session, "ann"), chat(session, "bob"))
+  const cause = await ann.sendMessage("Pay")
+  const asked = { type: "approval-requested", toolCallId: "call", toolName: "pay", input: {}, approval: { id: "ok?" } }
+  await answering(session, "a", cause).say({ type: "message-start" }, ...called("call", "pay", {}, asked))
+  await until(() => [ann, bob].every((one) => one.collections.approvals[0]?.status === "pending"))
+  bob.pause()
+  const given = ann.addToolApprovalResponse({ id: "ok?", approved: true })
+  assert.equal(ann.collections.approvals[0].status, "approved")
+  assert.deepEqual([ann.messages[1].parts[0].state, ann.messages[1].parts[0].approval.approved], ["approval-responded", true])
+  await given
+  await assert.rejects(bob.addToolApprovalResponse({ id: "ok?", approved: false }), { code: "already_answered" })
+  assert.equal(bob.collections.approvals[0].status, "pending")
+  bob.resume()
+  await until(() => bob.collections.approvals[0].status === "approved")
+  assert.equal(bob.collections.approvals[0].respondedBy, "ann")
+})
+
+test("a client that was disconnected, or paused, goes on", async () => {
+  const session = freshSession()
+  const [ann, bob] = await connected(chat(session, "ann"), chat(session, "bob"))
+  bob.disconnect()
+  await assert.rejects(bob.sendMessage("Hi"), /not connected/)
+  await ann.sendMessage("one")
+  const again = bob.connect()
+  bob.disconnect()
+  await assert.rejects(again, { name: "AbortError" })
+  assert.equal(bob.connectionStatus, "disconnected")
+  await connected(bob)
+  assert.deepEqual([texts(bob), bob.connectionStatus, bob.heard.errors.length], [["one"], "connected", 1])
+  bob.pause()
+  await ann.sendMessage("two")
+  await bob.sendMessage("three")
+  assert.deepEqual(texts(bob), ["one", "three"])
+  bob.resume()
+  await until(() => texts(bob).length === 3)
+  assert.deepEqual(texts(bob), ["one", "two", "three"])
+  bob.clear()
+  assert.deepEqual(texts(bob), [])
+  await ann.sendMessage("four")
+  await until(() => texts(bob).length)
+  assert.deepEqual(texts(bob), ["four"])
+})
+
+test("a fold that was kept is shown while the proxy is away, and only what is new is read", async () => {
+  const session = freshSession()
+  const cache = memory()
+  const [ann] = await connected(chat(session, "ann", { cache }))
+  await ann.sendMessage("one")
+  await until(() => !ann.messages[0].isPending)
+  ann.disconnect()
+  const [bob] = await connected(chat(session, "bob"))
+  await bob.sendMessage("two")
+  const line = await wire(PROXY)
+  line.isDown = true
+  const again = chat(session, "ann", { cache, proxyUrl: PROXY, patience: { sendSeconds: 20 } })
+  const reached = again.connect()
+  await until(() => texts(again).length)
+  assert.equal(texts(again)[0], "one")
+  await reached
+  assert.deepEqual([texts(again), again.heard.errors], [["one", "two"], []])
+  again.disconnect()
+  await fetch(`${PROXY}/v1/sessions/${session}`, { method: "DELETE" })
+  const [anew] = await connected(chat(session, "ann", { cache }))
+  assert.deepEqual(texts(anew), [])
+})
+
+for (const trouble of [{ bytesEach: 4000 }, { isDribbling: true }, { holdsEvents: true }]) {
+  test(`a line with ${Object.keys(trouble)} loses nothing, and repeats nothing`, async () => {
+    const session = freshSession()
+    const line = await wire(PROXY, trouble)
+    const patience = trouble.holdsEvents ? { stallSeconds: 0.3 } : {}
+    const [ann] = await connected(chat(session, "ann"))
+    await ann.sendMessage("0")
+    const far = chat(session, "bob", { proxyUrl: line.url, patience })
+    await far.connect()
+    for (const word of ["1", "2", "3"]) await ann.sendMessage(word)
+    await far.sendMessage("4")
+    line.cut()
+    await ann.sendMessage("5")
+    await until(() => texts(far).length === 6 && texts(ann).length === 6)
+    assert.deepEqual([texts(far), texts(ann), far.heard.errors], [["0", "1", "2", "3", "4", "5"], texts(far), []])
+    await until(() => far.connectionStatus === "connected")
+  })
+}
+
+test("others see who is there, who types, and who has left", async () => {
+  const session = freshSession()
+  const [ann, bob] = await connected(chat(session, "ann", { name: "Ann", presence: true }), chat(session, "bob"))
+  const seen = () => bob.collections.presence.map(({ actorId, name, typing }) => `${actorId} ${name} ${typing}`)
+  await until(() => seen()[0] === "ann Ann false")
+  ann.typing()
+  await until(() => seen()[0] === "ann Ann true")
+  await ann.sendMessage("Hi")
+  await until(() => seen()[0] === "ann Ann false")
+  ann.disconnect()
+  await until(() => seen().length === 0)
+  assert.deepEqual(bob.collections.participants.map(({ actorId }) => actorId), ["ann"])
+})
+
+test("agents come and go, answers are asked for again and stopped, and forks share what was said", async () => {
+  const session = freshSession()
+  const [ann] = await connected(chat(session, "ann"))
+  await ann.sendMessage("one")
+  // It never answers.
+  const { url: endpoint } = await vendor(({ response }) => new Promise((resolve) => response.on("close", resolve)))
+  await ann.registerAgents([{ id: "helper", endpoint, headers: { Authorization: "Bearer secret" } }])
+  await until(() => ann.collections.agents.length)
+  assert.deepEqual(ann.collections.agents[0].id, "helper")
+  assert.equal(JSON.stringify(ann.collections).includes("secret"), false)
+  await ann.reload()
+  await until(() => ann.isLoading)
+  await ann.stop()
+  await until(() => !ann.isLoading)
+  await ann.unregisterAgent("helper")
+  await until(() => !ann.collections.agents.length)
+  await ann.sendMessage("two")
+  const { sessionId } = await ann.fork({ atMessageId: ann.messages[0].id })
+  const [other] = await connected(chat(sessionId, "ann"))
+  assert.deepEqual(texts(other), ["one"])
+  await assert.rejects(ann.fork({ atMessageId: "nothing" }), { status: 404 })
+  assert.equal(ann.heard.errors.length, 1)
+})
+
+test("a proxy with keys is asked with them, and one that says no is an error", async () => {
+  const session = freshSession()
+  const at = { proxyUrl: KEYED_URL }
+  const [ann] = await connected(chat(session, "ann", { ...at, auth: async () => ({ "Streamkeep-Key": PROXY_KEY }) }))
+  await ann.sendMessage("Hi")
+  const stranger = chat(session, "eve", at)
+  await assert.rejects(stranger.connect(), { status: 401 })
+  assert.deepEqual([stranger.connectionStatus, stranger.heard.errors.length, stranger.error.status], ["error", 1, 401])
+  const [bob] = await connected(chat(session, "bob", { ...at, stream: { headers: { "Streamkeep-Key": PROXY_KEY } } }))
+  assert.deepEqual(texts(bob), ["Hi"])
+})
