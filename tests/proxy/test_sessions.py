@@ -262,6 +262,17 @@ async def test_an_agent_that_comes_with_a_message_answers_it(proxy: Proxy) -> No
     assert (await chat.say("4", role="assistant", agent=AGENT))["turns"] == []
 
 
+async def test_agents_that_came_with_messages_leave_room_for_others(proxy: Proxy) -> None:
+    chat = await Chat(proxy.client).put()
+    for number in range(4):
+        large = {**AGENT, "headers": {"X-Number": str(number)}, "bodyTemplate": {"system": "x" * 100_000}}
+        await chat.say(str(number), agent=large)
+    book = await proxy.service.sessions.agents(SessionKey(DEFAULT_TENANT, "chat"))
+    turns = (await chat.fold()).turns
+    found = [book.find("helper", turn.spec_id) for turn in turns]
+    assert [one is not None for one in found] == [False, False, True, True]
+
+
 async def test_where_agents_may_be_is_for_the_operator_to_say() -> None:
     async with serving(MemoryStore()) as proxy:
         chat = await Chat(proxy.client).put()

@@ -231,7 +231,7 @@ class Sessions:
             SessionNotFound, StreamNotFound, StreamGone, StreamClosed: there is no session that can be written to.
             ApiError: 409 `message_exists`, there is another message of this id; 403, the agent that comes with it may not
                 be called.
-            ItemRefused: there is no room for the agent.
+            BadRequest: there is no room for the agent.
         """
         book = await self._book_with(key, wanted.agent, principal)
         agents = [*book.listening, *self._inline(book, wanted.agent, principal)] if wanted.role == "user" else []
@@ -373,8 +373,7 @@ class Sessions:
         Raises:
             SessionNotFound, StreamNotFound, StreamClosed: there is no session that can be written to.
             ApiError: 403, one of them may not be called.
-            BadRequest: they are too many.
-            ItemRefused: they are too large.
+            BadRequest: they are too many, or too large.
         """
         owned = [self._owned(spec, principal) for spec in specs]
         await self.find(key)

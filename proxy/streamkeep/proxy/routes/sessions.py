@@ -132,7 +132,7 @@ def _add_writes(routes: APIRouter, service: Service) -> None:
         return _empty(offset=await service.sessions.answer_tool_call(key, wanted, actor))
 
     @routes.post(
-        "/{session_id}/approvals/{approval_id:path}", summary="Approve of a tool call, or not", status_code=204
+        "/{session_id}/approvals/{approval_id:anything}", summary="Approve of a tool call, or not", status_code=204
     )
     async def approve(session_id: SessionId, approval_id: str, request: Request) -> Response:
         principal, key = await _permitted(service, session_id, request)
@@ -141,7 +141,7 @@ def _add_writes(routes: APIRouter, service: Service) -> None:
         actor = _actor(wanted.fields, request, principal)
         return _empty(offset=await service.sessions.answer_approval(key, approval_id, wanted, actor))
 
-    @routes.put("/{session_id}/presence/{actor_id:path}", summary="Say that an actor is there", status_code=204)
+    @routes.put("/{session_id}/presence/{actor_id:anything}", summary="Say that an actor is there", status_code=204)
     async def be_present(session_id: SessionId, actor_id: str, request: Request) -> Response:
         principal, key = await _permitted(service, session_id, request)
         own_actor_id(check_actor_id(actor_id), principal)
@@ -149,7 +149,7 @@ def _add_writes(routes: APIRouter, service: Service) -> None:
             wanted = NewPresence.parse(body)
         return _empty(offset=await service.sessions.be_present(key, actor_id, wanted))
 
-    @routes.delete("/{session_id}/presence/{actor_id:path}", summary="Say that an actor has left", status_code=204)
+    @routes.delete("/{session_id}/presence/{actor_id:anything}", summary="Say that an actor has left", status_code=204)
     async def leave(session_id: SessionId, actor_id: str, request: Request) -> Response:
         principal, key = await _permitted(service, session_id, request)
         own_actor_id(check_actor_id(actor_id), principal)

@@ -16,6 +16,7 @@ from streamkeep.proxy.rules.headers import ANY_HEADER, HeadersTooLarge, InvalidH
 from streamkeep.proxy.rules.session_bodies import Fields, bad, needed
 from streamkeep.sessions.turns import Listening
 from streamkeep.sessions.views import Agent
+from streamkeep.storage import MAX_AGENTS_BYTES
 
 AgentFormat = Literal["openai", "anthropic", "ai-sdk", "tanstack"]
 Triggers = Literal["all", "user-messages"]
@@ -164,16 +165,25 @@ class AgentBook:
         found = {spec.id: spec for spec in (*self.registered, *specs)}
         if len(found) > MAX_AGENTS:
             raise bad(f"a session may have up to {MAX_AGENTS} agents", "too_many_agents")
-        return replace(self, registered=tuple(found.values()))
+        return replace(self, registered=tuple(found.values()))._that_fits(least=0)
 
     def without(self, agent_id: str) -> AgentBook:
         return replace(self, registered=tuple(spec for spec in self.registered if spec.id != agent_id))
 
     def with_inline(self, spec: AgentSpec, new_id: str) -> AgentBook:
-        """This one came with a message; the same again keeps its id."""
+        """This one came with a message; the same again keeps its id. Raises: BadRequest."""
         spec_id = self.spec_id(spec) or new_id
         others = [one for one in self.inline if one[0] != spec_id]
-        return replace(self, inline=(*others, (spec_id, spec))[-MAX_AGENTS:])
+        return replace(self, inline=(*others, (spec_id, spec))[-MAX_AGENTS:])._that_fits(least=1)
+
+    def _that_fits(self, *, least: int) -> AgentBook:
+        """This book, without the oldest of those that came with messages where it would be too large."""
+        book = self
+        while len(book.dump()) > MAX_AGENTS_BYTES:
+            if len(book.inline) <= least:
+                raise bad(f"a session's agents may take {MAX_AGENTS_BYTES} bytes together", "agents_too_large")
+            book = replace(book, inline=book.inline[1:])
+        return book
 
     def spec_id(self, spec: AgentSpec) -> str | None:
         """Under which id an agent that came with a message is kept."""
