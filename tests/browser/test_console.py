@@ -200,12 +200,16 @@ async def test_every_page_is_accessible_and_fits(proxy: Proxy, page: Page, axe: 
     async with talking("Hello") as server:
         await proxy.create("chat", "1", server.url)
         await proxy.client.put("/v1/stream/notes", headers={"Content-Type": "text/plain"}, content=b"x")
+        await proxy.client.put("/v1/sessions/trip", json={"name": "Summer trip"})
+        await proxy.client.post("/v1/sessions/trip/messages", json={"content": "Where to?", "actorId": "ann"})
         await page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
         await page.set_viewport_size({"width": width, "height": 800})
         for name in (
             "generations",
             "generation/default/chat/1",
             "sessions",
+            "durable",
+            "session/trip",
             "streams",
             "stream/notes",
             "keys",

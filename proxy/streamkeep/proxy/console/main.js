@@ -3,10 +3,12 @@
 import { get, key } from "./api.js"
 import { dialog, empty, field, h, setText, tell } from "./dom.js"
 import { visible } from "./format.js"
+import { showDurableSessions } from "./durable.js"
 import { showGeneration, showShared } from "./generation.js"
 import { showGenerations } from "./generations.js"
 import { showHealth } from "./health.js"
 import { showKeys } from "./keys.js"
+import { showSession } from "./session.js"
 import { showSessions } from "./sessions.js"
 import { showStream } from "./stream.js"
 import { showStreams } from "./streams.js"
@@ -16,11 +18,15 @@ const PAGES = {
   generation: ["Generation", showGeneration],
   shared: ["Shared", showShared],
   sessions: ["Sessions", showSessions],
+  durable: ["Durable sessions", showDurableSessions],
+  session: ["Durable session", showSession],
   streams: ["Streams", showStreams],
   stream: ["Stream", showStream],
   keys: ["Keys", showKeys],
   health: ["Health", showHealth],
 }
+// What is one of many stands under its list.
+const LISTS = { generation: "generations", stream: "streams", session: "durable" }
 const main = document.querySelector("#main")
 const who = document.querySelector("#who")
 let leaving = new AbortController()
@@ -37,7 +43,7 @@ async function show() {
   const { signal } = leaving
   document.title = `${[title, ...parts.slice(-1).map(visible)].join(" · ")} · streamkeep`
   for (const link of document.querySelectorAll("header nav a")) {
-    const isHere = link.hash === `#/${name}` || (name === "generation" && link.hash === "#/generations") || (name === "stream" && link.hash === "#/streams")
+    const isHere = link.hash === `#/${LISTS[name] ?? name}`
     if (isHere) link.setAttribute("aria-current", "page")
     else link.removeAttribute("aria-current")
   }
