@@ -215,6 +215,120 @@ _KEYS: Schema = {
     ),
     "Keys": _object("keys", keys={"type": "array", "items": _ref("Key")}),
 }
+_BOOLEAN: Schema = {"type": "boolean"}
+_OBJECT: Schema = {"type": "object", "additionalProperties": True}
+_ANYTHING: Schema = {"description": "Any JSON value"}
+_OPTIONAL_TEXT: Schema = {"type": ["string", "null"]}
+
+
+def _list(of: Schema) -> Schema:
+    return {"type": "array", "items": of}
+
+
+_TXID: Schema = {"txid": {**_TEXT, "description": "Stands in `headers.txid` of the first event that is written"}}
+_WRITER: Schema = {
+    "actorId": {**_TEXT, "description": "Who writes; else `X-Actor-Id`, else the token's user, else somebody new"},
+    "actorName": _TEXT,
+    **_TXID,
+}
+_CONTENT: Schema = {
+    "content": {**_TEXT, "description": "The text; or else `parts`"},
+    "parts": _list(_object("type", type=_TEXT)),
+    "messageId": {**_TEXT, "description": "A new id; the same message again under it is written once"},
+    "agent": _ref("SessionAgent"),
+    **_WRITER,
+}
+_SESSION: Schema = {
+    "sessionId": _TEXT,
+    "name": _OPTIONAL_TEXT,
+    "createdAt": _INSTANT,
+    "updatedAt": _INSTANT,
+}
+_SESSIONS: Schema = {
+    "NewSession": _object("", name=_TEXT),
+    "RenamedSession": _object("name", name=_OPTIONAL_TEXT, **_TXID),
+    "DurableSession": _object(
+        "sessionId name createdAt updatedAt streamUrl",
+        **_SESSION,
+        streamUrl={**_TEXT, "format": "uri", "description": "The session's stream: events of the State Protocol"},
+        forkedFrom={
+            **_object("sessionId", sessionId=_TEXT, atMessageId=_TEXT),
+            "type": ["object", "null"],
+            "description": "Where it branched off",
+        },
+        statistics={**_OBJECT, "description": "Counts of messages, tool calls, approvals, tokens"},
+        offset={**_TEXT, "description": "The stream's tail as this answer knows it"},
+    ),
+    "DurableSessions": _object(
+        "sessions next", sessions=_list(_object("sessionId name createdAt updatedAt", **_SESSION)), next=_NEXT
+    ),
+    "SessionAgent": _object(
+        "id endpoint",
+        id=_TEXT,
+        name=_TEXT,
+        endpoint={**_TEXT, "format": "uri"},
+        method={"const": "POST"},
+        headers={
+            "type": "object",
+            "additionalProperties": _TEXT,
+            "description": "Sent with each call; their values are told to nobody",
+        },
+        bodyTemplate={**_OBJECT, "description": "Fields of each call's body"},
+        triggers={"enum": ["user-messages", "all"], "description": "`all`: other agents' answers too"},
+        format={"enum": ["openai", "anthropic", "ai-sdk", "tanstack"], "description": "Else the first event tells it"},
+        maxTurns={"type": "integer", "minimum": 1, "description": "How many turns may follow one message"},
+    ),
+    "SessionAgents": _object("agents", agents=_list(_ref("SessionAgent")), **_TXID),
+    "NewMessage": _object("", role={"enum": ["user", "assistant", "system"]}, **_CONTENT),
+    "Regeneration": _object("fromMessageId", fromMessageId=_TEXT, **_CONTENT),
+    "WrittenMessage": _object(
+        "messageId turns offset",
+        messageId=_TEXT,
+        turns=_list(_object("turnId agentId messageId", turnId=_TEXT, agentId=_TEXT, messageId=_TEXT)),
+        offset={**_TEXT, "description": "The offset after the write"},
+    ),
+    "SessionMessages": _object(
+        "messages before offset",
+        messages=_list(_OBJECT),
+        before={"type": ["string", "null"], "description": "`before` of the next page; null at the beginning"},
+        offset={**_TEXT, "description": "Follow the stream from here"},
+    ),
+    "ToolOutcome": _object(
+        "toolCallId",
+        toolCallId=_TEXT,
+        output=_ANYTHING,
+        error=_OPTIONAL_TEXT,
+        messageId={**_TEXT, "description": "The message with the call, where calls of one id are in several"},
+        **_WRITER,
+    ),
+    "ApprovalAnswer": _object("approved", approved=_BOOLEAN, **_WRITER),
+    "StopRequest": _object("", messageId={"type": ["string", "null"], "description": "One answer; null: all of them"}),
+    "NewPresence": _object(
+        "status",
+        status={"enum": ["online", "offline", "away"]},
+        name=_TEXT,
+        actorType={"enum": ["user", "agent"]},
+        typing=_BOOLEAN,
+        **_TXID,
+    ),
+    "ForkRequest": _object(
+        "",
+        atMessageId={"type": ["string", "null"], "description": "The last message that both have; null: all of them"},
+        newSessionId=_TEXT,
+        name=_TEXT,
+    ),
+    "Success": _object("success", success={"const": True}),
+    "Comparison": _object(
+        "sessionId otherId commonMessages lastCommonMessageId messages otherMessages",
+        sessionId=_TEXT,
+        otherId=_TEXT,
+        commonMessages=_INTEGER,
+        lastCommonMessageId=_OPTIONAL_TEXT,
+        messages={**_list(_OBJECT), "description": "What the first has alone"},
+        otherMessages={**_list(_OBJECT), "description": "What the other has alone"},
+    ),
+    "SessionExport": {**_OBJECT, "description": "The session, and all that its stream makes"},
+}
 SCHEMAS: Schema = {
     "Error": _ERROR,
     "Generation": _GENERATION,
@@ -222,6 +336,7 @@ SCHEMAS: Schema = {
     **_SUBSCRIPTIONS,
     **_LISTINGS,
     **_KEYS,
+    **_SESSIONS,
 }
 
 
@@ -827,6 +942,145 @@ PATHS["/v1/proxy/{id}"] = {
 }
 PATHS["/u/{upstream}/{path}"] = {
     method: _drop_in(method) for method in ("get", "head", "put", "post", "patch", "delete")
+}
+
+
+def _of_sessions(
+    summary: str, answer: str | None, status: str = "200", *, body: str | None = None, **more: Any
+) -> Schema:
+    """`answer` None: there is none. `errors` are beside those that every route has."""
+    errors: Schema = {"_404": "`not_found`", **more.pop("errors", {})}
+    written = {"description": "Written, now or before", "headers": _answered(wire.NEXT_OFFSET)}
+    if body is not None:
+        more["requestBody"] = {"content": _json(body)}
+        errors |= {"_413": "`body_too_large`"}
+    return {
+        "tags": ["sessions"],
+        "summary": summary,
+        **more,
+        "responses": {
+            status: written if answer is None else _returned("Here it is", answer),
+            **_errors(
+                **errors,
+                _400="`invalid_body`, `invalid_id`, `invalid_parameter` and others, told in the message",
+                _401="`missing_credentials`, `invalid_credentials`",
+                _403="`foreign_actor`: the token is another one's; `not_permitted`, `upstream_not_allowed`",
+                _503="`storage_unavailable`: send it again, with its id",
+            ),
+        },
+    }
+
+
+_SESSION_ID = _path("session_id", "The session")
+_LIMIT = _query("limit", "Rows, 100 by default", {"type": "integer", "minimum": 1, "maximum": 500})
+_CLOSED = "`stream_closed`"
+_TAKEN = "`message_exists`: there is, was, or will be another message of this id"
+_ANSWERED = {"_409": "`already_answered`: somebody has, and otherwise"}
+_SESSION_PATHS: dict[str, Schema] = {
+    "": {
+        "put": _of_sessions(
+            "Make a session, or find it",
+            "DurableSession",
+            body="NewSession",
+            errors={"_409": "`not_a_session`, `stream_exists`: another stream is there"},
+        ),
+        "get": _of_sessions("A session: its name, its stream, and counts", "DurableSession"),
+        "patch": _of_sessions("Give a session another name", "DurableSession", body="RenamedSession"),
+        "delete": _of_sessions("Delete a session with its stream and its generations", None, "204"),
+    },
+    "/messages": {
+        "post": _of_sessions(
+            "Write a message, and call the agents that answer it",
+            "WrittenMessage",
+            body="NewMessage",
+            errors={"_409": f"{_TAKEN}; {_CLOSED}"},
+        ),
+        "get": _of_sessions(
+            "Messages, as the session's events make them",
+            "SessionMessages",
+            parameters=[_query("before", "The message that the page ends before"), _LIMIT],
+        ),
+    },
+    "/regenerate": {
+        "post": _of_sessions(
+            "Have the answers from a message on written anew",
+            "WrittenMessage",
+            body="Regeneration",
+            errors={"_404": "`not_found`, `message_not_found`", "_409": f"{_TAKEN}; {_CLOSED}"},
+        )
+    },
+    "/stop": {"post": _of_sessions("Stop the answers under way, or one of them", None, "204", body="StopRequest")},
+    "/tool-results": {
+        "post": _of_sessions(
+            "Tell what a tool gave that ran here",
+            *(None, "204"),
+            body="ToolOutcome",
+            errors={"_404": "`not_found`, `tool_call_not_found`", **_ANSWERED},
+        )
+    },
+    "/approvals/{approval_id}": {
+        "post": _of_sessions(
+            "Approve of a tool call, or not",
+            *(None, "204"),
+            body="ApprovalAnswer",
+            parameters=[_path("approval_id", "As the agent named it")],
+            errors={"_404": "`not_found`, `approval_not_found`", **_ANSWERED},
+        )
+    },
+    "/presence/{actor_id}": {
+        "put": _of_sessions(
+            "Say that an actor is there",
+            *(None, "204"),
+            body="NewPresence",
+            parameters=[_path("actor_id", "Who it is")],
+        ),
+        "delete": _of_sessions("Say that an actor has left", None, "204", parameters=[_path("actor_id", "Who it is")]),
+    },
+    "/agents": {
+        "get": _of_sessions("The agents of a session, without their secrets", "SessionAgents"),
+        "post": _of_sessions("Have agents take part", "Success", body="SessionAgents"),
+    },
+    "/agents/{agent_id}": {
+        "delete": _of_sessions(
+            "Have an agent take part no more",
+            *(None, "204"),
+            parameters=[_path("agent_id", "Its id")],
+            errors={"_404": "`not_found`, `agent_not_found`"},
+        )
+    },
+    "/fork": {
+        "post": _of_sessions(
+            "A new session with this one's history",
+            *("DurableSession", "201"),
+            body="ForkRequest",
+            errors={"_404": "`not_found`, `message_not_found`", "_409": "`session_exists`, `stream_exists`"},
+        )
+    },
+    "/compare/{other_id}": {
+        "get": _of_sessions(
+            "What two sessions have in common, and what each has alone",
+            "Comparison",
+            parameters=[_path("other_id", "The other session")],
+        )
+    },
+    "/export": {"get": _of_sessions("All of a session as one JSON document", "SessionExport")},
+}
+for _rest, _operations in _SESSION_PATHS.items():
+    for _operation in _operations.values():
+        _operation["parameters"] = [_SESSION_ID, *_operation.get("parameters", [])]
+    PATHS[f"/v1/sessions/{{session_id}}{_rest}"] = _operations
+PATHS["/v1/sessions/{session_id}"]["put"]["responses"]["201"] = _returned("Made", "DurableSession")
+PATHS["/v1/sessions/{session_id}"]["delete"]["responses"]["202"] = {"description": "Gone; some data are still to go"}
+PATHS["/v1/sessions"] = {
+    "get": _of_sessions(
+        "Sessions, newest first, by a text in their ids and names",
+        "DurableSessions",
+        parameters=[
+            _query("search", "A text in their ids or names"),
+            _query("before", "The `next` of the page before"),
+            _LIMIT,
+        ],
+    )
 }
 
 
