@@ -7,10 +7,10 @@ import base64
 import pytest
 
 from streamkeep.client import ProtocolError
-from streamkeep.client._rules.frames import take_frames, take_whole_frames
+from streamkeep.client._rules.frames import Frame, take_frames
+from streamkeep.client._rules.protocol import parse_control
 from streamkeep.client._rules.reading import Live, StreamPosition
 from streamkeep.client._rules.sse import EventDecoder
-from streamkeep.client._rules.wire import parse_stream_status, position_of
 from streamkeep.proxy.rules import sse
 from streamkeep.storage.rules.offsets import format_offset
 
@@ -24,34 +24,29 @@ def frame(start: int, end: int, *, cursor: str = "7", is_up_to_date: bool = True
     return sse.base64_frame(BODY[start:end], offset) + told
 
 
-def slowly(wire: bytes) -> tuple[list[tuple[bytes, int]], str | None]:
-    decoder = EventDecoder()
-    frames: list[tuple[bytes, int]] = []
-    cursor = None
-    for event in decoder.feed(b":\n\n" + wire):
-        if event.name == "data":
-            frames.append((base64.b64decode(event.data), position_of(event.id)))
-        else:
-            cursor = parse_stream_status(event.data).cursor or cursor
-    return frames, cursor
+def slowly(wire: bytes) -> list[Frame]:
+    events = EventDecoder().feed(b":\n\n" + wire)
+    frames: list[Frame] = []
+    for data, told in zip(events[::2], events[1::2], strict=True):
+        control = parse_control(told.data)
+        assert control.next_offset == data.id
+        frames.append((base64.b64decode(data.data), control.next_offset, control.cursor, control.is_up_to_date))
+    return frames
 
 
 def test_frames_are_taken_as_the_decoder_would_take_them() -> None:
     wire = frame(0, 200) + frame(200, 201, cursor="8", is_up_to_date=False) + frame(201, 768)
-    assert take_frames(wire) == (*slowly(wire), len(wire))
-    assert b"".join(data for data, _ in take_frames(wire)[0]) == BODY
+    assert take_frames(wire) == (slowly(wire), len(wire))
+    assert b"".join(data for data, *_ in take_frames(wire)[0]) == BODY
 
 
 def test_a_cut_at_any_byte_takes_what_is_whole_and_no_more() -> None:
-    first = sse.base64_frame(BODY[:100], format_offset(100))
-    told = sse.control_frame(format_offset(100), "7", is_up_to_date=True)
-    wire = first + told + frame(100, 300)
-    for cut in range(len(wire)):
-        frames, _, taken = take_frames(wire[:cut])
-        whole = [end for end in (0, len(first), len(first + told)) if end <= cut]
-        second_data = len(first + told) + len(sse.base64_frame(BODY[100:300], format_offset(300)))
-        assert taken == (second_data if cut >= second_data else whole[-1]), cut
-        assert [end for _, end in frames] == ([100, 300] if cut >= second_data else [100][: len(whole) - 1]), cut
+    first, second = frame(0, 100), frame(100, 300)
+    for cut in range(len(first + second)):
+        frames, taken = take_frames((first + second)[:cut])
+        is_first_whole = cut >= len(first)
+        assert taken == (len(first) if is_first_whole else 0), cut
+        assert [data for data, *_ in frames] == ([BODY[:100]] if is_first_whole else []), cut
 
 
 @pytest.mark.parametrize(
@@ -69,11 +64,15 @@ def test_a_cut_at_any_byte_takes_what_is_whole_and_no_more() -> None:
         frame(0, 9).replace(b"data:AA", b"data:===="),
         frame(0, 9).replace(b"id: 0000", b"id: 1000"),
         frame(0, 9).replace(b"id: ", b"ID: "),
+        frame(0, 9).replace(b"data:AA", b"data:A\xff"),
+        frame(0, 9).replace(b"data:AA", b"data:=", 1),
+        frame(0, 0),
         b"",
     ],
 )
 def test_what_is_not_as_usual_is_left_to_the_decoder(wire: bytes) -> None:
-    assert take_frames(wire) == ([], None, 0)
+    assert take_frames(wire) == ([], 0)
+    assert take_frames(frame(0, 100) + wire)[1] == len(frame(0, 100))
 
 
 @pytest.mark.parametrize(
@@ -85,20 +84,16 @@ def test_what_is_not_as_usual_is_left_to_the_decoder(wire: bytes) -> None:
         b'event: control\ndata:{"streamNextOffset":"%b","streamCursor":"x\\u0022"}\n\n' % format_offset(9).encode(),
     ],
 )
-def test_a_control_event_that_says_more_is_left_to_its_reader(told: bytes) -> None:
-    data = sse.base64_frame(BODY[:9], format_offset(9))
-    assert take_frames(data + told) == ([(BODY[:9], 9)], None, len(data))
+def test_a_control_event_that_says_more_is_left_to_its_reader_with_its_data(told: bytes) -> None:
+    assert take_frames(sse.base64_frame(BODY[:9], format_offset(9)) + told) == ([], 0)
 
 
-def test_whole_frames_of_a_stream_are_taken_as_its_reader_would_take_them_one_by_one() -> None:
+def test_frames_of_a_stream_are_taken_as_its_reader_would_take_their_events() -> None:
     wire = frame(0, 200) + frame(200, 201, cursor="8", is_up_to_date=False) + frame(201, 768, is_up_to_date=False)
     quick, slow = (StreamPosition("-1", Live.EVENTS) for _ in range(2))
     for position in (quick, slow):
         position.begin("text/plain")
-    frames, taken = take_whole_frames(wire)
-    assert frames is not None
-    assert taken == len(wire)
-    quick.receive_frames(frames)
+    quick.receive_frames(take_frames(wire)[0])
     for event in EventDecoder().feed(wire):
         slow.receive_event(event, is_base64=True)
     assert b"".join(part for piece in quick.pieces for part in piece.parts) == BODY
@@ -106,17 +101,8 @@ def test_whole_frames_of_a_stream_are_taken_as_its_reader_would_take_them_one_by
     assert (quick.offset, quick.cursor, quick.is_up_to_date) == (slow.offset, slow.cursor, slow.is_up_to_date)
 
 
-def test_of_whole_frames_nothing_is_taken_that_is_cut_or_leads_back() -> None:
-    first, second = frame(0, 100), frame(100, 300)
-    for cut in range(len(second)):
-        frames, taken = take_whole_frames(first + second[:cut])
-        assert frames is not None
-        assert (frames.data, taken) == (BODY[:100], len(first)), cut
-    for odd in (first, frame(0, 0), second.replace(b"data:", b"data:=", 1), sse.HEARTBEAT, b"x"):
-        assert take_whole_frames(first + odd)[1] == len(first)
-    assert take_whole_frames(sse.closing_frame(format_offset(9))) == (None, 0)
+@pytest.mark.parametrize("wire", [frame(0, 50), frame(0, 100), frame(100, 200) + frame(50, 100)])
+def test_frames_that_lead_back_or_nowhere_are_refused(wire: bytes) -> None:
     position = StreamPosition(format_offset(100), Live.EVENTS)
-    frames, _ = take_whole_frames(first)
-    assert frames is not None
     with pytest.raises(ProtocolError):
-        position.receive_frames(frames)
+        position.receive_frames(take_frames(wire)[0])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import binascii
 import time
+from collections.abc import Awaitable
 from typing import Protocol
 
 import httpx
@@ -177,22 +178,20 @@ class GenerationBody(Body):
             if await self._read_once():
                 return
 
-    async def _read_once(self) -> bool:
+    def _read_once(self) -> Awaitable[bool]:
         """Make one read, or take one piece from the live connection; True when that is over after a good life.
 
         Raises:
             Interrupted: a connection failed, or ended too soon to be called good.
         """
+        if self._connection is not None and not self._plan.is_data_closed:
+            return self._read_live(self._connection)
+        return self._read_next()
+
+    async def _read_next(self) -> bool:
+        """`_read_once` where no connection is there, or none that has more."""
         self._check_deadline()
-        connection = None if self._plan.is_data_closed else self._connection
         try:
-            if connection is not None:
-                piece = await connection.reply.next_piece()
-                if not piece:
-                    return await self._lost(connection, Interrupted("the connection was ended before the stream was"))
-                self._heard()
-                self._take_piece(connection, piece)
-                return False
             match self._plan.next:
                 case Read.DATA_BY_EVENTS:
                     self._connection = await self._connect()
@@ -203,39 +202,49 @@ class GenerationBody(Body):
         except ServerError as exc:
             await self._renew(exc)
         except httpx.ReadTimeout as exc:
-            if connection is not None:
-                self._plan.events_ended(was_barren=connection.is_barren, was_silent=True)
-                await self._disconnect()
             self._check_deadline()
             raise Interrupted("nothing came, not even a heartbeat") from exc
-        except httpx.TransportError as exc:
-            if connection is None:
-                raise
-            return await self._lost(connection, interrupted(exc))
         return False
 
-    async def _lost(self, connection: _EventConnection, interruption: Interrupted) -> bool:
-        """The live connection is over; True after a good life, and else the interruption is raised."""
-        self._plan.events_ended(was_barren=connection.is_barren, was_silent=False)
-        await self._disconnect()
-        if connection.is_good:
-            return True
-        raise interruption
-
-    def _take_piece(self, connection: _EventConnection, piece: bytes) -> None:
+    async def _read_live(self, connection: _EventConnection) -> bool:
+        """`_read_once` where a connection is there. Most pieces are frames, and all that they cost is paid for each of them."""
+        try:
+            piece = await connection.reply.next_piece()
+        except httpx.TransportError as exc:
+            return await self._lost(connection, exc)
+        if not piece:
+            return await self._lost(connection, None)
         if connection.decoder.is_between_events:
-            frames, cursor, taken = take_frames(piece)
-            for data, end in frames:
-                self._reassembly.receive_data(data, end)
-            if taken:
-                connection.is_barren = False
-                self._cursor = cursor or self._cursor
+            frames, taken = take_frames(piece)
+            if frames:
+                connection.is_barren = self._is_renewed = False
+                for data, offset, cursor, _ in frames:
+                    self._reassembly.receive_data(data, int(offset[17:]))
+                    self._cursor = cursor or self._cursor
                 if taken == len(piece):
-                    return
+                    return False
                 piece = piece[taken:]
+        self._heard()
         for event in connection.decoder.feed(piece):
             connection.is_barren = False
             self._take_event(event)
+        if not self._reassembly.has_event:
+            self._check_deadline()
+        return False
+
+    async def _lost(self, connection: _EventConnection, error: httpx.TransportError | None) -> bool:
+        """The live connection is over, by an error or without; True after a good life. Raises else: Interrupted."""
+        is_silent = isinstance(error, httpx.ReadTimeout)
+        self._plan.events_ended(was_barren=connection.is_barren, was_silent=is_silent)
+        await self._disconnect()
+        if is_silent:
+            self._check_deadline()
+            raise Interrupted("nothing came, not even a heartbeat") from error
+        if connection.is_good:
+            return True
+        if error is None:
+            raise Interrupted("the connection was ended before the stream was")
+        raise interrupted(error) from error
 
     def _take_event(self, event: Event) -> None:
         if event.name == "data":

@@ -24,7 +24,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
@@ -225,7 +225,8 @@ def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         coroutine.send(None)
     except StopIteration as stop:
-        return cast("T", stop.value)
+        value: T = stop.value
+        return value
     coroutine.close()
     raise RuntimeError("a blocking channel waited for an event loop")
 

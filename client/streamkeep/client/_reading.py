@@ -22,12 +22,12 @@ from streamkeep.client._errors import BodyConsumed, ConnectionFailed, ProtocolEr
 from streamkeep.client._peer import Peer
 from streamkeep.client._retry import Interrupted, repeats
 from streamkeep.client._rules import protocol, wire
-from streamkeep.client._rules.frames import take_whole_frames
+from streamkeep.client._rules.frames import take_frames
 from streamkeep.client._rules.outages import LONG_ATTEMPT_SECONDS
 from streamkeep.client._rules.protocol import Head
 from streamkeep.client._rules.reading import Live, Mode, Piece, StreamPosition
 from streamkeep.client._rules.sse import EventDecoder
-from streamkeep.client._server import next_piece
+from streamkeep.client._server import interrupted, next_piece
 
 # Timers of the socket and ours do not tick together.
 _CLOCK_SLACK_SECONDS = 0.05
@@ -74,7 +74,10 @@ class StreamReading:
         self._deadline = float("inf") if limit is None else self._heard_at + limit
         try:
             while True:
-                await self._fill()
+                try:
+                    await self._read_on()
+                except Interrupted as exc:
+                    await self._try_again(exc)
                 if not self.position.pieces:
                     await self._channel.finish(self._disconnect())
                     return None
@@ -102,22 +105,15 @@ class StreamReading:
             self._is_closed = True
             await self._channel.finish(self._disconnect())
 
-    async def _fill(self) -> None:
-        """Read until there is something to give, or the stream is over."""
-        try:
-            await self._read_on()
-        except Interrupted as exc:
-            self._check_open()
-            if exc.retry_after_seconds is not None:
-                await self._sleep(exc.retry_after_seconds)
-            await self._read_on_patiently()
-
-    async def _read_on_patiently(self) -> None:
-        """Try again at once, then after growing pauses, for as long as patience lasts.
+    async def _try_again(self, interruption: Interrupted) -> None:
+        """Read on at once, or when the server wants it, then after growing pauses, for as long as patience lasts.
 
         An attempt has come to something when there is something to give: a server that only says that it is there, and
         breaks off each time, is not tried for ever.
         """
+        self._check_open()
+        if interruption.retry_after_seconds is not None:
+            await self._sleep(interruption.retry_after_seconds)
         try:
             async for attempt in repeats(self._peer.patience, self._sleep, self._is_hopeless):
                 with attempt:
@@ -144,13 +140,17 @@ class StreamReading:
 
     async def _read_on(self) -> None:
         """Read until there is something to give, or the stream is over. Raises: Interrupted: the attempt came to nothing."""
-        while not self.position.pieces and (mode := self.position.next_mode) is not None:
+        position = self.position
+        while not position.pieces:
+            if self._events is not None and not position.is_closed:
+                await self._read_events(self._events)
+                continue
+            mode = position.next_mode
+            if mode is None:
+                return
             self._check_deadline()
             try:
-                if mode is Mode.EVENTS:
-                    await self._read_events()
-                else:
-                    await self._read_page(mode)
+                await (self._connect() if mode is Mode.EVENTS else self._read_page(mode))
             except httpx.ReadTimeout as exc:
                 self._check_deadline()
                 raise Interrupted("nothing came, not even a heartbeat") from exc
@@ -192,38 +192,46 @@ class StreamReading:
         self.position.begin(head.content_type if reply.status == 200 else None)
         return _Page(reply, head, began_at)
 
-    async def _read_events(self) -> None:
-        if self._events is None:
-            self._events = await self._connect()
-        events = self._events
+    async def _read_events(self, events: _Events) -> None:
         try:
-            data = await next_piece(events.reply)
-            if not data:
-                raise Interrupted("the connection was ended before the stream was")
-        except (Interrupted, httpx.ReadTimeout) as exc:
-            is_silent = isinstance(exc, httpx.ReadTimeout)
-            self.position.health.ended(was_barren=events.is_barren, was_silent=is_silent)
-            await self._disconnect()
-            if events.is_good and not is_silent:
-                return
-            raise
-        self._heard()
+            data = await events.reply.next_piece()
+        except httpx.TransportError as exc:
+            return await self._lost(events, exc)
+        if not data:
+            return await self._lost(events, None)
         if events.has_frames and events.decoder.is_between_events:
-            frames, taken = take_whole_frames(data)
-            if frames is not None:
+            frames, taken = take_frames(data)
+            if frames:
                 events.is_barren, events.is_fruitful = False, True
                 self._fruitless = 0
                 self.position.receive_frames(frames)
                 if taken == len(data):
                     return
                 data = data[taken:]
+        self._heard()
         for event in events.decoder.feed(data):
             events.is_barren = False
             if self.position.receive_event(event, is_base64=events.is_base64):
                 events.is_fruitful = True
                 self._fruitless = 0
+        if not self.position.pieces:
+            self._check_deadline()
 
-    async def _connect(self) -> _Events:
+    async def _lost(self, events: _Events, error: httpx.TransportError | None) -> None:
+        """The live connection is over, by an error or without. Raises unless it was good: Interrupted."""
+        is_silent = isinstance(error, httpx.ReadTimeout)
+        self.position.health.ended(was_barren=events.is_barren, was_silent=is_silent)
+        await self._disconnect()
+        if is_silent:
+            self._check_deadline()
+            raise Interrupted("nothing came, not even a heartbeat") from error
+        if events.is_good:
+            return
+        if error is None:
+            raise Interrupted("the connection was ended before the stream was")
+        raise interrupted(error) from error
+
+    async def _connect(self) -> None:
         await self._disconnect()
         query = self.position.query(Mode.EVENTS)
         try:
@@ -238,7 +246,7 @@ class StreamReading:
             await reply.close()
             raise ProtocolError("a live read was not answered with server-sent events in an encoding that is known")
         self.position.begin(None)
-        return _Events(reply, is_base64=encoding is not None, is_json=self.position.is_json)
+        self._events = _Events(reply, is_base64=encoding is not None, is_json=self.position.is_json)
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()

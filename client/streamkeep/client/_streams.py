@@ -144,9 +144,11 @@ class _Items(Generic[T]):
                 self._ready.extend(self.decoder.end())
             else:
                 self._ready.extend(self.decoder.feed(piece))
-            self._settle()
+            if not self._ready:
+                self._settle()
         item = self._ready.popleft()
-        self._settle()
+        if not self._ready:
+            self._settle()
         return item
 
     def _observe(self) -> None:
@@ -159,8 +161,8 @@ class _Items(Generic[T]):
                 self._settle()
 
     def _settle(self) -> None:
-        """The offset moves on when everything before it is in the caller's hands."""
-        if not self._ready and (self._is_over or not self.decoder.holds_back):
+        """Nothing is ready: the offset moves on when everything before it is in the caller's hands."""
+        if self._is_over or not self.decoder.holds_back:
             self._core.offset = self._offset
 
 

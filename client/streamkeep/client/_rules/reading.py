@@ -15,12 +15,12 @@ from __future__ import annotations
 import base64
 import binascii
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from streamkeep.client._errors import ProtocolError
 from streamkeep.client._rules import protocol
-from streamkeep.client._rules.frames import Frames
+from streamkeep.client._rules.frames import Frame
 from streamkeep.client._rules.position import EventHealth
 from streamkeep.client._rules.protocol import Control, Head
 from streamkeep.client._rules.sse import Event
@@ -46,8 +46,7 @@ class Live(Enum):
     AUTO = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """What came of a stream. `parts` are bytes, or each an array of messages; without any, it tells of the tail alone.
 
     `offset` is where to go on once everything up to here was taken; of a part of a long answer it is the one before.
@@ -66,20 +65,18 @@ class StreamPosition:
         self.offset: str = offset
         self.cursor: str | None = None
         self.content_type: str | None = None
+        self.is_json: bool = False
         self.is_up_to_date: bool = False
         self.is_closed: bool = False
         self.pieces: deque[Piece] = deque()
         self.health: EventHealth = EventHealth()
         self._live = live
+        self._wants_events = live is Live.EVENTS
         self._has_caught_up = False
         self._given_bytes = 0
         self._repeated_bytes = 0
         self._held: list[bytes] = []
         self._held_bytes = 0
-
-    @property
-    def is_json(self) -> bool:
-        return protocol.is_json(self.content_type)
 
     @property
     def next_mode(self) -> Mode | None:
@@ -90,8 +87,7 @@ class StreamPosition:
             return Mode.CATCH_UP
         if self._live is Live.NO:
             return None
-        wants_events = self._live is Live.EVENTS or (self._live is Live.AUTO and self._is_text)
-        return Mode.EVENTS if wants_events and not self.health.are_swallowed else Mode.LONG_POLL
+        return Mode.EVENTS if self._wants_events and not self.health.are_swallowed else Mode.LONG_POLL
 
     def query(self, mode: Mode) -> dict[str, str | None]:
         """The parameters of a request; None takes one away."""
@@ -106,7 +102,11 @@ class StreamPosition:
         self._held.clear()
         self._held_bytes = 0
         self._repeated_bytes = self._given_bytes
-        self.content_type = content_type or self.content_type
+        if content_type:
+            self.content_type = content_type
+            self.is_json = protocol.is_json(content_type)
+            is_text = self.is_json or content_type.lower().startswith("text/")
+            self._wants_events = self._live is Live.EVENTS or (self._live is Live.AUTO and is_text)
 
     def receive(self, data: bytes) -> None:
         """Take bytes of a page. Raises: ProtocolError: one answer holds too much to be taken apart."""
@@ -135,15 +135,19 @@ class StreamPosition:
         self._arrive(head.next_offset, head.cursor, is_up_to_date=is_up_to_date, is_closed=head.is_closed)
         return moved
 
-    def receive_frames(self, frames: Frames) -> None:
-        """Take data and their `control` events, as several `receive_event` would; for a stream of bytes, in base64.
+    def receive_frames(self, frames: list[Frame]) -> None:
+        """Take frames of a stream of bytes as `receive_event` would take their events, and join what they bring.
 
         Raises:
             ProtocolError: they lead backwards.
         """
-        self._moves_to(frames.first_offset, has_data=True)
-        self._hold(frames.data)
-        self._arrive(frames.last_offset, frames.cursor, is_up_to_date=frames.is_up_to_date, is_closed=False)
+        cursor = None
+        for _, offset, told, _ in frames:
+            self._moves_to(offset, has_data=True)
+            self.offset = offset
+            cursor = told or cursor
+        self._held.append(frames[0][0] if len(frames) == 1 else b"".join(frame[0] for frame in frames))
+        self._arrive(self.offset, cursor, is_up_to_date=frames[-1][3], is_closed=False)
 
     def receive_event(self, event: Event, *, is_base64: bool) -> bool:
         """Take an event; whether it brought the reader further. Unknown ones are passed over. Raises: ProtocolError."""
@@ -160,10 +164,6 @@ class StreamPosition:
         self._arrive(control.next_offset, control.cursor, is_up_to_date=is_up_to_date, is_closed=control.is_closed)
         return moved
 
-    @property
-    def _is_text(self) -> bool:
-        return self.is_json or (self.content_type or "").lower().startswith("text/")
-
     def _hold(self, data: bytes) -> None:
         if not data:
             return
@@ -173,7 +173,7 @@ class StreamPosition:
             raise ProtocolError(f"an answer brings more than {MAX_MESSAGES_BYTES} bytes that belong together")
 
     def _moves_to(self, offset: str, *, has_data: bool) -> bool:
-        if self.offset in (protocol.START, protocol.NOW):
+        if offset > self.offset or self.offset in (protocol.START, protocol.NOW):
             return True
         if offset < self.offset:
             raise ProtocolError("the answer leads back to what was read before")
