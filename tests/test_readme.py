@@ -21,6 +21,7 @@ from tests.serving import ServedProcess, served_process
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 CURL = next(code for language, code in BLOCKS if language == "sh" and code.startswith("curl"))
+CURL_SCHEMA = next(code for language, code in BLOCKS if language == "sh" and "Streamkeep-Schema" in code)
 CURL_VIEW = next(code for language, code in BLOCKS if language == "sh" and "as=json" in code)
 CURL_SESSION = next(code for language, code in BLOCKS if language == "sh" and "/v1/sessions" in code)
 VARIABLES = set(re.findall(r"`(STREAMKEEP_[A-Z_]+|DATABASE_URL)`", README))
@@ -140,6 +141,13 @@ async def test_the_state_example_follows_writes_and_mirrors(
     assert names == "['Grace', 'Ada']"
     with closing(sqlite3.connect(tmp_path / "people.sqlite3")) as database:
         assert [key for (key,) in database.execute("SELECT key FROM state ORDER BY key")] == ["1", "2"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+async def test_the_schema_lines_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+    printed = await run("bash", "-ec", here(CURL_SCHEMA, proxy, vendor_url), home=tmp_path)
+    assert "message 1, $.count: 'two' is not of type 'integer'" in printed
+    assert printed.rstrip().endswith('{"properties":{"count":{"type":"integer"}},"required":["count"],"type":"object"}')
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -89,6 +89,7 @@ async def fill(store: RemoteStore) -> Owner:
     await one(store, write("a", b"!", producer=("p", 1, 0), sequence="5"))
     await one(store, write("f", b"own", producer=("p", 4, 0), is_close=True))
     await store.delete_stream(at("a"))
+    await store.create_stream(at("s"), StreamConfig("application/json", schema='{"type":"object"}'))
     await store.set_retention("t", 7.5)
     await store.keys.create(ApiKey("k1", "t", b"digest", datetime.now(UTC), upstreams=("openai",)))
     await store.keys.rotate_signing_key(b"second", is_only=True)
@@ -112,6 +113,7 @@ async def seen(store: RemoteStore, owner: Owner) -> list[object]:
         *(done, going, refused, await store.leases(), await store.cancel_requests(owner), await store.signing_key()),
         *(await read_on(store, done.data_stream), await events(store, done), await read_on(store, going.data_stream)),
         *(await content(store, "f"), await store.stream(at("f")), await store.list_streams(DEFAULT_TENANT)),
+        await store.schema((await store.stream(at("s"))).id),
         *(await store.retentions(), await store.keys.all(), await store.keys.signing_keys()),
         *(await store.sessions.page("t"), await store.sessions.agents(SessionKey("t", "chat"))),
         *(await store.sessions.held(owner), await store.sessions.claim_due(owner)),
@@ -266,7 +268,7 @@ async def test_a_long_journal_becomes_a_snapshot_and_nothing_is_lost(other: Prox
     async with opened(url) as store:
         assert await seen(store, owner) == before
         assert await store.write_registries(lambda change: change.key.path.encode()) != []
-        assert await content(store, REGISTRY) == b"afa"
+        assert await content(store, REGISTRY) == b"afas"
         assert await store.write_registries(lambda change: b"again") == []
         await one(store, write("f", producer=("p", 4, 0), is_close=True))
         going = await store.generation(key("going"))

@@ -43,6 +43,7 @@ _REQUEST_HEADERS = (
     wire.TIMEOUT,
     wire.ACTOR_ID,
     "X-Actor-Type",
+    wire.SCHEMA,
 )
 # Browsers read `*` as a wildcard for requests without credentials; the list serves all others. It cannot name every
 # upstream's headers, so those that this answer carries are added to it.
@@ -50,6 +51,7 @@ _EXPOSED = (
     "Content-Encoding",
     "Content-Type",
     "ETag",
+    "Link",
     "Location",
     "Retry-After",
     wire.SESSION_ID,

@@ -24,6 +24,7 @@ from streamkeep.storage import (
     KeyUnavailable,
     ProducerFenced,
     RateLimited,
+    SchemaMismatch,
     SequenceConflict,
     SequenceGap,
     SessionNotFound,
@@ -146,6 +147,8 @@ def _stream_problem(exc: StoreError) -> Problem | None:
                 f"send Content-Type: {exc.expected}"
             )
             return Problem(409, "content_type_mismatch", message)
+        case SchemaMismatch():
+            return Problem(409, "schema_mismatch", str(exc))
         case SequenceConflict():
             message = "Stream-Seq must be greater, byte by byte, than that of the stream's last append with one"
             return Problem(409, "sequence_conflict", message)

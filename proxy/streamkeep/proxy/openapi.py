@@ -425,7 +425,7 @@ _BY_IDS = [_query("sessionId", "The chat", required=True), _query("requestId", "
 
 _STREAM_PATH = [_path("path", "The stream: segments with slashes between them, up to 1024 bytes")]
 _WRITE_HEADERS = _answered(wire.NEXT_OFFSET, wire.CLOSED)
-_CREATE_HEADERS = _answered("Location", "Content-Type", wire.STREAM_TTL, wire.STREAM_EXPIRES_AT)
+_CREATE_HEADERS = _answered("Location", "Link", "Content-Type", wire.STREAM_TTL, wire.STREAM_EXPIRES_AT)
 _PRODUCER_HEADERS = _answered(wire.PRODUCER_EPOCH, wire.PRODUCER_SEQ)
 _OPEN_STREAM: Schema = {
     "put": {
@@ -439,17 +439,19 @@ _OPEN_STREAM: Schema = {
             _header(wire.FORKED_FROM, "The URL path of the stream whose data this one shares"),
             _header(wire.FORK_OFFSET, "Up to where; its tail by default"),
             _header(wire.FORK_SUB_OFFSET, "Messages, or bytes, beyond that offset"),
+            _header(wire.SCHEMA, "A JSON Schema in base64, which every message of this JSON stream must satisfy"),
         ],
         "requestBody": {"content": {"*/*": {}}},
         "responses": {
             "201": {"description": "Created", "headers": {**_WRITE_HEADERS, **_CREATE_HEADERS}},
             "200": {"description": "It is there, as asked for", "headers": {**_WRITE_HEADERS, **_CREATE_HEADERS}},
             **_errors(
-                _400="`invalid_path`, `invalid_header`, `invalid_offset`, `invalid_fork`, `invalid_json`",
+                _400="`invalid_path`, `invalid_header`, `invalid_offset`, `invalid_fork`, `invalid_json`, `invalid_schema`",
                 _403="`read_only`",
                 _404="`not_found`: the source of the fork",
-                _409="`stream_exists`, `content_type_mismatch`",
+                _409="`stream_exists`, `content_type_mismatch`, `schema_mismatch`",
                 _413="`body_too_large`",
+                _422="`schema_violation`: a message is not as the schema says, and nothing was made",
                 _503="`storage_unavailable`",
             ),
         },
@@ -479,11 +481,15 @@ _OPEN_STREAM: Schema = {
                 _409="`stream_closed`, `content_type_mismatch`, `sequence_conflict`, `sequence_gap`",
                 _410="`gone`: deleted, and read by forks alone",
                 _413="`body_too_large`",
+                _422="`schema_violation`: `index`, `path` and `reason` say where and why; nothing was stored",
                 _503="`storage_unavailable`: stored or not",
             ),
         },
     },
-    "get": _read("A stream of the open protocol", _STREAM_PATH),
+    "get": _read(
+        "A stream of the open protocol",
+        [*_STREAM_PATH, _query("as", "`schema`: the stream's JSON Schema instead of its data", {"enum": ["schema"]})],
+    ),
     "head": _head("What a stream is, and where it ends", _STREAM_PATH),
     "delete": {
         "tags": ["streams"],

@@ -18,6 +18,7 @@ from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.registry import Registry
 from streamkeep.proxy.request_body import BodyBudget
 from streamkeep.proxy.rules.webhook_urls import WebhookRules
+from streamkeep.proxy.schemas import Schemas
 from streamkeep.proxy.sessions import Sessions
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.subscriptions import Subscriptions
@@ -63,6 +64,7 @@ class Service:
         self.generations = Generations(
             store, self.writer, self.readers, self.audiences, settings, resolve, _tracing(tracer_provider)
         )
+        self.schemas = Schemas(store)
         self.body_budget = BodyBudget(settings.request_budget_bytes)
         self.forwarder = Forwarder(self.generations, settings, self.body_budget)
         self.sessions = Sessions(

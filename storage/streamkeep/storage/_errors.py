@@ -7,6 +7,7 @@ StoreError
 ├── StreamExists           the path is taken by a stream of another configuration
 ├── StreamClosed           nothing can be appended any more; carries the final tail
 ├── ContentTypeMismatch    the append's type is not the stream's; carries both
+├── SchemaMismatch         the data were checked by another schema than the stream's, or by none
 ├── SequenceConflict       `Stream-Seq` does not come after the last one
 ├── ProducerFenced         a newer epoch writes here now; carries it
 ├── SequenceGap            an earlier append of this producer is missing; carries expected and received
@@ -111,6 +112,11 @@ class ContentTypeMismatch(StoreError):
         super().__init__(f"the stream is {expected}, the append {received}")
         self.expected = expected
         self.received = received
+
+
+class SchemaMismatch(StoreError):
+    """The append was checked by another schema than the stream has now, or by none; or a fork asks for another than its
+    source's."""
 
 
 class SequenceConflict(StoreError):

@@ -220,13 +220,14 @@ class Store(Protocol):
         """Make a stream with its first bytes, or find the one of the same configuration.
 
         A stream that has expired counts as absent. A fork shares the source's bytes up to its fork point, and its
-        positions go on from there; it inherits content type and expiry where none is given, and no producer state.
+        positions go on from there; it inherits its schema, content type and expiry where none is given, and no producer
+        state.
 
         Raises:
-            StreamExists: the path is taken by another configuration (content type, expiry, closed, fork point), or the
+            StreamExists: the path is taken by another configuration (content type, expiry, closed, fork point, schema), or the
                 source of a fork is deleted.
             StreamNotFound: the source of a fork does not exist.
-            ContentTypeMismatch: a fork's type is not its source's.
+            ContentTypeMismatch, SchemaMismatch: a fork's type or schema is not its source's.
             InvalidFork: the fork point is not in the source.
             ItemRefused: the path is reserved for generations, or the engine cannot keep such text.
         """
@@ -241,12 +242,15 @@ class Store(Protocol):
             StreamGone: it is deleted, or has expired, and only forks may read it.
         """
 
+    async def schema(self, stream_id: int) -> str | None:
+        """A stream's schema in its normal form; None: it has none, or there is no such stream."""
+
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
         """Append for many writers in one transaction; what became of each, in order.
 
         Serialised in the database for each stream, producer state and data together. An item that fails does not fail
         the others; several items for one stream take effect in their order. Precedence for one item: a producer's
-        duplicate answers first (on a closed stream the closing tuple alone); then closed, content type, producer,
+        duplicate answers first (on a closed stream the closing tuple alone); then closed, content type, schema, producer,
         `Stream-Seq` (protocol 5.2, 5.2.1; `rules/appends.py`). A generation's stream answers `StreamClosed` or, while
         live, `ItemRefused`; so does what the engine cannot keep.
 

@@ -326,12 +326,14 @@ class ForkPoint:
 @dataclass(frozen=True, slots=True)
 class StreamConfig:
     """What a creation asks for; a repeat with the same wishes finds the stream. `content_type` and `expiry` are None
-    where the request says nothing: the defaults, or for a fork the source's."""
+    where the request says nothing: the defaults, or for a fork the source's. `schema` is a JSON Schema in its normal form,
+    by which the creation's data were checked; a fork has its source's, and can ask for no other."""
 
     content_type: str | None = None
     expiry: Expiry | None = None
     is_closed: bool = False
     fork: ForkPoint | None = None
+    schema: str | None = None
 
 
 REGISTRY_CONFIG = StreamConfig("application/json")
@@ -341,7 +343,8 @@ REGISTRY_CONFIG = StreamConfig("application/json")
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
     """A stream as it stands. `is_message_stream`: JSON mode, where stored messages end with a separator byte; the data
-    stream of a generation, and a fork of one, holds upstream's bytes as they came even if they are JSON."""
+    stream of a generation, and a fork of one, holds upstream's bytes as they came even if they are JSON. `schema_id` is
+    the digest of its schema, if it has one."""
 
     id: int
     key: StreamKey
@@ -350,6 +353,7 @@ class StreamInfo:
     tail: Tail
     expiry: Expiry
     created_at: datetime
+    schema_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +377,7 @@ class Producer:
 class StreamAppend:
     """One request to append: bytes in stored form (messages with their separators in a message stream), empty only with
     `is_close`. `content_type` is None when there is no body. `writer_sequence` is `Stream-Seq`: opaque, compared
-    byte-wise, of the stream's scope."""
+    byte-wise, of the stream's scope. `schema_id` is the digest of the schema that the data were checked by."""
 
     key: StreamKey
     data: bytes
@@ -381,6 +385,7 @@ class StreamAppend:
     is_close: bool = False
     producer: Producer | None = None
     writer_sequence: str | None = None
+    schema_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

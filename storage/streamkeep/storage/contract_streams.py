@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from streamkeep.storage._errors import (
@@ -14,6 +15,7 @@ from streamkeep.storage._errors import (
     InvalidFork,
     ItemRefused,
     ProducerFenced,
+    SchemaMismatch,
     SequenceConflict,
     SequenceGap,
     StoreError,
@@ -52,6 +54,7 @@ from streamkeep.storage.contract import (
     running,
     until_nothing_to_sweep,
 )
+from streamkeep.storage.rules.schemas import schema_id
 
 TEXT = StreamConfig("text/plain")
 MESSAGES = StreamConfig("application/json; charset=utf-8")
@@ -622,6 +625,49 @@ class StreamContract:
             await raised(SequenceGap, one(store, write("f", b"x", producer=("p", 4, 1))))
             await one(store, write("f", b"2", producer=("p", 0, 0), sequence="1"))
             assert await content(store, "f") == b"12"
+
+    async def test_a_stream_has_the_schema_that_it_was_made_with(self) -> None:
+        config = replace(MESSAGES, schema='{"type":"object"}')
+        async with self.opened() as store:
+            stream = (await made(store, "s", b"{}\x1e", config)).stream
+            assert stream.schema_id == schema_id('{"type":"object"}')
+            assert await store.schema(stream.id) == '{"type":"object"}'
+            assert not (await store.create_stream(at("s"), config)).is_new
+            for other in (MESSAGES, replace(MESSAGES, schema="{}")):
+                await raised(StreamExists, store.create_stream(at("s"), other))
+            plain = (await made(store, "plain", config=MESSAGES)).stream
+            assert (plain.schema_id, await store.schema(plain.id), await store.schema(-1)) == (None, None, None)
+            await raised(StreamExists, store.create_stream(at("plain"), config))
+
+    async def test_an_append_that_was_checked_by_another_schema_moves_no_state(self) -> None:
+        async with self.opened() as store:
+            await made(store, "s", config=replace(MESSAGES, schema="{}"))
+            await made(store, "plain", config=MESSAGES)
+            first = replace(
+                write("s", b"1\x1e", producer=("p", 0, 0), content_type=MESSAGES.content_type), schema_id=None
+            )
+            for checked_by in (None, schema_id('{"type":"object"}')):
+                await raised(SchemaMismatch, one(store, replace(first, schema_id=checked_by)))
+            await raised(SchemaMismatch, one(store, replace(first, key=at("plain"), schema_id=schema_id("{}"))))
+            assert not (await one(store, replace(first, schema_id=schema_id("{}")))).is_duplicate
+            # What was stored once is a duplicate whoever checked it, and a close has nothing to check.
+            assert (await one(store, first)).is_duplicate
+            await one(store, write("s", is_close=True, content_type=None))
+            await raised(StreamClosed, one(store, replace(first, producer=None)))
+            assert await content(store, "s") == b"1\x1e"
+
+    async def test_a_fork_has_the_schema_of_its_source_and_no_other(self) -> None:
+        async with self.opened() as store:
+            await made(store, "s", b"1\x1e", replace(MESSAGES, schema="{}"))
+            point = StreamConfig(fork=ForkPoint(at("s")))
+            forked = await made(store, "f", config=point)
+            assert await store.schema(forked.stream.id) == "{}"
+            assert forked.stream.schema_id == schema_id("{}")
+            for again in (point, replace(point, schema="{}")):
+                assert not (await store.create_stream(at("f"), again)).is_new
+            await raised(StreamExists, store.create_stream(at("f"), replace(point, schema="[]")))
+            await raised(SchemaMismatch, store.create_stream(at("g"), replace(point, schema="[]")))
+            await raised(StreamNotFound, store.stream(at("g")))
 
     async def test_a_fork_inherits_content_type_and_expiry_unless_it_says_otherwise(self) -> None:
         async with self.opened() as store:

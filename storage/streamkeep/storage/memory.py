@@ -65,6 +65,7 @@ from streamkeep.storage.rules.appends import StreamState, decide_batch
 from streamkeep.storage.rules.expiry import first_end, is_over, moved_end
 from streamkeep.storage.rules.generations import State, orphaned
 from streamkeep.storage.rules.json_messages import encode_message
+from streamkeep.storage.rules.schemas import schema_id
 from streamkeep.storage.rules.texts import is_storable
 
 
@@ -90,14 +91,21 @@ class _Stream:
     writer_sequence: str | None = None
     closed_by: Producer | None = None
     producers: dict[str, Producer] = field(default_factory=dict)
+    schema: str | None = None
 
     @property
     def tail(self) -> Tail:
         return Tail(len(self.data), self.is_closed)
 
     @property
+    def schema_id(self) -> bytes | None:
+        return None if self.schema is None else schema_id(self.schema)
+
+    @property
     def standing(self) -> forks.Standing:
-        return forks.Standing(self.asked, self.content_type, self.expiry, self.is_closed, self.fork_position)
+        return forks.Standing(
+            self.asked, self.content_type, self.expiry, self.is_closed, self.fork_position, self.schema_id
+        )
 
 
 class MemoryStore:
@@ -377,6 +385,10 @@ class MemoryStore:
             self._touch(stream)
         return self._info(stream)
 
+    async def schema(self, stream_id: int) -> str | None:
+        stream = self._streams.get(stream_id)
+        return None if stream is None else stream.schema
+
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
         states: dict[StreamKey, StreamState] = {}
         producers: dict[tuple[int, str], Producer] = {}
@@ -391,6 +403,7 @@ class MemoryStore:
                     stream.closed_by,
                     is_generation=stream.is_generation,
                     is_gone=not self._is_readable(stream),
+                    schema_id=stream.schema_id,
                 )
                 producers |= {(stream.id, name): known for name, known in stream.producers.items()}
         results, changes = decide_batch(appends, states, producers)
@@ -605,6 +618,7 @@ class MemoryStore:
                 asked=config,
                 expiry=own_expiry,
                 ends_at=first_end(own_expiry, self._now()),
+                schema=config.schema,
             )
         )
 
@@ -625,7 +639,8 @@ class MemoryStore:
                 position: int = end.value
                 break
             found = bytes(source.data[start : start + size])
-        fork = self._new(key, replace(config, expiry=config.expiry or source.expiry))
+        schema = forks.inherited_schema(config, source.schema)
+        fork = self._new(key, replace(config, expiry=config.expiry or source.expiry, schema=schema))
         fork.asked, fork.content_type, fork.is_message_stream = config, content_type, source.is_message_stream
         fork.source, fork.fork_position = source.id, position
         fork.data += source.data[:position]
@@ -647,6 +662,7 @@ class MemoryStore:
             stream.tail,
             stream.expiry,
             stream.created_at,
+            stream.schema_id,
         )
 
     def _touch(self, stream: _Stream) -> None:

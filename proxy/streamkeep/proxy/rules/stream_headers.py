@@ -16,7 +16,7 @@ DEFAULT_CONTENT_TYPE = "application/octet-stream"
 
 CREATE_HEADERS = (
     *("Content-Type", "Content-Length", wire.CLOSED, wire.STREAM_TTL, wire.STREAM_EXPIRES_AT),
-    *(wire.FORKED_FROM, wire.FORK_OFFSET, wire.FORK_SUB_OFFSET),
+    *(wire.FORKED_FROM, wire.FORK_OFFSET, wire.FORK_SUB_OFFSET, wire.SCHEMA),
 )
 APPEND_HEADERS = (
     *("Content-Type", "Content-Length", wire.CLOSED, wire.STREAM_SEQ),

@@ -39,6 +39,7 @@ PRODUCER_SEQ = "Producer-Seq"
 ON_DISCONNECT = "Streamkeep-On-Disconnect"
 TIMEOUT = "Streamkeep-Timeout"
 ACTOR_ID = "X-Actor-Id"
+SCHEMA = "Streamkeep-Schema"
 
 # Response headers; some of those above are answered as well
 NEXT_OFFSET = "Stream-Next-Offset"

@@ -740,6 +740,9 @@ class PostgresStore:
     async def stream(self, key: StreamKey, *, is_touched: bool = True) -> StreamInfo:
         return await self._streams.stream(key, is_touched=is_touched)
 
+    async def schema(self, stream_id: int) -> str | None:
+        return await self._streams.schema(stream_id)
+
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
         return await self._streams.append(appends)
 

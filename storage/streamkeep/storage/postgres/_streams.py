@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import asyncpg
 
@@ -54,6 +55,7 @@ from streamkeep.storage.postgres._segments import SEALED, Codec, Segment, encodi
 from streamkeep.storage.rules import content_types, forks
 from streamkeep.storage.rules.appends import Change, StreamState, decide_batch
 from streamkeep.storage.rules.expiry import life_seconds, moved_end
+from streamkeep.storage.rules.schemas import schema_id
 from streamkeep.storage.rules.texts import is_storable
 
 _MAX_ATTEMPTS = 10
@@ -72,7 +74,7 @@ _HAS_FORKS = "exists (select from streamkeep.streams fork where fork.source_id =
 _COLUMNS = f"""streams.id, tenant, path, content_type, is_message_stream, streams.created_at,
     coalesce(final_position, tail, {end_of_chunks("streams.id")}, 0) as tail, final_position is not null as is_closed,
     ttl_seconds, ends_at, is_expiry_inherited, source_id, fork_position, source_path, asked_position, asked_sub_offset,
-    writer_sequence, closing_producer, closing_epoch, closing_sequence,
+    writer_sequence, closing_producer, closing_epoch, closing_sequence, schema_id,
     deleted_at is not null as is_deleted,
     {_IS_OVER} as is_over,
     {_IS_OVER} and {_HAS_FORKS} as is_over_for_readers_only,
@@ -106,14 +108,14 @@ class ProtocolStreams:
         insert into streamkeep.streams (
             id, tenant, path, content_type, is_message_stream, tail, final_position, closed_at, merged_at,
             ttl_seconds, ends_at, is_expiry_inherited,
-            source_id, fork_position, source_path, asked_position, asked_sub_offset
+            source_id, fork_position, source_path, asked_position, asked_sub_offset, schema, schema_id
         )
         select coalesce($16::bigint, nextval('streamkeep.streams_id_seq')), $1::text, $2::text, $3::text, $4::boolean, tail,
                case when $5::boolean then tail end,
                case when $5 then clock_timestamp() end,
                case when $5 and tail = coalesce($11, 0) then clock_timestamp() end,
                $7::bigint, coalesce(clock_timestamp() + make_interval(secs => $8), $9::timestamptz), $10::boolean,
-               $12::bigint, $11, $13::text, $14::bigint, $15::bigint
+               $12::bigint, $11, $13::text, $14::bigint, $15::bigint, $20::text, $21::bytea
         from (select coalesce($11::bigint, 0) + $6::bigint as tail) as content
         on conflict (tenant, path) do nothing
         returning id, tail, created_at, set_config('synchronous_commit', 'on', true)
@@ -161,6 +163,8 @@ class ProtocolStreams:
             raise StreamExists(f"the source {point.source.path} is deleted")
         info = _info(source)
         content_type = forks.inherited_content_type(config, info.content_type)
+        source_schema = None if info.schema_id is None else await self.schema(info.id)
+        config = replace(config, schema=forks.inherited_schema(config, source_schema))
         search = forks.resolve(point, tail=info.tail.position, is_message_stream=info.is_message_stream)
         found: bytes | None = None
         while True:
@@ -218,7 +222,9 @@ class ProtocolStreams:
             [segment.data for segment in segments],
             [segment.encoding == SEALED for segment in segments],
         )
-        made = await on.fetch(self._CREATE, *plan.values(len(data)), stream_id, *rows)
+        made = await on.fetch(
+            self._CREATE, *plan.values(len(data)), stream_id, *rows, plan.config.schema, plan.schema_id
+        )
         if not made:
             return None
         (row,) = made
@@ -230,6 +236,7 @@ class ProtocolStreams:
             Tail(row["tail"], plan.config.is_closed),
             plan.expiry,
             row["created_at"],
+            plan.schema_id,
         )
 
     # Finding
@@ -265,6 +272,12 @@ class ProtocolStreams:
             if end is not None and not await self._database.execute(self._TOUCH, row["id"], end):
                 raise StreamNotFound(f"no stream {key.path!r}")
         return _info(row)
+
+    _SCHEMA = "select schema from streamkeep.streams where id = $1"
+
+    async def schema(self, stream_id: int) -> str | None:
+        row = await self._database.fetch_row(self._SCHEMA, stream_id)
+        return None if row is None else row["schema"]
 
     _LIST = f"""
     select {_COLUMNS}, null as head
@@ -611,6 +624,10 @@ class _Plan:
         return cls(key, config, content_type, content_types.is_json(content_type), config.expiry or Expiry())
 
     @property
+    def schema_id(self) -> bytes | None:
+        return None if self.config.schema is None else schema_id(self.config.schema)
+
+    @property
     def paths(self) -> list[str]:
         return [self.key.path] if self.config.fork is None else [self.key.path, self.config.fork.source.path]
 
@@ -662,6 +679,7 @@ def _info(row: asyncpg.Record) -> StreamInfo:
         Tail(row["tail"], row["is_closed"]),
         _expiry(row),
         row["created_at"],
+        row["schema_id"],
     )
 
 
@@ -680,7 +698,7 @@ def _standing(row: asyncpg.Record) -> forks.Standing:
         fork = ForkPoint(source, row["asked_position"], row["asked_sub_offset"])
     expiry = _expiry(row)
     asked = StreamConfig(expiry=None if row["is_expiry_inherited"] else expiry, fork=fork)
-    return forks.Standing(asked, row["content_type"], expiry, row["is_closed"], row["fork_position"])
+    return forks.Standing(asked, row["content_type"], expiry, row["is_closed"], row["fork_position"], row["schema_id"])
 
 
 def _state(row: asyncpg.Record) -> StreamState:
@@ -695,6 +713,7 @@ def _state(row: asyncpg.Record) -> StreamState:
         closed_by,
         is_generation=row["content_type"] is None,
         is_gone=_is_gone(row),
+        schema_id=row["schema_id"],
     )
 
 

@@ -231,7 +231,7 @@ class Replica(MemoryStore):
                 self.sessions.restore(session, parts)
             case "stream", [*parts]:
                 names = [field.name for field in fields(_Stream) if field.name not in ("data", "producers")]
-                self._add(_Stream(**dict(zip(names, parts, strict=True))))  # type: ignore[arg-type]  # as written
+                self._add(_Stream(**dict(zip(names, parts, strict=False))))  # type: ignore[arg-type]  # as written
             case "producer", [int(stream_id), producer]:
                 stream = self._streams[stream_id]
                 known = cast("Producer", producer)

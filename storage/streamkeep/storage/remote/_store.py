@@ -230,6 +230,9 @@ class RemoteStore:
             await self._journal.write("touch", key)
         return await replica.stream(key, is_touched=False)
 
+    async def schema(self, stream_id: int) -> str | None:
+        return await (await self._current()).schema(stream_id)
+
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
         return cast("list[Appended | StoreError]", await self._journal.write("append", appends))
 

@@ -9,6 +9,7 @@ In this order, the first that applies:
     only a close, without a producer, of a closed one   a duplicate: closing twice is no mistake
     the stream is closed                                refused
     a body of another content type                      refused
+    a body checked by another schema, or by none        refused
     the producer, by its epoch E and last sequence L:
         unknown, sequence 0                             stored
         unknown, sequence > 0                           a gap, 0 was expected
@@ -32,6 +33,7 @@ from streamkeep.storage._errors import (
     InvalidEpochStart,
     ItemRefused,
     ProducerFenced,
+    SchemaMismatch,
     SequenceConflict,
     SequenceGap,
     StoreError,
@@ -55,6 +57,7 @@ class StreamState:
     closed_by: Producer | None = None
     is_generation: bool = False
     is_gone: bool = False
+    schema_id: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def decide(state: StreamState, known: Producer | None, append: StreamAppend) -> 
     """What becomes of one append, given the last tuple accepted from its producer.
 
     Raises:
-        StreamGone, StreamClosed, ContentTypeMismatch, ProducerFenced, InvalidEpochStart, SequenceGap, SequenceConflict,
+        StreamGone, StreamClosed, ContentTypeMismatch, SchemaMismatch, ProducerFenced, InvalidEpochStart, SequenceGap, SequenceConflict,
         ItemRefused: as the table says; nothing is to be stored.
     """
     tail, producer = state.tail, append.producer
@@ -94,6 +97,8 @@ def decide(state: StreamState, known: Producer | None, append: StreamAppend) -> 
     received = append.content_type if append.data else None
     if received is not None and not content_types.is_same(state.content_type, received):
         raise ContentTypeMismatch(state.content_type, received)
+    if append.data and append.schema_id != state.schema_id:
+        raise SchemaMismatch(f"{append.key.path} has another schema than the data were checked by")
     if producer is not None:
         _check_turn(known, producer)
     sequence = append.writer_sequence

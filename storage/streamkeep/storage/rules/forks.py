@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from streamkeep.storage._errors import ContentTypeMismatch, InvalidFork
+from streamkeep.storage._errors import ContentTypeMismatch, InvalidFork, SchemaMismatch
 from streamkeep.storage._types import Expiry, ForkPoint, StreamConfig
 from streamkeep.storage.rules import content_types
 from streamkeep.storage.rules.json_messages import SEPARATOR
+from streamkeep.storage.rules.schemas import schema_id
 
 _WINDOW_BYTES = 64 * 1024
 
@@ -27,6 +28,7 @@ class Standing:
     expiry: Expiry
     is_closed: bool
     fork_position: int | None = None
+    schema_id: bytes | None = None
 
 
 def is_same_configuration(standing: Standing, again: StreamConfig) -> bool:
@@ -36,6 +38,7 @@ def is_same_configuration(standing: Standing, again: StreamConfig) -> bool:
         and _is_same_point(standing, again.fork)
         and _is_same_content_type(standing, again)
         and _is_same_expiry(standing, again)
+        and _is_same_schema(standing, again)
     )
 
 
@@ -60,6 +63,23 @@ def _is_same_expiry(standing: Standing, again: StreamConfig) -> bool:
     if again.expiry is None and again.fork is not None:
         return standing.asked.expiry is None
     return standing.expiry == (again.expiry or Expiry())
+
+
+def _is_same_schema(standing: Standing, again: StreamConfig) -> bool:
+    if again.schema is None:
+        return again.fork is not None or standing.schema_id is None
+    return standing.schema_id == schema_id(again.schema)
+
+
+def inherited_schema(config: StreamConfig, source_schema: str | None) -> str | None:
+    """The schema of a fork.
+
+    Raises:
+        SchemaMismatch: it asks for another than the source has.
+    """
+    if config.schema is not None and config.schema != source_schema:
+        raise SchemaMismatch("a fork has the schema of its source")
+    return source_schema
 
 
 def inherited_content_type(config: StreamConfig, source_content_type: str) -> str:
