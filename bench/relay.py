@@ -20,7 +20,7 @@ MOST_OF_IDEAL = 1.05
 
 _CREATED_PER_SECOND = 200
 _CREATING_SYSTEMS = ("pass-through", "pass-through-fast", OURS)
-_SEARCH_FROM, _SEARCH_STEPS = 500, 2
+_SEARCH_PARTS = 8
 _SEARCHED_P99_MS = 60.0
 
 # Beyond these numbers of generations nothing is learnt from a system.
@@ -60,19 +60,34 @@ async def compare_creates(
     return RelayComparison("create", workload, outcomes, _create_figures(workload, outcomes), failed)
 
 
-async def search_largest(most: int, place: Place, say: Callable[[str], None]) -> Figure:
-    """The largest number of generations that keeps up, when `most` does not, to within an eighth of it; none where no
-    number that is tried does."""
-    works, fails = _SEARCH_FROM, most
-    largest: int | None = None
-    for _ in range(_SEARCH_STEPS):
-        number = (works + fails) // 2
-        outcomes, _ = await _measure_each([OURS], by_default(number), place, say)
-        if keeps_up(by_default(number), outcomes[OURS]):
-            works = largest = number
+async def search_largest(
+    fails: int, measured: Mapping[Workload, Outcome], place: Place, say: Callable[[str], None]
+) -> dict[Workload, Outcome]:
+    """What was measured and what more it took to find the largest number of generations that keeps up, where `fails` do not:
+    to within an eighth of that."""
+    found = dict(measured)
+    largest = largest_that_keeps_up(found)
+    works = 0 if largest is None else largest.generations
+    while fails - works > fails / _SEARCH_PARTS:
+        workload = by_default((works + fails) // 2)
+        outcomes, _ = await _measure_each([OURS], workload, place, say)
+        found[workload] = outcomes[OURS]
+        if keeps_up(workload, outcomes[OURS]):
+            works = workload.generations
         else:
-            fails = number
-    return Figure(f"largest number that keeps up, where {most} do not", "generations", most, largest, is_floor=True)
+            fails = workload.generations
+    return found
+
+
+def largest_that_keeps_up(measured: Mapping[Workload, Outcome]) -> Workload | None:
+    """The one with the most generations."""
+    works = [workload for workload, outcome in measured.items() if keeps_up(workload, outcome)]
+    return max(works, key=lambda workload: workload.generations, default=None)
+
+
+def largest_figure(largest: Workload | None, most: int) -> Figure:
+    number = 0 if largest is None else largest.generations
+    return Figure(f"largest number that keeps up, where {most} do not", "generations", most, number, is_floor=True)
 
 
 def keeps_up(workload: Workload, outcome: Outcome) -> bool:

@@ -15,8 +15,9 @@ from bench.catch_up import compare_catch_up
 from bench.clients import compare_clients
 from bench.fan_out import compare_fan_out
 from bench.growth import compare_growth, compare_numbers
+from bench.load import Outcome
 from bench.memory import compare_memory
-from bench.relay import compare_creates, compare_relays, keeps_up, search_largest
+from bench.relay import compare_creates, compare_relays, largest_figure, largest_that_keeps_up, search_largest
 from bench.report import AppendComparison, AppendFigures, Comparison
 from bench.slow_disk import compare_slow_disk
 from bench.storage import compare_storage
@@ -61,16 +62,23 @@ class Plan:
 
 async def _relay(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
     names = [name for name in SYSTEMS if name in plan.systems]
+    ours: dict[Workload, Outcome] = {}
     for workload in plan.workloads:
         found = await compare_relays(workload, names, place, say)
         yield found
-        generations = workload.generations
-        ours = found.outcomes.get(OURS)
-        if generations >= _MANY_GENERATIONS and ours is not None and not keeps_up(workload, ours):
-            title = "fewer generations, for the largest number that keeps up"
-            yield RowComparison("relay", title, [await search_largest(generations, place, say)])
-        if generations >= _MANY_GENERATIONS and ours is not None:
-            yield await compare_numbers(generations, ours, place, say)
+        if OURS in found.outcomes:
+            ours[workload] = found.outcomes[OURS]
+    most = max(ours, key=lambda workload: workload.generations, default=None)
+    if most is None or most.generations < _MANY_GENERATIONS:
+        return
+    largest = largest_that_keeps_up(ours)
+    if largest is not most:
+        ours = await search_largest(most.generations, ours, place, say)
+        largest = largest_that_keeps_up(ours)
+        title = "fewer generations, for the largest number that keeps up"
+        yield RowComparison("relay", title, [largest_figure(largest, most.generations)])
+    many = largest or most
+    yield await compare_numbers(many.generations, ours[many], place, say)
 
 
 async def _create(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
