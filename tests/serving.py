@@ -21,7 +21,8 @@ from streamkeep.proxy.rules.allowlist import Allowlist
 from streamkeep.proxy.server import bind, make_server
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.upstream import Resolver, system_resolver
-from streamkeep.storage import Store
+from streamkeep.storage import MemoryStore, Store
+from streamkeep.storage.remote import RemoteStore
 
 ANY_LOCAL = Allowlist.parse(["http://127.0.0.1:*/**", "http://localhost:*/**"])
 
@@ -133,6 +134,16 @@ async def serving(store: Store, **settings: Any) -> AsyncIterator[Proxy]:
     finally:
         server.should_exit = True
         await task
+
+
+@asynccontextmanager
+async def store_of(kind: str) -> AsyncIterator[Store]:
+    """A store that keeps nothing: `memory`, or `remote`, over another proxy that has one in memory."""
+    if kind == "remote":
+        async with serving(MemoryStore()) as other:
+            yield RemoteStore(f"{other.url}/v1/stream/ours")
+    else:
+        yield MemoryStore()
 
 
 class ServedProcess(Shorthands):

@@ -23,7 +23,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 CURL = next(code for language, code in BLOCKS if language == "sh" and code.startswith("curl"))
 CURL_SCHEMA = next(code for language, code in BLOCKS if language == "sh" and "Streamkeep-Schema" in code)
 CURL_VIEW = next(code for language, code in BLOCKS if language == "sh" and "as=json" in code)
-CURL_SESSION = next(code for language, code in BLOCKS if language == "sh" and "/v1/sessions" in code)
+CURL_SESSION, CURL_AGENT = (code for language, code in BLOCKS if language == "sh" and "/v1/sessions" in code)
 VARIABLES = set(re.findall(r"`(STREAMKEEP_[A-Z_]+|DATABASE_URL)`", README))
 
 
@@ -173,6 +173,11 @@ async def test_the_session_lines_run(proxy: ServedProcess, vendor_url: str, tmp_
     assert (made["name"], written["messageId"], fork["name"]) == ("Summer trip", "m1", "Summer trip")
     assert [one["parts"][0]["content"] for one in messages["messages"]] == ["Where to?"]
     assert [event["type"] for event in events] == ["session", "chunk"]
+    said = await run("bash", "-ec", here(CURL_AGENT, proxy, vendor_url), home=tmp_path)
+    assert '"agentId":"guide"' in said
+    messages = json.loads(await run("bash", "-c", lines[2], home=tmp_path))["messages"]
+    assert [one["actorId"] for one in messages] == ["ann", "ann", "guide"]
+    assert messages[2]["endedBy"] == "stop"
 
 
 @pytest.mark.slow

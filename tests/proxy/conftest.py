@@ -6,20 +6,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from streamkeep.storage import MemoryStore
-from streamkeep.storage.remote import RemoteStore
-from tests.serving import Proxy, serving
+from tests.serving import Proxy, serving, store_of
 
 
 @pytest.fixture
 async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
     """With `--store remote`, over another proxy that has the memory store."""
-    if request.config.getoption("--store") == "remote":
-        async with (
-            serving(MemoryStore()) as other,
-            serving(RemoteStore(f"{other.url}/v1/stream/ours")) as served,
-        ):
-            yield served
-    else:
-        async with serving(MemoryStore()) as served:
-            yield served
+    async with store_of(request.config.getoption("--store")) as store, serving(store) as served:
+        yield served

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -14,8 +15,9 @@ import pytest
 from streamkeep.client.sessions import SessionFold
 from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.storage import DEFAULT_TENANT, MemoryStore, SessionKey
-from tests.serving import Proxy, serving
+from tests.serving import Proxy, serving, store_of
 from tests.sessions.session_rows import Author, Row, turn
+from tests.upstream import Exchange, upstream
 
 OPERATOR = "operator-key-0123456789"
 ACME = "acme-key-0123456789abc"
@@ -23,6 +25,16 @@ KEYS = BootstrapKeys.parse([OPERATOR, f"acme={ACME}"])
 JWT_SECRET = "a secret of thirty-two characters, at least"
 
 AGENT = {"id": "helper", "name": "Helper", "endpoint": "http://127.0.0.1:9/chat?key=hidden"}
+
+
+NOBODY_CALLS = {"max_active_sessions": 0}
+"""What agents say is written by the tests themselves."""
+
+
+@pytest.fixture
+async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
+    async with store_of(request.config.getoption("--store")) as store, serving(store, **NOBODY_CALLS) as served:
+        yield served
 
 
 class Chat:
@@ -206,7 +218,7 @@ async def test_messages_come_page_by_page_from_the_end(proxy: Proxy) -> None:
 
 async def test_two_instances_take_the_same_message_once() -> None:
     store = MemoryStore()
-    async with serving(store) as one, serving(store) as two:
+    async with serving(store, **NOBODY_CALLS) as one, serving(store, **NOBODY_CALLS) as two:
         chats = [Chat(one.client), Chat(two.client)]
         await chats[0].put()
         await chats[0].call("POST", "/agents", json={"agents": [AGENT]}, status=200)
@@ -324,7 +336,7 @@ async def test_a_tools_result_calls_the_agent_again_once(proxy: Proxy) -> None:
 
 async def test_of_many_answers_at_once_one_counts_and_one_turn_follows() -> None:
     store = MemoryStore()
-    async with serving(store) as one, serving(store) as two:
+    async with serving(store, **NOBODY_CALLS) as one, serving(store, **NOBODY_CALLS) as two:
         chats = [Chat(one.client), Chat(two.client)]
         await chats[0].put()
         sent = await chats[0].say(agent=AGENT)
@@ -348,18 +360,23 @@ async def test_of_many_answers_at_once_one_counts_and_one_turn_follows() -> None
 # Stop, regenerate, fork
 
 
-async def test_stop_ends_what_nobody_has_begun(proxy: Proxy) -> None:
-    chat = await Chat(proxy.client).put()
-    turns = [(await chat.say(text, agent=AGENT))["turns"][0] for text in ("1", "2")]
-    await chat.call("POST", "/stop", json={"messageId": turns[0]["messageId"]}, status=204)
-    fold = await chat.fold()
-    assert [one.message_id for one in fold.active_generations] == [turns[1]["messageId"]]
-    await asyncio.gather(*(chat.call("POST", "/stop", json={"messageId": None}, status=204) for _ in range(3)))
-    fold = await chat.fold()
-    assert (fold.active_generations, fold.pending_turns) == ((), ())
-    assert [one.ended_by for one in fold.messages] == [None, None, "stop", "stop"]
-    keys = [event["key"] for event in await chat.events() if event["type"] == "chunk"]
-    assert len(keys) == len(set(keys)) == 8
+async def test_stop_ends_what_has_not_begun_to_answer() -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.is_gone.wait()
+
+    async with upstream(play) as agent, serving(MemoryStore()) as proxy:
+        chat = await Chat(proxy.client).put()
+        silent = {**AGENT, "endpoint": agent.url}
+        turns = [(await chat.say(text, agent=silent))["turns"][0] for text in ("1", "2")]
+        await chat.call("POST", "/stop", json={"messageId": turns[0]["messageId"]}, status=204)
+        fold = await chat.fold()
+        assert [one.message_id for one in fold.active_generations] == [turns[1]["messageId"]]
+        await asyncio.gather(*(chat.call("POST", "/stop", json={"messageId": None}, status=204) for _ in range(3)))
+        fold = await chat.fold()
+        assert (fold.active_generations, fold.pending_turns) == ((), ())
+        assert [one.ended_by for one in fold.messages if one.role == "assistant"] == ["stop", "stop"]
+        keys = [event["key"] for event in await chat.events() if event["type"] == "chunk"]
+        assert len(keys) == len(set(keys)) == 8
 
 
 async def test_regenerate_takes_the_answer_away_and_calls_the_agent_again(proxy: Proxy) -> None:

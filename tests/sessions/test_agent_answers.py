@@ -392,6 +392,31 @@ def test_what_was_stopped_says_so() -> None:
     assert written[1:] == [{"type": "stop", "reason": "aborted"}, {"type": "message-end", "reason": "stop"}]
 
 
+@pytest.mark.parametrize(
+    ("events", "is_last_word"),
+    [
+        ([{"type": "content", "delta": "a"}, {"type": "done"}], True),
+        ([{"type": "content", "delta": "a"}], False),
+        ([{"type": "tool-input-available", "toolCallId": "c", "toolName": "f"}, {"type": "finish"}], False),
+        (
+            [
+                {"type": "tool-input-available", "toolCallId": "c", "toolName": "f"},
+                {"type": "tool-output-available", "toolCallId": "c", "output": 1},
+                {"type": "finish"},
+            ],
+            True,
+        ),
+    ],
+)
+def test_an_answer_that_waits_for_somebody_or_broke_off_is_no_last_word(
+    events: list[Chunk], is_last_word: bool
+) -> None:
+    answer = AgentAnswer()
+    answer.feed(stream({"type": "start"}, *events) if events[0]["type"] != "content" else stream(*events))
+    answer.end(DONE)
+    assert answer.is_last_word is is_last_word
+
+
 def test_an_answer_has_a_largest_size() -> None:
     piece, answer = stream({"type": "content", "delta": "x" * 1_000_000}), AgentAnswer()
     count = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 from starlette.types import Receive, Scope
@@ -12,7 +12,7 @@ from streamkeep.proxy.errors import problem
 from streamkeep.proxy.generations import Generations, UpstreamRequest
 from streamkeep.proxy.request_body import BodyBudget, RequestBody
 from streamkeep.proxy.rules import wire
-from streamkeep.proxy.rules.access import Principal
+from streamkeep.proxy.rules.access import Limits, Principal
 from streamkeep.proxy.rules.allowlist import OTHER, Refused
 from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.headers import forwarded_headers
@@ -104,20 +104,54 @@ class Forwarder:
         )
         return await self._generations.create(key, request, terms, reader=receive if is_reader else None)
 
+    async def post(
+        self,
+        key: GenerationKey,
+        destination: Destination,
+        headers: list[tuple[bytes, bytes]],
+        content: bytes,
+        *,
+        holder: str | None,
+        limits: Limits,
+    ) -> Generation:
+        """Make a call of this service's own, in the name of somebody who is not here: the row once upstream's verdict is
+        known. It goes on to its end whoever reads it. Raises: as `Generations.create` does.
+        """
+        body = await RequestBody.of(content, self._budget)
+        request = UpstreamRequest(
+            "POST",
+            destination.url,
+            headers,
+            body,
+            destination.may_be_private,
+            self._settings.clocks,
+            label=destination.label,
+        )
+        terms = self._limited(holder, limits, destination)
+        generation, _ = await self._generations.create(key, request, terms)
+        return generation
+
     def _terms(self, principal: Principal, destination: Destination, scope: Scope) -> Terms:
         """What the caller may have, its own limits or else everybody's, and what it asks for. Raises: BadRequest."""
-        limits, settings = principal.limits, self._settings
+        settings = self._settings
         asked = wire.single_headers(scope["headers"], (wire.RETENTION, wire.ON_DISCONNECT))
         policy = asked[wire.ON_DISCONNECT]
+        return replace(
+            self._limited(principal.holder, principal.limits, destination),
+            retention_seconds=wire.retention_seconds(asked[wire.RETENTION], at_most=settings.max_retention_seconds),
+            cancel_after_seconds=settings.on_disconnect if policy is None else wire.cancel_after_seconds(policy),
+        )
+
+    def _limited(self, holder: str | None, limits: Limits, destination: Destination) -> Terms:
+        """What somebody may have: his own limits, or else everybody's."""
+        settings = self._settings
         max_running = settings.max_running if limits.max_running is None else limits.max_running
         max_per_minute = settings.max_per_minute if limits.max_per_minute is None else limits.max_per_minute
         is_limited = max_running is not None or max_per_minute is not None
         return Terms(
-            holder=principal.holder or (_ANYBODY if is_limited else None),
+            holder=holder or (_ANYBODY if is_limited else None),
             max_running=max_running,
             max_per_minute=max_per_minute,
-            retention_seconds=wire.retention_seconds(asked[wire.RETENTION], at_most=settings.max_retention_seconds),
-            cancel_after_seconds=settings.on_disconnect if policy is None else wire.cancel_after_seconds(policy),
             upstream=destination.shown,
         )
 

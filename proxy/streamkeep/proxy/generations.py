@@ -46,7 +46,7 @@ from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, ApiError, gone, not_fou
 from streamkeep.proxy.logs import GENERATION
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.relay import End, Lost, Relay
-from streamkeep.proxy.request_body import CallerLeft, RequestBody
+from streamkeep.proxy.request_body import BodyBudget, CallerLeft, RequestBody
 from streamkeep.proxy.rules.allowlist import OTHER
 from streamkeep.proxy.rules.audiences import AudienceWatch
 from streamkeep.proxy.rules.clocks import Clocks
@@ -280,6 +280,13 @@ class Generations:
         """How many generations this process records now."""
         return len(self._calls)
 
+    async def current_owner(self) -> Owner:
+        """This process's incarnation, a new one after it was taken for dead. Raises: StoreUnavailable."""
+        async with self._registering:
+            if self._owner is None:
+                self._owner = await self._store.register_owner()
+            return self._owner
+
     # What routes ask for
 
     async def create(
@@ -386,6 +393,23 @@ class Generations:
             row = await self.find(key)
         return "cancelling" if row.state.is_live else row.state
 
+    async def prevent(self, key: GenerationKey) -> None:
+        """Cancel a generation, or see to it that it never begins: then it has ended before upstream was asked.
+
+        Raises:
+            ApiError: 410.
+            StoreUnavailable: nobody can tell.
+        """
+        row = await self._store.generation(key)
+        if row is not None and row.state is State.REFUSED:
+            return
+        if row is None:
+            claim = await self._claim_as_owner(key, None, Terms())
+            if claim.is_new:
+                call = self._begin(claim.generation, await _nothing(self._settings.clocks))
+                self._cancel(call, "request")
+        await self.cancel(key)
+
     def usage_so_far(self, row: Generation) -> Usage | None:
         """Tokens of what runs here, as far as the vendor has told them, or as its end told them."""
         call = self._calls.get(row.id)
@@ -468,12 +492,12 @@ class Generations:
 
     async def _claim_as_owner(self, key: GenerationKey, fingerprint: bytes | None, terms: Terms) -> Claim:
         began_at = time.monotonic()
-        owner = await self._current_owner()
+        owner = await self.current_owner()
         try:
             claim = await self._store.claim(owner, key, fingerprint, terms)
         except OwnerFenced:
             await self._fenced(owner)
-            claim = await self._store.claim(await self._current_owner(), key, fingerprint, terms)
+            claim = await self._store.claim(await self.current_owner(), key, fingerprint, terms)
         self.tally.claim_seconds.observe(time.monotonic() - began_at)
         return claim
 
@@ -790,14 +814,8 @@ class Generations:
 
     # Background work
 
-    async def _current_owner(self) -> Owner:
-        async with self._registering:
-            if self._owner is None:
-                self._owner = await self._store.register_owner()
-            return self._owner
-
     async def _renew(self) -> None:
-        owner = await self._current_owner()
+        owner = await self.current_owner()
         try:
             await self._store.renew(owner)
         except OwnerFenced:
@@ -885,6 +903,11 @@ async def _persistently(
         return await attempt()
 
     return await policy()(again)
+
+
+async def _nothing(clocks: Clocks) -> UpstreamRequest:
+    """A request that is never sent."""
+    return UpstreamRequest("POST", "", [], await RequestBody.of(b"", BodyBudget(0)), False, clocks)
 
 
 def our_refusal(status: int, code: str, message: str) -> Refusal:

@@ -52,6 +52,7 @@ class _Gatherer(Collector):
     def collect(self) -> Iterator[Metric]:
         yield from self._vendors()
         yield from self._recording()
+        yield from self._sessions()
         yield from self._commits()
         yield from self._reading()
         yield from self._database()
@@ -97,6 +98,14 @@ class _Gatherer(Collector):
         )
         yield _counter("streamkeep_orphans_recovered", "Generations of dead processes ended here", tally.recovered)
         yield _counter("streamkeep_fenced", "Times that others took this process for dead", tally.fenced)
+
+    def _sessions(self) -> Iterator[Metric]:
+        runner = self._service.session_runner
+        yield _gauge("streamkeep_sessions_held", "Durable sessions with work under way here", runner.running)
+        yield _counter(
+            "streamkeep_agent_turns", "Turns of agents, by how they ended", _by_one(runner.tally.turns), ("outcome",)
+        )
+        yield _counter("streamkeep_agent_rows", "Rows of agents' answers written", runner.tally.rows)
 
     def _commits(self) -> Iterator[Metric]:
         writer, appender = self._service.writer, self._service.appender

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from streamkeep.proxy.errors import problem
 
@@ -78,6 +78,15 @@ class RequestBody:
             body.content = b"".join(body._head)
             body._head = []
         return body
+
+    @classmethod
+    async def of(cls, content: bytes, budget: BodyBudget) -> RequestBody:
+        """A body of our own. Raises: ApiError (503): the budget is used up."""
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": content}
+
+        return await cls.read(receive, budget, max_buffered_bytes=len(content), max_bytes=len(content))
 
     @property
     def digest(self) -> bytes:

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from streamkeep.proxy.access import Access
+from streamkeep.proxy.agent_turns import TurnParts
 from streamkeep.proxy.audiences import Audiences
 from streamkeep.proxy.forwarding import Forwarder
 from streamkeep.proxy.generations import Generations
@@ -19,10 +20,11 @@ from streamkeep.proxy.registry import Registry
 from streamkeep.proxy.request_body import BodyBudget
 from streamkeep.proxy.rules.webhook_urls import WebhookRules
 from streamkeep.proxy.schemas import Schemas
+from streamkeep.proxy.session_runner import SessionRunner
 from streamkeep.proxy.sessions import Sessions
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.subscriptions import Subscriptions
-from streamkeep.proxy.tallies import RequestTally
+from streamkeep.proxy.tallies import RequestTally, SessionTally
 from streamkeep.proxy.upstream import Resolver
 from streamkeep.proxy.webhooks import Webhooks
 from streamkeep.storage import Store
@@ -76,8 +78,19 @@ class Service:
             self.generations,
             self.forwarder,
             max_turns=settings.max_turns,
-            wake=lambda key: None,
+            wake=lambda key: self.session_runner.wake(key),
         )
+        parts = TurnParts(
+            store,
+            self.appender,
+            self.readers,
+            self.generations,
+            self.forwarder,
+            self.subscriptions,
+            SessionTally(),
+            max_turns=settings.max_turns,
+        )
+        self.session_runner = SessionRunner(parts, self.sessions.folds, max_sessions=settings.max_active_sessions)
         self.requests = RequestTally()
         self.probe = DatabaseProbe(store)
         self.is_ready = False
@@ -104,6 +117,7 @@ class Service:
             await self.generations.open()
             stack.push_async_callback(self.generations.close)
             await stack.enter_async_context(self._running("generations", self.generations.run()))
+            await stack.enter_async_context(self._running("sessions", self.session_runner.run()))
             self.is_ready = True
             try:
                 yield
@@ -115,6 +129,7 @@ class Service:
         that cannot go elsewhere."""
         deadline = time.monotonic() + self.settings.drain_seconds
         self.readers.rotate()
+        await self.session_runner.drain()
         await self.generations.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(max(deadline - time.monotonic(), _LAST_BYTES_SECONDS)):

@@ -33,7 +33,7 @@ class SessionFolds:
         self._store = store
         self._max_folds = max_folds
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[SessionKey, _Kept] = OrderedDict()
+        self._kept: OrderedDict[SessionKey, KeptFold] = OrderedDict()
 
     def __repr__(self) -> str:
         return f"SessionFolds({len(self._kept)} of {sum(one.position for one in self._kept.values())} bytes)"
@@ -45,25 +45,28 @@ class SessionFolds:
             StreamNotFound, StreamGone: there is none.
             ApiError: 409, there is another kind of stream.
         """
+        return (await self.kept(key)).fold
+
+    async def kept(self, key: SessionKey) -> KeptFold:
+        """A session as it stands, for somebody who follows its stream. Raises as `current`."""
         stream = await self._stream(key)
         kept = self._kept.get(key)
         if kept is None or kept.stream_id != stream.id:
-            kept = _Kept(stream.id)
+            kept = KeptFold(stream.id)
         self._kept[key] = kept
         self._kept.move_to_end(key)
         async with kept.lock:
-            async for events, position in _events(self._store, stream, kept.position):
-                kept.fold.apply(events, format_offset(position))
-                kept.position = position
+            async for data, position in _pages(self._store, stream, kept.position):
+                kept.take(position, data)
         self._forget()
-        return kept.fold
+        return kept
 
     async def until(self, key: SessionKey, place: Place) -> SessionFold:
         """A session as it stood at a place in its stream: a fold of the caller's own. Raises as `current`."""
         fold = SessionFold()
-        async for events, position in _events(self._store, await self._stream(key), 0):
+        async for data, position in _pages(self._store, await self._stream(key), 0):
             missing = place.position - fold.position
-            fold.apply(events[:missing], format_offset(position))
+            fold.apply(_events(data)[:missing], format_offset(position + len(data)))
             if fold.position >= place.position:
                 break
         return fold
@@ -81,8 +84,8 @@ class SessionFolds:
             held_bytes -= dropped.position
 
 
-class _Kept:
-    """A fold, and how far its stream was read. One reads at a time."""
+class KeptFold:
+    """A fold, and how far its stream was read. One reads at a time; others may hand it what they have read."""
 
     def __init__(self, stream_id: int) -> None:
         self.stream_id = stream_id
@@ -90,9 +93,16 @@ class _Kept:
         self.fold = SessionFold()
         self.lock = asyncio.Lock()
 
+    def take(self, position: int, data: bytes) -> None:
+        """Whole messages that stand at a position of the stream. What was taken before, and what lies further on, is left."""
+        new = data[max(self.position - position, 0) :]
+        if position <= self.position and new:
+            self.position += len(new)
+            self.fold.apply(_events(new), format_offset(self.position))
 
-async def _events(store: Store, stream: StreamInfo, position: int) -> AsyncIterator[tuple[list[object], int]]:
-    """The messages of a stream from a position to its tail, page by page, with the position after each page."""
+
+async def _pages(store: Store, stream: StreamInfo, position: int) -> AsyncIterator[tuple[bytes, int]]:
+    """The messages of a stream from a position to its tail, page by page, with the position where each page begins."""
     size_bytes = _PAGE_BYTES
     while position < stream.tail.position:
         data = (await store.read(stream.id, position, size_bytes)).data
@@ -101,9 +111,13 @@ async def _events(store: Store, stream: StreamInfo, position: int) -> AsyncItera
             # One message is larger than that.
             size_bytes *= 2
             continue
+        yield whole + separator, position
         position += len(whole) + 1
         size_bytes = _PAGE_BYTES
-        yield [_parsed(message) for message in whole.split(SEPARATOR)], position
+
+
+def _events(data: bytes) -> list[object]:
+    return [_parsed(message) for message in data.split(SEPARATOR)[:-1]]
 
 
 def _parsed(message: bytes) -> object:

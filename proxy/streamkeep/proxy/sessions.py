@@ -458,7 +458,8 @@ class Sessions:
         if not turns:
             return
         await self._store.sessions.mark_due(key)
-        await asyncio.gather(*(self._stop_one(key, turn) for turn in turns))
+        calls = [GenerationKey(key.tenant, key.id, turn.id) for turn in turns]
+        await asyncio.gather(*(self._prevent(call) for call in calls))
         self._wake(key)
         deadline = time.monotonic() + _STOP_SECONDS
         stopped = {turn.id for turn in turns}
@@ -468,20 +469,9 @@ class Sessions:
                 return
             await asyncio.sleep(_STOP_POLL_SECONDS)
 
-    async def _stop_one(self, key: SessionKey, turn: Turn) -> None:
-        generation = GenerationKey(key.tenant, key.id, turn.id)
-        if await self._store.generation(generation) is not None:
-            with suppress(ApiError):
-                await self._generations.cancel(generation)
-            return
-        fold = await self.folds.current(key)
-        first = fold.next_seq(turn.message_id)
-        author = Author(turn.agent_id, next((one.name for one in fold.agents if one.id == turn.agent_id), None))
-        writer = writer_id("message", turn.message_id)
-        rows = events.answer_end(turn, first, "stop", author=author, at=_now())
-        await asyncio.gather(
-            *(self._append(key, [row], Producer(writer, 0, number)) for number, row in enumerate(rows, first))
-        )
+    async def _prevent(self, call: GenerationKey) -> None:
+        with suppress(ApiError):
+            await self._generations.prevent(call)
 
     async def _remove_the_rest(self, key: SessionKey, message_ids: Iterable[str]) -> None:
         """Rows that were written while their messages were taken away go too."""

@@ -76,6 +76,7 @@ class Settings:
     max_generations: int = 2000
     max_readers: int = 10_000
     max_turns: int = 10
+    max_active_sessions: int = 500
 
     max_buffered_request_bytes: int = 1024 * 1024
     max_request_bytes: int = 100 * 1024 * 1024
@@ -298,6 +299,7 @@ _READERS: dict[str, Callable[[str], Any]] = _BY_UNIT | {
     "max_per_minute": _limit,
     "max_generations": _limit,
     "max_turns": _limit,
+    "max_active_sessions": _limit,
     "max_readers": _limit,
     "encryption_keys": Keyring.parse,
     "observe_endings": _flag,

@@ -74,3 +74,11 @@ class RequestTally:
 
     def note_answer(self, method: str, status: int) -> None:
         self.answers[method if method in _METHODS else "other", status] += 1
+
+
+class SessionTally:
+    """Of agents' turns in durable sessions: how those ended that ended here, and how many rows they came to."""
+
+    def __init__(self) -> None:
+        self.turns: Counter[str] = Counter({"done": 0, "stop": 0, "error": 0})
+        self.rows = 0

@@ -44,14 +44,21 @@ class Author:
 
 
 def chunk_row(
-    message_id: str, seq: int, chunk: Mapping[str, Any], *, author: Author, role: Role, at: str, key: str | None = None
+    message_id: str,
+    seq: int,
+    chunk: Mapping[str, Any] | str,
+    *,
+    author: Author,
+    role: Role,
+    at: str,
+    key: str | None = None,
 ) -> Event:
-    """A row of a message; `key` where it is not that of its number."""
+    """A row of a message; `key` where it is not that of its number. A chunk that is a text is JSON already."""
     value = {
         "messageId": message_id,
         "actorId": author.actor_id,
         "role": role,
-        "chunk": json.dumps(chunk, ensure_ascii=False, separators=(",", ":")),
+        "chunk": chunk if isinstance(chunk, str) else json.dumps(chunk, ensure_ascii=False, separators=(",", ":")),
         "seq": seq,
         "createdAt": at,
         **_given(actorName=author.name),
@@ -99,7 +106,7 @@ def answer_start(turn: Turn, *, author: Author, at: str) -> Event:
     return answer_row(turn, 0, chunk, author=author, at=at)
 
 
-def answer_row(turn: Turn, seq: int, chunk: Mapping[str, Any], *, author: Author, at: str) -> Event:
+def answer_row(turn: Turn, seq: int, chunk: Mapping[str, Any] | str, *, author: Author, at: str) -> Event:
     """A row of an agent's answer."""
     return chunk_row(turn.message_id, seq, chunk, author=author, role="assistant", at=at)
 

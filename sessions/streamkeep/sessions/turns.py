@@ -17,7 +17,7 @@ from typing import Literal
 
 from streamkeep.sessions.events import Author, Event, answer_end, turn_event
 from streamkeep.sessions.fold import SessionFold
-from streamkeep.sessions.views import Message, Place, Turn, TurnKind
+from streamkeep.sessions.views import Place, Turn, TurnKind
 
 TURN_LIMIT = "turn_limit"
 
@@ -106,28 +106,12 @@ def turn_again(turn: Turn, agents: Sequence[Listening], *, max_depth: int, at: s
     return _decided([_turn("regenerate", turn.cause_id, one, turn.depth, at, nonce) for one in found], found, max_depth)
 
 
-def turns_after_agent(
-    fold: SessionFold, message_id: str, agents: Sequence[Listening], *, max_depth: int, at: str
-) -> Decided:
-    """The other agents that listen to all answer an agent's answer: a whole one, none of whose tool calls is open."""
-    before, answer = fold.turn_of(message_id), fold.message(message_id)
-    if before is None or answer is None or not _speaks(fold, answer):
-        return Decided()
-    called = _called(fold)
+def turns_after_agent(turn: Turn, agents: Sequence[Listening], *, max_depth: int, at: str) -> Decided:
+    """The other agents that listen to all answer an agent's answer: a whole one, none of whose tool calls is open. Whoever
+    ends it knows, and writes this together with its end."""
     found = [one for one in _each_once(agents) if one.triggers == "all" and one.spec_id is None]
-    found = [one for one in found if one.id != before.agent_id and (message_id, one.id) not in called]
-    return _decided([_turn("agent", message_id, one, before.depth + 1, at) for one in found], found, max_depth)
-
-
-def _speaks(fold: SessionFold, answer: Message) -> bool:
-    open_states = ("pending", "approval-requested", "executing")
-    calls = (call for call in fold.calls_of(answer.id) if call.state in open_states)
-    return (
-        answer.is_complete
-        and answer.ended_by == "done"
-        and next(calls, None) is None
-        and not fold.is_answered(answer.id)
-    )
+    found = [one for one in found if one.id != turn.agent_id]
+    return _decided([_turn("agent", turn.message_id, one, turn.depth + 1, at) for one in found], found, max_depth)
 
 
 def _called(fold: SessionFold) -> set[tuple[str, str]]:

@@ -81,6 +81,23 @@ class Appender:
 
         A caller that is cancelled before its append was taken up leaves nothing behind.
         """
+        return await (await self._hand_over(append))
+
+    async def append_all(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
+        """Append several, in their order and mostly in one commit: what became of each. As `append` else."""
+        outcomes: list[asyncio.Future[Appended]] = []
+        try:
+            for append in appends:
+                outcomes.append(await self._hand_over(append))
+            await asyncio.wait(outcomes)
+        except BaseException:
+            for outcome in outcomes:
+                outcome.cancel()
+            raise
+        return [_result(outcome) for outcome in outcomes]
+
+    async def _hand_over(self, append: StreamAppend) -> asyncio.Future[Appended]:
+        """Wait for room, and put an append in the queue: its outcome."""
         while self._pending_bytes >= self.budget_bytes and not self._is_stopped:
             await self._committed.wait()
         if self._is_stopped:
@@ -89,7 +106,7 @@ class Appender:
         self._pending.append(item)
         self._pending_bytes += item.size
         self._work.set()
-        return await item.outcome
+        return item.outcome
 
     async def run(self) -> None:
         """Commit for as long as the process lives. When cancelled, whoever still waits is told that nobody knows."""
@@ -173,3 +190,10 @@ class Appender:
         # Wake everybody who waits for room, without a future for each.
         self._committed.set()
         self._committed = asyncio.Event()
+
+
+def _result(outcome: asyncio.Future[Appended]) -> Appended | StoreError:
+    exc = outcome.exception()
+    if isinstance(exc, StoreError):
+        return exc
+    return outcome.result()

@@ -7,7 +7,6 @@ it may lack its rest.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -43,6 +42,15 @@ class AgentAnswer:
         """Whether it was ended for its size; nothing more of it is read."""
         return self._writer.is_too_large
 
+    @property
+    def is_last_word(self) -> bool:
+        """Whether it is whole, and waits for nobody to run a tool or to approve of one."""
+        return self._writer.ended_by == "done" and not self._writer.has_open_calls
+
+    @property
+    def ended_by(self) -> EndReason | None:
+        return self._writer.ended_by
+
     def feed(self, data: bytes) -> list[str]:
         """The chunks that the next bytes complete, as JSON."""
         if self._writer.ended_by is not None:
@@ -60,7 +68,7 @@ class AgentAnswer:
                 self._take(event)
         if self._writer.ended_by is None:
             self._finish(end)
-        return [*self._writer.taken(), json.dumps({"type": "message-end", "reason": self._writer.ended_by})]
+        return [*self._writer.taken(), f'{{"type":"message-end","reason":"{self._writer.ended_by}"}}']
 
     def _take(self, event: Event | EndMark) -> None:
         if self._writer.ended_by is not None:

@@ -17,7 +17,7 @@ _TOKEN_NAMES: Final = {
     "totalTokens": ("totalTokens", "total_tokens"),
 }
 MAX_CHUNKS = 200_000
-MAX_ANSWER_CHARACTERS = 16 * 1024 * 1024
+MAX_ANSWER_CHARACTERS = 8 * 1024 * 1024
 """An answer that grows beyond either is broken off: whoever folds the session has all of it in memory."""
 
 _MAX_TOKENS = 2**53
