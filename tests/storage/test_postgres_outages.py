@@ -143,6 +143,19 @@ async def test_a_crowd_in_the_ordinary_lane_leaves_room_for_heartbeats_and_commi
         assert len(set(await asyncio.gather(*crowd))) == 1
 
 
+async def test_calls_that_wait_for_long_get_connections_of_their_own(database_url: str) -> None:
+    async with opened(database_url, pool_size=10) as store, connected(database_url) as third:
+        rival = third.transaction()
+        await rival.start()
+        await third.execute("lock table streamkeep.secrets in access exclusive mode")
+        crowd = [asyncio.create_task(store.signing_key()) for _ in range(20)]
+        await until(lambda: store.status().busy_connections == 8)
+        crowd[0].cancel()
+        await rival.rollback()
+        assert len(set(await asyncio.gather(*crowd[1:]))) == 1
+        await store.ping()
+
+
 async def test_a_caller_that_is_cancelled_leaves_a_connection_that_works(database_url: str) -> None:
     async with opened(database_url, pool_size=1) as store, connected(database_url) as third:
         owner = await store.register_owner()

@@ -7,6 +7,9 @@ transactions, and nothing is asked of the server at start-up. What a transaction
 Two lanes share the pool. Commits, heartbeats and recovery are urgent; all else leaves them a few connections, so that a
 crowd of catching-up readers cannot starve a lease.
 
+A connection that is new costs as much as dozens of statements, until its plans are made. So a burst of calls waits for those
+there are, and one more is made only where somebody waits for long.
+
 One connection is not given back between two calls while nobody waits for it: taking it from the pool and giving it back
 costs a commit half as much as sending it.
 """
@@ -34,6 +37,8 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 
 _MAX_ATTEMPTS = 4
 _RESERVED_CONNECTIONS = 2
+_FIRST_CONNECTIONS = 3
+_PATIENCE_SECONDS = 0.02
 _RELEASE_SECONDS = 1.0
 _IDLE_SECONDS = 60.0
 
@@ -104,7 +109,7 @@ class Database:
         self._held: PoolConnectionProxy[asyncpg.Record] | None = None
         self._waiting = 0
         self._urgent = nullcontext()
-        self._ordinary = asyncio.Semaphore(max(1, pool_size - _RESERVED_CONNECTIONS))
+        self._ordinary = _Lane(max(1, pool_size - _RESERVED_CONNECTIONS))
 
     async def open(self) -> None:
         """Make the pool and try it; further connections are made when they are needed."""
@@ -237,6 +242,30 @@ class Database:
             return await pool.acquire()
         finally:
             self._waiting -= 1
+
+
+class _Lane:
+    """Lets a few calls in at once, and one more for good, up to `most`, when somebody has waited for long."""
+
+    def __init__(self, most: int) -> None:
+        self._width = min(_FIRST_CONNECTIONS, most)
+        self._most = most
+        self._places = asyncio.Semaphore(self._width)
+
+    async def __aenter__(self) -> None:
+        if self._width < self._most and self._places.locked():
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self._places.acquire()
+                return
+            except TimeoutError:
+                if self._width < self._most:
+                    self._width += 1
+                    return
+        await self._places.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
 
 
 def _is_open(connection: PoolConnectionProxy[asyncpg.Record]) -> bool:
