@@ -144,6 +144,56 @@ async def test_a_chat_shows_tools_and_what_was_stopped_stays_stopped(chat: Demo,
     chat.calls()
 
 
+async def say(page: Page, name: str, text: str) -> None:
+    await page.get_by_label(f"Message of {name}").fill(text)
+    await page.keyboard.press("Enter")
+
+
+async def test_a_session_is_shared_through_drops_approvals_and_branches(page: Page, complaints: list[str]) -> None:
+    with running("sessions") as demo:
+        await page.goto(demo.url)
+        ann, bob = page.locator("#ann"), page.locator("#bob")
+        await expect(ann.locator(".people")).to_have_text("Bob is online")
+        await page.get_by_label("Message of Ann").press_sequentially("T")
+        await expect(bob.locator(".people")).to_have_text("Ann types …")
+        await say(page, "Ann", "Tell me a long story")
+        for pane in (ann, bob):
+            await expect(pane.locator("article", has_text="Guide").locator("h3")).to_have_text(
+                "The keeper of the stream"
+            )
+            await expect(pane.locator("article", has_text="Critic")).to_contain_text("I let the guide speak")
+        await press(page, "Drop the line")
+        await expect(ann.locator("h2 .pill")).to_have_text("reconnecting")
+        await expect(page.locator("#clock")).to_contain_text("the line is dropped")
+        await say(page, "Bob", "And a table, please")
+        await expect(bob.get_by_role("button", name="Approve")).to_be_visible()
+        await expect(ann.get_by_role("button", name="Approve")).to_have_count(0)
+        await press(page, "Restore the line")
+        await ann.get_by_role("button", name="Approve").click()
+        await expect(bob.locator("article").last).to_contain_text("The table is yours, at eight.")
+        for pane in (ann, bob):
+            await expect(pane.locator(".tool .pill")).to_have_text("approved")
+            await expect(pane.get_by_role("button", name="Stop")).to_be_disabled()
+        assert await ann.locator(".text").all_inner_texts() == await bob.locator(".text").all_inner_texts()
+        (call,) = demo.calls()
+        assert call["state"] == "complete"
+        await bob.locator("article").first.get_by_role("button", name="Branch off here").click()
+        await expect(bob.locator("article")).to_have_count(1)
+        await expect(ann.locator(".people")).to_have_text("Nobody else is here")
+        await say(page, "Bob", "A table for one")
+        await bob.get_by_role("button", name="Deny").click()
+        await expect(bob.locator("article").last).to_contain_text("Then I book nothing.")
+        await bob.get_by_role("button", name="Back").click()
+        await expect(ann.locator(".people")).to_have_text("Bob is online")
+        shown = await ann.locator(".text").all_inner_texts()
+        await page.reload()
+        await expect(ann.locator("article").last).to_contain_text("The table is yours, at eight.")
+        assert await ann.locator(".text").all_inner_texts() == shown
+        await expect(page.locator("#events li").last).to_be_visible()
+        await page.goto("about:blank")
+    complaints.clear()
+
+
 HOSTILE = """<script>stolen = 1</script> <img src=x onerror="stolen = 1"> [a](javascript:stolen=1) **<b>b</b>**
 `<i>` [b](https://example.com/"onclick=stolen=1)
 
@@ -184,7 +234,7 @@ async def test_plain_asks_again_after_a_drop_and_durable_does_not(
     await page.reload()
     await expect(page.locator("#durable-state")).to_have_text("idle")
     await page.goto(f"{versus.url}/gallery")
-    await expect(page.locator("li.panel")).to_have_count(4)
+    await expect(page.locator("li.panel")).to_have_count(5)
     complaints.clear()
 
 
@@ -198,4 +248,4 @@ def test_a_port_that_is_taken_is_told(versus: Demo) -> None:
 
 def test_the_list_names_every_demo() -> None:
     done = subprocess.run([*COMMAND, "--list"], capture_output=True, text=True, check=True)
-    assert all(name in done.stdout for name in (*CHATS, "plain-vs-durable", "python-terminal"))
+    assert all(name in done.stdout for name in (*CHATS, "plain-vs-durable", "sessions", "python-terminal"))

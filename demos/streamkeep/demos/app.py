@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from streamkeep.demos.agents import AGENTS
 from streamkeep.demos.answers import AiSdkForm, Form, TanStackForm, answer, prompt_of
 from streamkeep.demos.catalogue import DEMOS, Demo
 from streamkeep.demos.line import Line
@@ -55,6 +56,7 @@ class DemoApp:
                 Route("/line", self._show_line),
                 Route("/line", self._switch, methods=["POST"]),
                 Route("/api/chat", self._chat, methods=["POST"]),
+                Route("/agents/{name}", self._agent, methods=["POST"]),
                 Route("/{name}", self._file),
             ],
             middleware=[
@@ -115,6 +117,22 @@ class DemoApp:
             return _refusal(str(exc))
         payer = "plain" if request.query_params.get("payer") == "plain" else "durable"
         chunks = answer(self._model, prompt, _form(more), payer=payer)
+        return StreamingResponse(_events(chunks), media_type="text/event-stream", headers=_EVENTS)
+
+    async def _agent(self, request: Request) -> Response:
+        agent = AGENTS.get(request.path_params["name"])
+        if agent is None:
+            return JSONResponse({"error": "not_found", "message": "there is no such agent"}, 404)
+        match await _json(request):
+            case {"messages": [_, *_] as messages}:
+                pass
+            case _:
+                return _refusal("an agent is sent messages")
+        try:
+            prompt_of(messages)
+        except ValueError as exc:
+            return _refusal(str(exc))
+        chunks = agent(self._model, messages)
         return StreamingResponse(_events(chunks), media_type="text/event-stream", headers=_EVENTS)
 
 

@@ -47,6 +47,13 @@ DEMOS = (
         "plain-vs-durable.html",
         5175,
     ),
+    Demo(
+        "sessions",
+        "A session of two people and two agents",
+        "Two browsers' panes and the events between them: drop one line, approve of a tool, branch off, see who types.",
+        "sessions.html",
+        5176,
+    ),
     TERMINAL,
 )
 

@@ -58,6 +58,7 @@ async def staged(demo: Demo, choice: ModelChoice, port: int) -> AsyncIterator[Ad
         line_port = await stack.enter_async_context(line.to(proxy_listener.getsockname()[1]))
         plain_port = await stack.enter_async_context(line.to(page_port))
         urls = {"proxy": f"http://{_HOST}:{line_port}", "plain": f"http://{_HOST}:{plain_port}"}
+        urls |= {"direct": _url(proxy_listener), "page": page_url}
         app = DemoApp(demo, model, line, urls).asgi(origins)
         await stack.enter_async_context(_serving(_Server(_config(app)), page_listener))
         await stack.enter_async_context(_proxy(proxy_listener, allow=f"{page_url}/**", origins=origins))

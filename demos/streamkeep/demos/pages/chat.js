@@ -1,6 +1,6 @@
 // The chat's page: messages, what can be done to them, and what comes in behind.
 import { AiSdkChat } from "./ai-sdk-chat.js"
-import { beforeDrawing, find, h } from "./dom.js"
+import { beforeDrawing, find, h, place } from "./dom.js"
 import { dollars, switches, watchBill, watchFetch } from "./line.js"
 import { markdown } from "./markdown.js"
 import { TanStackChat } from "./tanstack-chat.js"
@@ -76,17 +76,6 @@ function show() {
   find("clear").disabled = !messages.length
   for (const idea of find("ideas").children) idea.disabled = isBusy
   showChunks()
-}
-
-/** Put elements in place, and touch only what is not there yet. */
-function place(parent, wanted) {
-  wanted.forEach((element, index) => {
-    const there = parent.children[index]
-    if (there === element) return
-    if (there) there.replaceWith(element)
-    else parent.append(element)
-  })
-  while (parent.children.length > wanted.length) parent.lastChild.remove()
 }
 
 function showChunks() {

@@ -13,6 +13,17 @@ export function h(tag, { on = {}, ...attributes } = {}, ...children) {
 
 export const find = (id) => document.getElementById(id)
 
+/** Put elements in place, and touch only what is not there yet. */
+export function place(parent, wanted) {
+  wanted.forEach((element, index) => {
+    const there = parent.children[index]
+    if (there === element) return
+    if (there) there.replaceWith(element)
+    else parent.append(element)
+  })
+  while (parent.children.length > wanted.length) parent.lastChild.remove()
+}
+
 /** Run something once, however often it was wanted, before the page is drawn next. */
 export function beforeDrawing(action) {
   let isWanted = false
