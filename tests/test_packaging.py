@@ -18,7 +18,7 @@ import pytest
 from tests.installed import UPSTREAM_BODY, free_port, read_to_the_end, running, tiny_upstream
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("adapters", "client", "demos", "proxy", "storage")
+PACKAGES = ("adapters", "client", "demos", "proxy", "sessions", "storage")
 
 pytestmark = pytest.mark.slow
 

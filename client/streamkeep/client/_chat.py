@@ -37,8 +37,8 @@ from streamkeep.sessions.views import (
 T = TypeVar("T")
 
 
-class _Chat:
-    """What both kinds of chats show."""
+class ChatView:
+    """What both kinds of chats show. Nothing that was given out changes later."""
 
     _core: ChatCore
 
@@ -141,14 +141,14 @@ class _Chat:
             return what(self._core.state.shown)
 
 
-class DurableChat(_Chat):
+class DurableChat(ChatView):
     """One participant's view of a session, and its hand in it.
 
     Connect by entering the context, or by `connect`. What is written shows at once, is confirmed when the stream brings it,
     and goes again when the server refuses it; with no answer it stays, `unconfirmed`, until the stream tells or `retry` does.
     What is read stays readable when the chat is disconnected, and `connect` goes on from there.
 
-    `actor_id` says who writes (random by default), `name` how he is called. `agent` answers each message that is sent, beside
+    `actor_id=` says who writes (by default whom a token speaks of, else somebody new), `name` how he is called. `agent` answers each message that is sent, beside
     the registered ones. `tools` are functions by name: called with the arguments of a tool call that waits for a client,
     once each, and the result, or the error, is written. `cache` keeps the session as it was read, so that a long one opens by what is
     new. `create=False` only joins a session that is there. `key` is the server's key; it, and each value in
@@ -185,7 +185,7 @@ class DurableChat(_Chat):
         self._core = ChatCore(
             url,
             session_id,
-            Actor(actor_id or str(uuid.uuid4()), name, actor_type),
+            Actor(actor_id or str(uuid.uuid4()), name, actor_type, is_made_up=actor_id is None),
             background=Threads(),
             channels=(BlockingChannel(http), BlockingChannel(http)),
             access=Access(key, headers, params),
@@ -328,7 +328,7 @@ class DurableChat(_Chat):
         run_blocking(self._core.delete())
 
     def changes(self) -> Iterator[ChatChanges]:
-        """What has changed since the last one, until the chat is disconnected. What is not taken is put together.
+        """All at first, then what has changed since, until the chat is disconnected. What is not taken is put together.
 
         Raises: SessionNotFound, ServerError: the session cannot be read any more.
         """
@@ -342,7 +342,7 @@ class DurableChat(_Chat):
             self._core.close_mailbox(mailbox)
 
 
-class AsyncDurableChat(_Chat):
+class AsyncDurableChat(ChatView):
     """`DurableChat` for asyncio. Callbacks may be coroutine functions, and so may tools; others of those run in threads."""
 
     def __init__(
@@ -371,7 +371,7 @@ class AsyncDurableChat(_Chat):
         self._core = ChatCore(
             url,
             session_id,
-            Actor(actor_id or str(uuid.uuid4()), name, actor_type),
+            Actor(actor_id or str(uuid.uuid4()), name, actor_type, is_made_up=actor_id is None),
             background=Tasks(),
             channels=(AsyncChannel(http), AsyncChannel(http)),
             access=Access(key, headers, params),

@@ -39,10 +39,10 @@ from streamkeep.client._errors import (
 from streamkeep.client._peer import Peer
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules import protocol, session_calls
-from streamkeep.client._rules.chats import STATUS, ChatChanges, ChatState, PendingWrite, Step
+from streamkeep.client._rules.chats import ALL, STATUS, ChatChanges, ChatState, PendingWrite, Step
 from streamkeep.client._rules.decoding import Batches, JsonBatch
 from streamkeep.client._rules.presence import PresencePlan, PresenceStatus, Said
-from streamkeep.client._rules.session_calls import AgentSpec, Sent, SessionRecord, StartedTurn
+from streamkeep.client._rules.session_calls import AgentSpec, Sent, StartedTurn
 from streamkeep.client._session_cache import SessionCache
 from streamkeep.client._sessions import Access, SessionsCore
 from streamkeep.client._streams import StreamCore
@@ -77,11 +77,12 @@ class Callbacks:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who takes part by a chat."""
+    """Who takes part by a chat. Nobody has said who, where the id was made up."""
 
     id: str
     name: str | None
     type: ActorType
+    is_made_up: bool = False
 
     def fields(self) -> dict[str, Any]:
         return session_calls.present({"actorId": self.id, "actorName": self.name, "actorType": self.type})
@@ -89,9 +90,9 @@ class Actor:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Mailbox:
-    """Changes for somebody who iterates over them. What is not taken yet is put together."""
+    """Changes for somebody who iterates over them. What is not taken yet is put together; at first all is new."""
 
-    changes: ChatChanges | None = None
+    changes: ChatChanges | None = ALL
 
 
 class ChatCore:
@@ -130,7 +131,7 @@ class ChatCore:
         self._patience = patience
         self._tools = tools
         self._cache = cache
-        self._access = access.name
+        self._access = access
         self._creates = creates
         self._callbacks = callbacks
         self._calls: deque[Callable[[], object]] = deque()
@@ -138,8 +139,10 @@ class ChatCore:
         self._mailboxes: WeakSet[Mailbox] = WeakSet()
         self._is_current = False
         self._is_ended = False
+        self._connects_until = 0.0
         self._failure: Exception | None = None
         self._kept_position = 0
+        self._made_at = ""
 
     def __repr__(self) -> str:
         return f"{self.session_id!r} of {self.sessions!r} {self.state.status}"
@@ -153,6 +156,7 @@ class ChatCore:
             if self.is_open:
                 return
             self.is_open, self.is_paused, self._is_current, self._is_ended = True, False, False, False
+            self._connects_until = time.monotonic() + self._patience.silence_seconds
             self.state.status, self.state.error, self._failure = "connecting", None, None
             self._tell(STATUS)
         try:
@@ -206,22 +210,24 @@ class ChatCore:
                 self._tell(STATUS)
 
     async def _open_session(self) -> None:
-        record: SessionRecord | None = None
-        if self._creates:
-            record = await self.sessions.create(self.session_id, None)
-        if self._cache is not None and self.state.fold.position == 0:
-            if record is None:
-                record = await self.sessions.get(self.session_id)
-            await self._open_kept(self._cache, record)
+        if self.actor.is_made_up and self._access.is_told:
+            # Who comes with a token of somebody's may not call himself otherwise.
+            self.actor = replace(self.actor, id=await self.sessions.subject() or self.actor.id, is_made_up=False)
+        record = await self.sessions.create(self.session_id, None) if self._creates else None
+        if self._cache is not None:
+            record = record or await self.sessions.get(self.session_id)
+            await self._open_kept(self._cache, record.created_at or "")
 
-    async def _open_kept(self, cache: SessionCache, record: SessionRecord) -> None:
-        """Begin with what was kept, unless it is of another session that had this id before."""
-        fold = await self._reading.run(lambda: cache.get(self._url, self._access))
-        if fold is None or fold.session is None or fold.session.created_at != record.created_at:
+    async def _open_kept(self, cache: SessionCache, made_at: str) -> None:
+        """Begin with what was kept, unless that was another session, which had this id before."""
+        self._made_at = made_at
+        if self.state.fold.position > 0:
             return
-        with self.background.guard:
-            self._kept_position = fold.position
-            self._tell(self.state.restart(fold))
+        fold = await self._reading.run(lambda: cache.get(self._url, self._access.name, made_at))
+        if fold is not None:
+            with self.background.guard:
+                self._kept_position = fold.position
+                self._tell(self.state.restart(fold))
 
     async def _stop(self) -> None:
         with self.background.guard:
@@ -265,10 +271,8 @@ class ChatCore:
 
     async def _read(self) -> bool:
         """Read until the chat is paused; false when the stream is closed, and nothing more will come."""
-        patience = self._patience
-        if self._is_current:
-            # Who follows is told of an interruption at once, and then tries for ever.
-            patience = replace(patience, silence_seconds=0.0)
+        # It is told of an interruption at once, and itself decides how often to come back.
+        patience = replace(self._patience, silence_seconds=0.0)
         peer = Peer(self._reading, self._address, within=self._within, patience=patience)
         core = StreamCore(peer, self.state.fold.offset, True, owns_channel=False)
         batches = core.items(Batches(), with_data=False)
@@ -312,7 +316,11 @@ class ChatCore:
                 self._kept_position = 0
                 self._tell(self.state.restart(SessionFold()))
                 return True
-            if isinstance(error, BodyConsumed) or (self._is_current and _is_temporary(error)):
+            if isinstance(error, BodyConsumed):
+                return True
+            # Who connects may be told that it fails. Who has been connected comes back, whenever that may be.
+            is_patient = self._is_current or time.monotonic() < self._connects_until
+            if is_patient and _is_temporary(error):
                 return True
             self._fail(error)
             return False
@@ -342,7 +350,7 @@ class ChatCore:
         with self.background.guard:
             kept, self._kept_position = self.state.fold.to_json(), self.state.fold.position
         try:
-            await self._reading.run(lambda: cache.put(self._url, self._access, kept))
+            await self._reading.run(lambda: cache.put(self._url, self._access.name, self._made_at, kept))
         except LocalStoreFailed as exc:
             with self.background.guard:
                 self._report(exc)

@@ -30,24 +30,27 @@ class SessionCache:
     def __repr__(self) -> str:
         return f"SessionCache({str(self.path)!r})"
 
-    _GET = "SELECT fold FROM sessions WHERE url = ? AND access = ?"
+    _GET = "SELECT fold FROM sessions WHERE url = ? AND access = ? AND made_at = ?"
 
-    def get(self, url: str, access: str) -> SessionFold | None:
-        """A session's fold as it was kept for somebody with this access, or None. Raises: LocalStoreFailed."""
+    def get(self, url: str, access: str, made_at: str) -> SessionFold | None:
+        """A session's fold as it was kept for somebody with this access, or None.
+
+        `made_at` tells sessions apart that had the same id one after the other. Raises: LocalStoreFailed.
+        """
         with self._file.database() as database:
-            row = database.execute(self._GET, (url, _hashed(access))).fetchone()
+            row = database.execute(self._GET, (url, _hashed(access), made_at)).fetchone()
         try:
             return None if row is None else SessionFold.from_json(json.loads(zlib.decompress(row[0])))
         except (ValueError, zlib.error, RecursionError):
             return None  # of another version, or damaged: it is read anew
 
-    _PUT = "INSERT OR REPLACE INTO sessions (url, access, updated_at, fold) VALUES (?, ?, ?, ?)"
+    _PUT = "INSERT OR REPLACE INTO sessions (url, access, made_at, updated_at, fold) VALUES (?, ?, ?, ?, ?)"
 
-    def put(self, url: str, access: str, fold: dict[str, object]) -> None:
+    def put(self, url: str, access: str, made_at: str, fold: dict[str, object]) -> None:
         """Keep a fold's snapshot in the place of an earlier one. Raises: LocalStoreFailed."""
         packed = zlib.compress(json.dumps(fold, separators=(",", ":")).encode("ascii"), 1)
         with self._file.database() as database:
-            database.execute(self._PUT, (url, _hashed(access), time.time(), packed))
+            database.execute(self._PUT, (url, _hashed(access), made_at, time.time(), packed))
 
     _REMOVE = "DELETE FROM sessions WHERE url = ?"
 
@@ -76,6 +79,7 @@ _MIGRATIONS = (
     CREATE TABLE sessions (
         url TEXT NOT NULL,
         access TEXT NOT NULL,
+        made_at TEXT NOT NULL,
         updated_at REAL NOT NULL,
         fold BLOB NOT NULL,
         PRIMARY KEY (url, access)

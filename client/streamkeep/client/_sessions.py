@@ -187,6 +187,11 @@ class Access:
     params: Values | None
 
     @property
+    def is_told(self) -> bool:
+        """Whether requests say anything of who asks."""
+        return bool(self._all_headers or self.params)
+
+    @property
     def name(self) -> str:
         """What tells one caller from another, as far as it does not change; a secret."""
         values = {**self._all_headers, **(self.params or {})}
@@ -249,6 +254,12 @@ class SessionsCore:
     async def compare(self, session_id: str, other_id: str) -> dict[str, Any]:
         return await self.ask("GET", session_id, "compare", other_id, max_bytes=_MAX_EXPORT_BYTES)
 
+    async def subject(self) -> str | None:
+        """Of whom the caller's token speaks; None where it has none, or one that speaks of nobody."""
+        answer = await self._peer.at(f"{self.base}/api/whoami").ask("GET")
+        subject = session_calls.parse_fields(answer.content).get("subject")
+        return subject if isinstance(subject, str) else None
+
     async def ask(
         self,
         method: str,
@@ -258,7 +269,7 @@ class SessionsCore:
         max_bytes: int | None = None,
         patience: Patience | None = None,
     ) -> dict[str, Any]:
-        """Ask one of a session's routes; what it answers, nothing of it for 204.
+        """Ask one of a session's routes; what it answers, with the `offset` after what was written.
 
         Raises: SessionNotFound, ServerError, ConnectionFailed, ProtocolError.
         """
@@ -269,7 +280,8 @@ class SessionsCore:
             answer = await peer.ask(method, headers, body or b"", max_bytes=max_bytes)
         except ServerError as exc:
             raise session_calls.refusal(exc, session_id) from exc
-        return session_calls.parse_fields(answer.content) if answer.content else {}
+        fields = session_calls.parse_fields(answer.content) if answer.content else {}
+        return session_calls.present({"offset": answer.headers.get(wire.NEXT_OFFSET)}) | fields
 
 
 def _body(**fields: object) -> bytes:

@@ -1,6 +1,17 @@
 """Durable sessions: chats that many people, agents, tabs and devices share, out of the one stream in which they are written.
 
-`SessionFold` makes messages, tool calls, approvals and the rest out of a stream's events; it does no I/O.
+`DurableChat` takes part in one, `AsyncDurableChat` does so for asyncio, and `Sessions` is about all of a server's.
+
+```python
+agent = AgentSpec("gpt", "https://api.openai.com/v1/chat/completions", headers={"Authorization": f"Bearer {key}"})
+with DurableChat("http://127.0.0.1:4000", "kitchen", name="Ann", agent=agent) as chat:
+    chat.send_message("What shall we cook?")
+    chat.wait_until_idle()
+    print(chat.messages[-1].text)
+```
+
+`SessionFold` makes messages, tool calls, approvals and the rest out of a stream's events; it does no I/O. `whole_message` and the
+like make such events, for programs that write to a session's stream themselves.
 
 ```python
 fold = SessionFold()
@@ -12,6 +23,19 @@ with stream(url, offset=fold.offset) as events:
 ```
 """
 
+from streamkeep.client._chat import AsyncDurableChat, ChatView, DurableChat
+from streamkeep.client._rules.chats import ChatChanges, PendingWrite
+from streamkeep.client._rules.session_calls import AgentSpec, Sent, SessionRecord, StartedTurn
+from streamkeep.client._session_cache import SessionCache
+from streamkeep.client._sessions import AsyncSessions, Sessions
+from streamkeep.sessions.events import (
+    Author,
+    approval_response,
+    chunk_row,
+    presence_event,
+    tool_result,
+    whole_message,
+)
 from streamkeep.sessions.fold import SessionFold
 from streamkeep.sessions.views import (
     ActiveGeneration,
@@ -41,19 +65,32 @@ from streamkeep.sessions.views import (
 __all__ = [
     "ActiveGeneration",
     "Agent",
+    "AgentSpec",
     "Approval",
+    "AsyncDurableChat",
+    "AsyncSessions",
+    "Author",
+    "ChatChanges",
+    "ChatView",
+    "DurableChat",
     "ForkedFrom",
     "Message",
     "OtherPart",
     "Part",
     "PartApproval",
     "Participant",
+    "PendingWrite",
     "Place",
     "Presence",
+    "Sent",
+    "SessionCache",
     "SessionChanges",
     "SessionFold",
     "SessionInfo",
+    "SessionRecord",
     "SessionStatistics",
+    "Sessions",
+    "StartedTurn",
     "TextPart",
     "ThinkingPart",
     "ToolCall",
@@ -61,5 +98,10 @@ __all__ = [
     "ToolResult",
     "ToolResultPart",
     "Turn",
+    "approval_response",
     "as_json",
+    "chunk_row",
+    "presence_event",
+    "tool_result",
+    "whole_message",
 ]

@@ -187,9 +187,10 @@ _KEY: Schema = {
 }
 _KEYS: Schema = {
     "WhoAmI": _object(
-        "tenant keyId isOperator isOpen maxRunning maxPerMinute upstreams",
+        "tenant keyId subject isOperator isOpen maxRunning maxPerMinute upstreams",
         tenant=_TEXT,
         keyId={"type": ["string", "null"]},
+        subject={"type": ["string", "null"], "description": "Of whom the request's token speaks"},
         isOperator={"type": "boolean"},
         isOpen={"type": "boolean", "description": "Development mode: there are no keys yet"},
         maxRunning=_LIMIT,

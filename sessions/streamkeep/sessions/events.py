@@ -140,6 +140,7 @@ def turn_event(turn: Turn) -> Event:
 
 
 def presence_event(presence: Presence) -> Event:
+    """What an actor says of its presence."""
     value = {
         "actorId": presence.actor_id,
         "actorType": presence.actor_type,

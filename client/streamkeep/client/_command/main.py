@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import click
 
+from streamkeep.client._command.chat import chat
 from streamkeep.client._command.conformance import conformance
 from streamkeep.client._command.doctor import doctor
 from streamkeep.client._command.generations import active, cancel, fetch, generations, sessions
@@ -27,11 +28,13 @@ _SERVER_COMMANDS = {
 _REQUESTS = (fetch, active, cancel, sessions, generations)
 _STREAMS = (create, write, read, tail, fork, close, delete, info, list_streams, share)
 _SUBSCRIPTIONS = (subscribe, work)
+_SESSIONS = (chat,)
 _ANY_SERVER = (doctor, conformance)
 
 _SECTIONS = {
     "Requests through the proxy": tuple(str(command.name) for command in _REQUESTS),
     "Streams": tuple(str(command.name) for command in _STREAMS),
+    "Durable sessions": tuple(str(command.name) for command in _SESSIONS),
     "Subscriptions": tuple(str(command.name) for command in _SUBSCRIPTIONS),
     "The server": (*_SERVER_COMMANDS, *(str(command.name) for command in _ANY_SERVER)),
 }
@@ -99,7 +102,10 @@ class Commands(click.Group):
 
 
 @click.group(
-    "streamkeep", cls=Commands, commands=[*_REQUESTS, *_STREAMS, *_SUBSCRIPTIONS, *_ANY_SERVER], epilog=_EPILOG
+    "streamkeep",
+    cls=Commands,
+    commands=[*_REQUESTS, *_SESSIONS, *_STREAMS, *_SUBSCRIPTIONS, *_ANY_SERVER],
+    epilog=_EPILOG,
 )
 @click.version_option(package_name="streamkeep", message="streamkeep %(version)s")
 def commands() -> None:

@@ -45,6 +45,9 @@ _ERRORS: dict[type[errors.StreamkeepError], int] = {
     errors.GenerationCancelled: 18,
 }
 
+ANSWER_ENDS = {"error": _ERRORS[errors.UpstreamFailed], "stop": _ERRORS[errors.GenerationCancelled]}
+"""How a command ends whose last answer in a session ended so."""
+
 EXIT_CODES = """\
 \b
 Exit codes:

@@ -40,6 +40,7 @@ class PendingWrite:
 
     @property
     def key(self) -> WriteKey:
+        """Kind and id."""
         return self.kind, self.id
 
     def is_in(self, fold: SessionFold) -> bool:
@@ -88,6 +89,7 @@ class Step:
     calls: tuple[ToolCall, ...] = ()
 
 
+ALL = ChatChanges(status=True, was_reset=True)
 STATUS = Step(ChatChanges(status=True))
 
 
@@ -134,7 +136,7 @@ class ChatState:
         self.fold = fold
         self.is_loaded = False
         self._confirm(())
-        return Step(ChatChanges(status=True, was_reset=True))
+        return Step(ALL)
 
     def take(self, events: Iterable[object], offset: str, *, is_up_to_date: bool) -> Step:
         """Events that were read, in the order of the stream. Before the tail was reached once, what comes is not news."""

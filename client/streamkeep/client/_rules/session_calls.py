@@ -36,6 +36,7 @@ class AgentSpec:
     max_turns: int | None = None
 
     def as_json(self) -> dict[str, Any]:
+        """As the server is told of it; with its secrets."""
         given = {
             "name": self.name,
             "headers": dict(self.headers) or None,

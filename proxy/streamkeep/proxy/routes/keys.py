@@ -30,6 +30,7 @@ def router(service: Service) -> APIRouter:
             {
                 "tenant": principal.tenant,
                 "keyId": principal.key_id,
+                "subject": principal.subject,
                 "isOperator": principal.is_operator,
                 "isOpen": await service.access.is_open(),
                 "maxRunning": principal.limits.max_running or service.settings.max_running,
