@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 
 from streamkeep.storage.postgres import PostgresStore
-from tests.proxy.test_sessions import AGENT, Chat, code
+from tests.proxy.test_sessions import AGENT, Chat, code, silent_agent
 from tests.serving import served_process, serving
 from tests.sessions.session_rows import Author
+
+__all__ = ["silent_agent"]
 
 MESSAGES = 24
 

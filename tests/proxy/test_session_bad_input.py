@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from streamkeep.storage import MemoryStore
-from tests.proxy.test_sessions import AGENT, Chat, code
+from tests.proxy.test_sessions import AGENT, Chat, code, silent_agent
 from tests.serving import Proxy, serving
+
+__all__ = ["silent_agent"]
 
 ROUTES = [
     ("PUT", ""),

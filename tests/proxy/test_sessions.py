@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import jwt
 import pytest
 
-from streamkeep.client.sessions import SessionFold
+from streamkeep.client.sessions import Message, SessionFold
 from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.storage import DEFAULT_TENANT, MemoryStore, SessionKey
-from tests.serving import Proxy, serving, store_of
+from tests.serving import Proxy, serving
 from tests.sessions.session_rows import Author, Row, turn
-from tests.upstream import Exchange, upstream
 
 OPERATOR = "operator-key-0123456789"
 ACME = "acme-key-0123456789abc"
@@ -27,14 +27,12 @@ JWT_SECRET = "a secret of thirty-two characters, at least"
 AGENT = {"id": "helper", "name": "Helper", "endpoint": "http://127.0.0.1:9/chat?key=hidden"}
 
 
-NOBODY_CALLS = {"max_active_sessions": 0}
-"""What agents say is written by the tests themselves."""
-
-
-@pytest.fixture
-async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
-    async with store_of(request.config.getoption("--store")) as store, serving(store, **NOBODY_CALLS) as served:
-        yield served
+@pytest.fixture(autouse=True, scope="module")
+def silent_agent() -> Iterator[None]:
+    """The agent is called and never answers: what it says, the tests write."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener, pytest.MonkeyPatch.context() as patch:
+        patch.setitem(AGENT, "endpoint", f"http://127.0.0.1:{listener.getsockname()[1]}/chat?key=hidden")
+        yield
 
 
 class Chat:
@@ -82,12 +80,25 @@ def code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, found["error"]
 
 
+def said(fold: SessionFold) -> list[Message]:
+    """The messages, without the answers under way: of those the server may have written the first row."""
+    awaited = {turn.message_id for turn in fold.pending_turns}
+    return [message for message in fold.messages if message.id not in awaited]
+
+
+def answering(message_id: str) -> Author:
+    """Writes an answer on behind its first row, which is the server's."""
+    author = Author(message_id, actor_id="helper")
+    author.row("message-start")
+    return author
+
+
 async def asked(chat: Chat, *, is_client_tool: bool = False, approval: bool = True) -> str:
     """A message whose agent has called a tool and asked for an approval; the id of its answer."""
     sent = await chat.say(agent=AGENT)
     answer_id: str = sent["turns"][0]["messageId"]
-    author = Author(answer_id, actor_id="helper")
-    rows = [author.row("message-start"), author.call("call", "{}")]
+    author = answering(answer_id)
+    rows = [author.call("call", "{}")]
     if is_client_tool:
         rows.append(author.row("tool-input-available", toolCallId="call", toolName="weather", input={}))
     if approval:
@@ -197,7 +208,8 @@ async def test_the_same_message_again_is_written_once_and_another_one_is_refused
     assert code(await chat.call("POST", "/messages", json=foreign)) == (409, "message_exists")
     awaited = {"content": "Hi", "messageId": first["turns"][0]["messageId"]}
     assert code(await chat.call("POST", "/messages", json=awaited)) == (409, "message_exists")
-    assert [event["type"] for event in await chat.events()] == ["session", "agent", "chunk", "turn"]
+    assert [event["key"] for event in await chat.events()][2:4] == ["m1:0", first["turns"][0]["turnId"]]
+    assert len((await chat.fold()).turns) == 1
 
 
 async def test_messages_come_page_by_page_from_the_end(proxy: Proxy) -> None:
@@ -218,7 +230,7 @@ async def test_messages_come_page_by_page_from_the_end(proxy: Proxy) -> None:
 
 async def test_two_instances_take_the_same_message_once() -> None:
     store = MemoryStore()
-    async with serving(store, **NOBODY_CALLS) as one, serving(store, **NOBODY_CALLS) as two:
+    async with serving(store) as one, serving(store) as two:
         chats = [Chat(one.client), Chat(two.client)]
         await chats[0].put()
         await chats[0].call("POST", "/agents", json={"agents": [AGENT]}, status=200)
@@ -232,7 +244,7 @@ async def test_two_instances_take_the_same_message_once() -> None:
             answers = await asyncio.gather(*(chat.call("POST", "/messages", json=body) for chat, body in pairs))
             assert sorted(answer.status_code for answer in answers) == [200, 200, 409, 409]
         fold = await chats[1].fold()
-        assert len(fold.messages) == len(fold.turns) == 10
+        assert len(said(fold)) == len(fold.turns) == 10
         keys = [(event["type"], event["key"]) for event in await chats[0].events()]
         assert len(keys) == len(set(keys))
 
@@ -312,9 +324,10 @@ async def test_an_answered_approval_calls_the_agent_again_once(proxy: Proxy, app
     fold = await chat.fold()
     assert (fold.approvals[0].status, fold.approvals[0].responded_by) == ("approved" if approved else "denied", "ann")
     assert [(one.kind, one.cause_id, one.depth) for one in fold.turns[1:]] == [("answers", answer_id, 2)]
-    rows = await chat.events()
-    assert [row["type"] for row in rows[-2:]] == ["chunk", "turn"]
-    assert rows[-2]["headers"]["txid"] == "tx"
+    rows = {row["key"]: row for row in await chat.events()}
+    answer_key = f"{answer_id}:approval:ok?"
+    assert list(rows).index(fold.turns[1].id) == list(rows).index(answer_key) + 1
+    assert rows[answer_key]["headers"]["txid"] == "tx"
     assert code(await chat.call("POST", "/approvals/nobody", json=body)) == (404, "approval_not_found")
 
 
@@ -336,11 +349,11 @@ async def test_a_tools_result_calls_the_agent_again_once(proxy: Proxy) -> None:
 
 async def test_of_many_answers_at_once_one_counts_and_one_turn_follows() -> None:
     store = MemoryStore()
-    async with serving(store, **NOBODY_CALLS) as one, serving(store, **NOBODY_CALLS) as two:
+    async with serving(store) as one, serving(store) as two:
         chats = [Chat(one.client), Chat(two.client)]
         await chats[0].put()
         sent = await chats[0].say(agent=AGENT)
-        author = Author(sent["turns"][0]["messageId"], actor_id="helper")
+        author = answering(sent["turns"][0]["messageId"])
         calls = [f"call-{number}" for number in range(6)]
         for call in calls:
             offered = author.row("tool-input-available", toolCallId=call, toolName="weather", input={})
@@ -360,36 +373,31 @@ async def test_of_many_answers_at_once_one_counts_and_one_turn_follows() -> None
 # Stop, regenerate, fork
 
 
-async def test_stop_ends_what_has_not_begun_to_answer() -> None:
-    async def play(exchange: Exchange) -> None:
-        await exchange.is_gone.wait()
-
-    async with upstream(play) as agent, serving(MemoryStore()) as proxy:
-        chat = await Chat(proxy.client).put()
-        silent = {**AGENT, "endpoint": agent.url}
-        turns = [(await chat.say(text, agent=silent))["turns"][0] for text in ("1", "2")]
-        await chat.call("POST", "/stop", json={"messageId": turns[0]["messageId"]}, status=204)
-        fold = await chat.fold()
-        assert [one.message_id for one in fold.active_generations] == [turns[1]["messageId"]]
-        await asyncio.gather(*(chat.call("POST", "/stop", json={"messageId": None}, status=204) for _ in range(3)))
-        fold = await chat.fold()
-        assert (fold.active_generations, fold.pending_turns) == ((), ())
-        assert [one.ended_by for one in fold.messages if one.role == "assistant"] == ["stop", "stop"]
-        keys = [event["key"] for event in await chat.events() if event["type"] == "chunk"]
-        assert len(keys) == len(set(keys)) == 8
+async def test_stop_ends_what_nobody_has_begun(proxy: Proxy) -> None:
+    chat = await Chat(proxy.client).put()
+    turns = [(await chat.say(text, agent=AGENT))["turns"][0] for text in ("1", "2")]
+    await chat.call("POST", "/stop", json={"messageId": turns[0]["messageId"]}, status=204)
+    fold = await chat.fold()
+    assert [one.message_id for one in fold.active_generations] == [turns[1]["messageId"]]
+    await asyncio.gather(*(chat.call("POST", "/stop", json={"messageId": None}, status=204) for _ in range(3)))
+    fold = await chat.fold()
+    assert (fold.active_generations, fold.pending_turns) == ((), ())
+    assert sorted(str(one.ended_by) for one in fold.messages) == ["None", "None", "stop", "stop"]
+    keys = [event["key"] for event in await chat.events() if event["type"] == "chunk"]
+    assert len(keys) == len(set(keys)) == 8
 
 
 async def test_regenerate_takes_the_answer_away_and_calls_the_agent_again(proxy: Proxy) -> None:
     chat = await Chat(proxy.client).put()
     sent = await chat.say("Hi", messageId="m1", agent=AGENT)
-    author = Author(sent["turns"][0]["messageId"], actor_id="helper")
-    await chat.write(author.row("message-start"), author.content("No."), author.done(), author.row("message-end"))
+    author = answering(sent["turns"][0]["messageId"])
+    await chat.write(author.content("No."), author.done(), author.row("message-end"))
     await chat.say("And then?", messageId="m2", agent=AGENT)
     body = {"fromMessageId": "m1", "content": "Hi", "txid": "again"}
     first = (await chat.call("POST", "/regenerate", json=body, status=200)).json()
     assert (await chat.call("POST", "/regenerate", json=body, status=200)).json()["turns"] == first["turns"]
     fold = await chat.fold()
-    assert [one.id for one in fold.messages] == ["m1"]
+    assert [one.id for one in said(fold)] == ["m1"]
     assert [(one.kind, one.cause_id, one.agent_id) for one in fold.turns] == [("regenerate", "m1", "helper")]
     assert first["turns"][0]["messageId"] == fold.turns[0].message_id
     book = await proxy.service.sessions.agents(SessionKey(DEFAULT_TENANT, "chat"))
@@ -401,11 +409,11 @@ async def test_regenerate_from_an_answer_keeps_what_it_answers(proxy: Proxy) -> 
     answer_id = await asked(chat)
     await chat.call("POST", "/approvals/ok%3F", json={"approved": True}, status=204)
     later = (await chat.fold()).turns[1]
-    author = Author(later.message_id, actor_id="helper")
-    await chat.write(author.row("message-start"), author.content("Done."), author.done(), author.row("message-end"))
+    author = answering(later.message_id)
+    await chat.write(author.content("Done."), author.done(), author.row("message-end"))
     await chat.call("POST", "/regenerate", json={"fromMessageId": later.message_id}, status=200)
     fold = await chat.fold()
-    assert [one.id for one in fold.messages][1:] == [answer_id]
+    assert [one.id for one in said(fold)][1:] == [answer_id]
     assert [(one.kind, one.cause_id, one.depth) for one in fold.turns[1:]] == [("regenerate", answer_id, 2)]
     rewritten = {"fromMessageId": answer_id, "content": "I say"}
     assert code(await chat.call("POST", "/regenerate", json=rewritten)) == (400, "not_rewritable")
@@ -420,7 +428,7 @@ async def test_a_message_is_rewritten_and_goes_on_from_there(proxy: Proxy) -> No
     written = (await chat.call("POST", "/regenerate", json=body, status=200)).json()
     assert written["messageId"] == "m3"
     fold = await chat.fold()
-    assert [(one.id, one.text) for one in fold.messages][-1] == ("m3", "Hey")
+    assert (said(fold)[-1].id, said(fold)[-1].text) == ("m3", "Hey")
     assert fold.is_gone("m2")
     for taken in ("m1", "m2", "m3"):
         again = {"fromMessageId": "m3", "content": "Hello", "messageId": taken}
@@ -444,16 +452,15 @@ async def test_a_fork_has_history_and_agents_and_goes_its_own_way(proxy: Proxy) 
     await chat.call("PUT", "/presence/ann", json={"status": "online"}, status=204)
     await chat.say("1", messageId="m1")
     sent = await chat.say("2", messageId="m2")
-    author = Author(sent["turns"][0]["messageId"], actor_id="helper")
-    await chat.write(author.row("message-start"), author.content("Well"))
+    author = answering(sent["turns"][0]["messageId"])
+    await chat.write(author.content("Well"))
     await chat.say("3", messageId="m3")
 
     made = (await chat.call("POST", "/fork", json={"atMessageId": "m2", "newSessionId": "b"}, status=201)).json()
     assert (made["sessionId"], made["name"]) == ("b", "Trip")
     branch = Chat(proxy.client, "b")
     fold = await branch.fold()
-    assert [one.text for one in fold.messages][:2] == ["1", "2"]
-    assert "3" not in [one.text for one in fold.messages]
+    assert [one.text for one in fold.messages if one.role == "user"] == ["1", "2"]
     assert (fold.pending_turns, fold.active_generations, fold.presence) == ((), (), ())
     assert {one.ended_by for one in fold.messages if one.role == "assistant"} == {"stop"}
     assert fold.session is not None
@@ -462,17 +469,27 @@ async def test_a_fork_has_history_and_agents_and_goes_its_own_way(proxy: Proxy) 
     book = await proxy.service.sessions.agents(SessionKey(DEFAULT_TENANT, "b"))
     assert book.registered[0].headers == (("Authorization", "Bearer s3cret"),)
     assert len((await branch.say("other", messageId="m3"))["turns"]) == 1
-    assert [one.text for one in (await chat.fold()).messages][-1] == "3"
-
-    compared = (await chat.call("GET", "/compare/b", status=200)).json()
-    assert (compared["commonMessages"], compared["lastCommonMessageId"]) == (2, "m2")
-    assert compared["otherMessages"][-1]["parts"] == [{"type": "text", "content": "other"}]
+    assert [one.text for one in said(await chat.fold())][-1] == "3"
 
     again = await chat.call("POST", "/fork", json={"atMessageId": "m2", "newSessionId": "b"}, status=201)
     assert again.json()["sessionId"] == "b"
     taken = {"atMessageId": "m1", "newSessionId": "b"}
     assert code(await chat.call("POST", "/fork", json=taken)) == (409, "session_exists")
     assert code(await chat.call("POST", "/fork", json={"atMessageId": "nobody"})) == (404, "message_not_found")
+
+
+async def test_two_sessions_are_compared(proxy: Proxy) -> None:
+    chat, branch = await Chat(proxy.client).put(), Chat(proxy.client, "b")
+    for text in "123":
+        await chat.say(text, messageId=f"m{text}")
+    await chat.call("POST", "/fork", json={"atMessageId": "m2", "newSessionId": "b"}, status=201)
+    await branch.say("other", messageId="m3")
+    found = (await chat.call("GET", "/compare/b", status=200)).json()
+    assert (found["commonMessages"], found["lastCommonMessageId"]) == (2, "m2")
+    parts = [[one["parts"][0]["content"] for one in found[side]] for side in ("messages", "otherMessages")]
+    assert parts == [["3"], ["other"]]
+    alone = await Chat(proxy.client, "c").put()
+    assert (await alone.call("GET", "/compare/b")).json()["lastCommonMessageId"] is None
 
 
 async def test_a_fork_at_the_end_has_everything_and_outlives_its_source(proxy: Proxy) -> None:
@@ -509,9 +526,9 @@ async def test_an_export_tells_all_of_a_session(proxy: Proxy) -> None:
     await asked(chat)
     await chat.write({"malformed": True}, turn("x", "y"))
     found = (await chat.call("GET", "/export", status=200)).json()
-    assert [one["role"] for one in found["messages"]] == ["user", "assistant"]
+    assert [one["role"] for one in found["messages"]][:2] == ["user", "assistant"]
     assert (found["toolCalls"][0]["state"], found["approvals"][0]["status"]) == ("approval-requested", "pending")
-    assert (found["statistics"]["messageCount"], len(found["turns"])) == (2, 2)
+    assert (found["statistics"]["messageCount"], len(found["turns"])) == (len(found["messages"]), 2)
 
 
 async def test_a_session_belongs_to_its_tenant() -> None:
