@@ -67,6 +67,7 @@ from streamkeep.storage import (
     Store,
     StreamAppend,
     StreamConfig,
+    StreamExists,
     StreamGone,
     StreamKey,
     StreamNotFound,
@@ -188,30 +189,44 @@ class Sessions:
 
         Raises:
             SessionNotFound, StreamNotFound, StreamGone: there is nothing to fork.
-            StreamExists: the new session's stream is there already, and is another one.
-            ApiError: 404, there is no such message; 409, there is such a session.
+            StreamExists: the new session's path is a deleted stream's that forks still need.
+            ApiError: 404, there is no such message; 409, there is such a session, or a stream at its path.
         """
         new = SessionKey(key.tenant, wanted.session_id or str(uuid.uuid4()))
         record = await self._store.sessions.session(key)
-        origin = ForkedFrom(key.id, wanted.at_message_id)
-        with suppress(SessionNotFound, StreamNotFound):
-            there = await self.find(new)
-            if there.fold.session is None or there.fold.session.forked_from != origin:
-                raise problem(409, "session_exists", "there is a session of this id, and it is another one")
-            return there.record, there.fold.offset
         book = await self._store.sessions.agents(key)
-        place = await self._fork_place(key, wanted.at_message_id)
-        past = await self.folds.until(key, place)
-        at = _now()
         name = record.name if wanted.name is None else wanted.name
-        info = SessionInfo(new.id, name, at, origin)
-        first = [events.session_event(info), *ends_of_open(past, at=at)]
-        point = ForkPoint(stream_of(key), parse_offset(place.offset), place.sub_offset or None)
-        created = await self._store.create_stream(stream_of(new), StreamConfig(_JSON, fork=point), _stored(first))
-        if created.is_new:
-            self._tell_of_new(stream_of(new), created.stream.id, created.stream.tail.position)
+        origin = ForkedFrom(key.id, wanted.at_message_id)
+        if not await self._is_fork(new, origin):
+            place = await self._fork_place(key, wanted.at_message_id)
+            try:
+                await self._create_fork(key, place, SessionInfo(new.id, name, _now(), origin))
+            except StreamExists:
+                # The same request at the same time may have found a later end of the message.
+                if not await self._is_fork(new, origin):
+                    raise
         made, _ = await self._store.sessions.create(new, name=name, agents=book)
-        return made, format_offset(created.stream.tail.position)
+        return made, (await self.folds.current(new)).offset
+
+    async def _is_fork(self, key: SessionKey, origin: ForkedFrom) -> bool:
+        """Whether a session's stream is there, as such a fork. Raises: ApiError: it is there as another one."""
+        try:
+            found = (await self.folds.current(key)).session
+        except (StreamNotFound, StreamGone):
+            return False
+        if found is None or found.forked_from != origin:
+            raise problem(409, "session_exists", "there is a session of this id, and it is another one")
+        return True
+
+    async def _create_fork(self, key: SessionKey, place: Place, info: SessionInfo) -> None:
+        """Make the stream of a fork. Raises: StreamExists."""
+        past = await self.folds.until(key, place)
+        first = [events.session_event(info), *ends_of_open(past, at=info.created_at)]
+        point = ForkPoint(stream_of(key), parse_offset(place.offset), place.sub_offset or None)
+        stream = stream_of(SessionKey(key.tenant, info.id))
+        created = await self._store.create_stream(stream, StreamConfig(_JSON, fork=point), _stored(first))
+        if created.is_new:
+            self._tell_of_new(stream, created.stream.id, created.stream.tail.position)
 
     async def _fork_place(self, key: SessionKey, message_id: str | None) -> Place:
         fold = await self.folds.current(key)
