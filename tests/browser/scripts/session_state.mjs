@@ -15,8 +15,9 @@ const state = createStateSchema({
   agents: { schema: anything, type: "agent", primaryKey: "agentId" },
 })
 
-// What a client's tool gave is no part to the published packages.
-const shown = ({ parts, ...message }) => ({ ...message, parts: parts.filter(({ type }) => type !== "tool-result").map(({ output, ...part }) => part) })
+// What others answered to a tool call, the published packages do not read.
+const asked = ({ output, state, approval, ...part }) => part
+const shown = ({ parts, ...message }) => ({ ...message, parts: parts.filter(({ type }) => type !== "tool-result").map(asked) })
 const show = (name, { messages, presence, agents }) => {
   const said = messages.map(shown).sort((a, b) => a.id.localeCompare(b.id))
   document.querySelector(`#${name}`).textContent = JSON.stringify({ messages: said, presence: presence.sort(), agents: agents.sort() })

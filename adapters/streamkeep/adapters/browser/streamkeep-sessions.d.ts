@@ -119,7 +119,7 @@ export interface DurableChatOptions {
 }
 
 /** A session as one page sees it. What it writes is shown at once, and taken back if it was refused. */
-export interface DurableChat extends ChatSnapshot {
+export interface DurableChat extends Pick<ChatSnapshot, "messages" | "isLoading" | "error" | "connectionStatus"> {
   readonly sessionId: string
   readonly actorId: string
   readonly collections: ChatSnapshot
