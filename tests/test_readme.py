@@ -122,10 +122,12 @@ async def test_the_messages_example_remembers_what_was_said(
 async def test_the_streams_examples_read_on_produce_and_work(
     proxy: ServedProcess, vendor_url: str, tmp_path: Path
 ) -> None:
-    reading, producing, working = (here(text, proxy, vendor_url) for text in examples("Streams from Python"))
+    reading, typed, producing, working = (here(text, proxy, vendor_url) for text in examples("Streams from Python"))
     first, last = (await run(sys.executable, "-c", reading, home=tmp_path)).splitlines()
     assert first.startswith("[{'step': 1}, {'step': 2}] 0000")
     assert last == "and then {'step': 3}"
+    printed = await run(sys.executable, "-c", typed, home=tmp_path)
+    assert printed.splitlines() == ["$.count 'many' is not of type 'integer'", "tea 2", "cup 1"]
     for stored in (1000, 2000):
         printed = await run(sys.executable, "-c", producing, home=tmp_path)
         assert printed == f"{stored} messages are stored\n"

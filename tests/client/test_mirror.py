@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from contextlib import closing
@@ -10,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from streamkeep.client import DurableStream, InvalidOffset, LocalStoreFailed
-from streamkeep.client.state import control, delete, insert, mirror, update
+from streamkeep.client import AsyncDurableStream, DurableStream, InvalidOffset, LocalStoreFailed
+from streamkeep.client.state import amirror, control, delete, insert, mirror, update
 from tests.client.streaming import call, created
 from tests.serving import Proxy
 
@@ -48,6 +49,33 @@ async def test_a_mirror_goes_on_where_it_was(proxy: Proxy, session: str, tmp_pat
         assert rows(path) == {("c", "1"): True}
         await call(mirror, handle, path, table="another")
         assert rows(path, "another") == {("c", "1"): True}
+
+
+async def test_a_mirror_is_kept_by_asyncio_as_well(proxy: Proxy, session: str, tmp_path: Path) -> None:
+    path, url = tmp_path / "mirror.sqlite3", f"{proxy.url}/v1/stream/{session}"
+    with await stream(proxy, session, insert("a", "1", 1)) as handle:
+        async with AsyncDurableStream(url) as other:
+            following = asyncio.create_task(amirror(other, path, live=True))
+            async with asyncio.timeout(20):
+                while not path.exists() or rows_so_far(path) != {("a", "1"): 1}:
+                    await asyncio.sleep(0.01)
+            following.cancel()
+            await asyncio.wait([following])
+            await call(handle.close, update("a", "1", 2))
+            assert await amirror(other, path, live=True) == (await other.head()).offset
+            assert rows(path) == {("a", "1"): 2}
+            assert await call(mirror, handle, path) == (await other.head()).offset
+            with pytest.raises(LocalStoreFailed):
+                await amirror(other, tmp_path)
+            with pytest.raises(ValueError, match="table's name"):
+                await amirror(other, path, table="a b")
+
+
+def rows_so_far(path: Path) -> dict[tuple[str, str], Any]:
+    try:
+        return rows(path)
+    except sqlite3.OperationalError:  # It is being made.
+        return {}
 
 
 async def test_a_mirror_of_something_else_is_left_alone(proxy: Proxy, session: str, tmp_path: Path) -> None:

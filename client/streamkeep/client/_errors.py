@@ -10,6 +10,7 @@ StreamkeepError
 │   ├── StreamExists       a stream with another configuration has this URL
 │   ├── StreamClosed       nothing can be appended any more: `final_offset`
 │   ├── InvalidOffset      the offset is none of this stream's
+│   ├── SchemaViolation    a message is not as the stream's schema says: `index`, `path`, `reason`
 │   ├── SequenceConflict   a later `seq` was appended before
 │   ├── SequenceGap        an append of this producer is missing: `expected`, `received`
 │   └── ProducerFenced     a newer producer has taken over: `current_epoch`
@@ -17,6 +18,7 @@ StreamkeepError
 ├── WebhookRefused         a webhook is not what its signature says
 ├── DeliveryFailed         a producer gave up: `undelivered` names what was not stored
 ├── InvalidEvent           an event of a state stream, or a value in it, is not as it must be
+├── InvalidMessage         a message of a stream is not as the schema says that was asked for
 ├── BodyConsumed           the body was closed before it was read on
 ├── NothingToResume        `reason`: none, ended or expired
 ├── LocalStoreFailed       the local record of generations cannot be read or written
@@ -82,6 +84,17 @@ class InvalidOffset(ServerError):
     """The offset is malformed, or was never given out for this stream."""
 
 
+class SchemaViolation(ServerError):
+    """A message is not as the stream's schema says; nothing was stored. It is the one with this `index` in the request, from
+    0; `path` is the JSON path in it, and `reason` what is wrong there."""
+
+    def __init__(self, code: str, message: str, *, index: int, path: str, reason: str) -> None:
+        super().__init__(422, code, message)
+        self.index = index
+        self.path = path
+        self.reason = reason
+
+
 class SequenceConflict(ServerError):
     """The `seq` of an append is not later than the last one's; nothing was stored."""
 
@@ -130,6 +143,10 @@ class LeaseLost(StreamkeepError):
 
 class WebhookRefused(StreamkeepError):
     """A webhook has no signature, or one of somebody else, of something else, or of long ago: answer 401."""
+
+
+class InvalidMessage(StreamkeepError):
+    """What was read or is to be appended is not as the given schema says. A reader may go on behind it."""
 
 
 class BodyConsumed(StreamkeepError):

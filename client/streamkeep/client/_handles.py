@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar, overload
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,6 +15,7 @@ from streamkeep.client._channel import AsyncChannel, BlockingChannel, run_blocki
 from streamkeep.client._peer import Address, Peer, PeerAnswer, Value, Values
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules import protocol, wire
+from streamkeep.client._rules.schemas import header_of, message_codec
 from streamkeep.client._streams import (
     DEFAULT_STREAM_TIMEOUT,
     Appended,
@@ -24,6 +26,8 @@ from streamkeep.client._streams import (
     StreamInfo,
     StreamResponse,
 )
+
+T = TypeVar("T")
 
 OCTETS = "application/octet-stream"
 
@@ -75,6 +79,7 @@ class DurableStream:
         url: Value,
         *,
         content_type: str = OCTETS,
+        schema: type[Any] | Mapping[str, Any] | None = None,
         ttl_seconds: int | None = None,
         expires_at: datetime | str | None = None,
         data: object = None,
@@ -87,15 +92,18 @@ class DurableStream:
     ) -> Self:
         """Create the stream, with `data` as its first content, or find the one that was created so before.
 
-        It expires `ttl_seconds` after it was last used, or at `expires_at`, an aware datetime or RFC 3339 text.
+        It expires `ttl_seconds` after it was last used, or at `expires_at`, an aware datetime or RFC 3339 text. With a
+        `schema`, which is a JSON Schema, a dataclass or a Pydantic model, it is a JSON stream, and the server refuses
+        whatever is not as it says, whoever appends it; servers of others overlook it.
 
         Raises:
             StreamExists: a stream with another configuration has this URL.
+            SchemaViolation: the data is not as the schema says; nothing was made.
             ServerError, ConnectionFailed, ProtocolError: the server refused, or cannot be reached.
         """
         handle = cls(
             url,
-            content_type=content_type,
+            content_type=protocol.JSON if schema is not None and content_type == OCTETS else content_type,
             headers=headers,
             params=params,
             timeout=timeout,
@@ -103,7 +111,7 @@ class DurableStream:
             http=http,
         )
         try:
-            run_blocking(handle._core.create(ttl_seconds, expires_at, data, closed))
+            run_blocking(handle._core.create(schema, ttl_seconds, expires_at, data, closed))
         except BaseException:
             handle.disconnect()
             raise
@@ -138,20 +146,33 @@ class DurableStream:
         """What the server tells of the stream. Raises: StreamNotFound, StreamGone, ServerError, ConnectionFailed."""
         return run_blocking(self._core.head())
 
-    def append(self, data: object, *, seq: str | None = None, close: bool = False) -> Appended:
+    @overload
+    def append(self, data: object, *, seq: str | None = None, close: bool = False) -> Appended: ...
+    @overload
+    def append(
+        self, data: T | Mapping[str, Any], *, schema: type[T], seq: str | None = None, close: bool = False
+    ) -> Appended: ...
+    @overload
+    def append(
+        self, data: object, *, schema: Mapping[str, Any], seq: str | None = None, close: bool = False
+    ) -> Appended: ...
+    def append(self, data: object, *, schema: object = None, seq: str | None = None, close: bool = False) -> Appended:
         """Append, and with `close` close the stream in the same step; durable when this returns.
 
-        `data` is bytes or text. For a JSON stream those are one message as JSON, and any other value is turned into one.
+        `data` is bytes or text. For a JSON stream those are one message as JSON, and any other value is turned into one,
+        a dataclass or a Pydantic model too. With a `schema`, `data` is a value, whatever it is, and checked before it is
+        sent: an instance of the dataclass or model, JSON that makes one, or what the JSON Schema admits.
         `seq` is refused unless it sorts after the one before. What was sent and not answered is not sent again, since it
         may be stored: `IdempotentProducer` may repeat it.
 
         Raises:
-            StreamClosed, SequenceConflict, StreamNotFound, StreamGone, ServerError: nothing was stored, but for a
-                ServerError of 500 or more, which leaves it open.
+            StreamClosed, SequenceConflict, StreamNotFound, StreamGone, SchemaViolation, ServerError: nothing was stored,
+                but for a ServerError of 500 or more, which leaves it open.
+            InvalidMessage: it is not as the given schema says; nothing was sent.
             ConnectionFailed: not answered; whether it was stored is not known.
             TypeError, ValueError: the data cannot be appended to such a stream.
         """
-        return run_blocking(self._core.append(data, seq, close))
+        return run_blocking(self._core.append(data, schema, seq, close))
 
     def close(self, data: object = None) -> str:
         """Close the stream, with `data` as its last append; its final offset. Closing again is no error.
@@ -240,6 +261,7 @@ class AsyncDurableStream:
         url: Value,
         *,
         content_type: str = OCTETS,
+        schema: type[Any] | Mapping[str, Any] | None = None,
         ttl_seconds: int | None = None,
         expires_at: datetime | str | None = None,
         data: object = None,
@@ -253,7 +275,7 @@ class AsyncDurableStream:
         """`DurableStream.create`, awaited."""
         handle = cls(
             url,
-            content_type=content_type,
+            content_type=protocol.JSON if schema is not None and content_type == OCTETS else content_type,
             headers=headers,
             params=params,
             timeout=timeout,
@@ -261,7 +283,7 @@ class AsyncDurableStream:
             http=http,
         )
         try:
-            await handle._core.create(ttl_seconds, expires_at, data, closed)
+            await handle._core.create(schema, ttl_seconds, expires_at, data, closed)
         except BaseException:
             await handle.disconnect()
             raise
@@ -296,9 +318,21 @@ class AsyncDurableStream:
         """`DurableStream.head`, awaited."""
         return await self._core.head()
 
-    async def append(self, data: object, *, seq: str | None = None, close: bool = False) -> Appended:
+    @overload
+    async def append(self, data: object, *, seq: str | None = None, close: bool = False) -> Appended: ...
+    @overload
+    async def append(
+        self, data: T | Mapping[str, Any], *, schema: type[T], seq: str | None = None, close: bool = False
+    ) -> Appended: ...
+    @overload
+    async def append(
+        self, data: object, *, schema: Mapping[str, Any], seq: str | None = None, close: bool = False
+    ) -> Appended: ...
+    async def append(
+        self, data: object, *, schema: object = None, seq: str | None = None, close: bool = False
+    ) -> Appended:
         """`DurableStream.append`, awaited."""
-        return await self._core.append(data, seq, close)
+        return await self._core.append(data, schema, seq, close)
 
     async def close(self, data: object = None) -> str:
         """`DurableStream.close`, awaited."""
@@ -346,9 +380,11 @@ class HandleCore:
         return repr(self.peer.address)
 
     async def create(
-        self, ttl_seconds: int | None, expires_at: datetime | str | None, data: object, closed: bool
+        self, schema: object, ttl_seconds: int | None, expires_at: datetime | str | None, data: object, closed: bool
     ) -> None:
         headers = {"Content-Type": self.content_type or OCTETS, **_expiry(ttl_seconds, expires_at)}
+        if schema is not None:
+            headers[protocol.SCHEMA] = header_of(schema)
         if closed:
             headers[wire.CLOSED] = "true"
         await self.peer.ask("PUT", headers, b"" if data is None else self._body(data))
@@ -365,10 +401,15 @@ class HandleCore:
             ttl_seconds=int(ttl) if ttl.isascii() and ttl.isdigit() else None,
             expires_at=answer.headers.get(protocol.EXPIRES_AT),
             etag=answer.headers.get("ETag"),
+            schema_url=protocol.schema_url(answer.headers.get("Link")),
         )
 
-    async def append(self, data: object, seq: str | None, close: bool) -> Appended:
-        await self.known_type()
+    async def append(self, data: object, schema: object, seq: str | None, close: bool) -> Appended:
+        content_type = await self.known_type()
+        if schema is not None:
+            if not protocol.is_json(content_type):
+                raise TypeError(f"a schema goes with a JSON stream, not with one of type {content_type}")
+            data = protocol.json_text(message_codec(schema).encode(data))
         body = self._body(data)
         if not body:
             raise ValueError("an append has at least one byte")
@@ -377,7 +418,7 @@ class HandleCore:
 
     async def close(self, data: object) -> str:
         if data is not None:
-            return (await self.append(data, None, True)).offset
+            return (await self.append(data, None, None, True)).offset
         return appended(await self.send({}, b"", closes=True, is_repeatable=True)).offset
 
     async def delete(self) -> None:

@@ -7,10 +7,10 @@ blocks, the async one awaits them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 import httpx
 
@@ -23,6 +23,7 @@ from streamkeep.client._retry import Patience
 from streamkeep.client._rules import decoding, protocol
 from streamkeep.client._rules.decoding import Decoder, JsonBatch, ServerSentEvent, StreamChunk
 from streamkeep.client._rules.reading import Live
+from streamkeep.client._rules.schemas import message_codec
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -36,7 +37,8 @@ _LIVE: dict[LiveMode, Live] = {False: Live.NO, True: Live.AUTO, "sse": Live.EVEN
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """A stream as its server tells of it. `ttl_seconds` is the sliding window; `expires_at` is RFC 3339."""
+    """A stream as its server tells of it. `ttl_seconds` is the sliding window; `expires_at` is RFC 3339; `schema_url` is
+    where the JSON Schema of its messages is read, if it has one."""
 
     content_type: str
     offset: str
@@ -44,6 +46,7 @@ class StreamInfo:
     ttl_seconds: int | None = None
     expires_at: str | None = None
     etag: str | None = None
+    schema_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,16 @@ class StreamData:
         """The data as UTF-8; what is none becomes U+FFFD."""
         return self.data.decode("utf-8", "replace")
 
-    def json(self) -> list[Any]:
-        """The messages of a JSON stream. Raises: ProtocolError."""
-        return [item for part in self.parts for item in protocol.messages(part)]
+    @overload
+    def json(self) -> list[Any]: ...
+    @overload
+    def json(self, *, schema: type[T]) -> list[T]: ...
+    @overload
+    def json(self, *, schema: Mapping[str, Any]) -> list[Any]: ...
+    def json(self, *, schema: object = None) -> list[Any]:
+        """The messages of a JSON stream; with a `schema`, as instances of a dataclass or a Pydantic model, or checked by a
+        JSON Schema. Raises: ProtocolError, InvalidMessage."""
+        return list(map(_decoder(schema), (item for part in self.parts for item in protocol.messages(part))))
 
 
 def stream(
@@ -274,13 +284,31 @@ class StreamResponse(_Response):
         """Lines of UTF-8, without their ends."""
         return _Blocking(self._core.items(decoding.Lines()))
 
-    def iter_json(self) -> Iterator[Any]:
-        """The messages of a JSON stream, one by one. Raises: ProtocolError: it is none."""
-        return _Blocking(self._core.items(decoding.Messages()))
+    @overload
+    def iter_json(self) -> Iterator[Any]: ...
+    @overload
+    def iter_json(self, *, schema: type[T]) -> Iterator[T]: ...
+    @overload
+    def iter_json(self, *, schema: Mapping[str, Any]) -> Iterator[Any]: ...
+    def iter_json(self, *, schema: object = None) -> Iterator[Any]:
+        """The messages of a JSON stream, one by one; with a `schema`, as instances of a dataclass or a Pydantic model, or
+        checked by a JSON Schema.
 
-    def iter_json_batches(self) -> Iterator[JsonBatch[Any]]:
+        Raises:
+            ProtocolError: it is no JSON stream.
+            InvalidMessage: a message is not as the schema says; the iteration may go on behind it.
+        """
+        return map(_decoder(schema), _Blocking(self._core.items(decoding.Messages())))
+
+    @overload
+    def iter_json_batches(self) -> Iterator[JsonBatch[Any]]: ...
+    @overload
+    def iter_json_batches(self, *, schema: type[T]) -> Iterator[JsonBatch[T]]: ...
+    @overload
+    def iter_json_batches(self, *, schema: Mapping[str, Any]) -> Iterator[JsonBatch[Any]]: ...
+    def iter_json_batches(self, *, schema: object = None) -> Iterator[JsonBatch[Any]]:
         """Its messages as they come together, each batch with the offset after it; an empty one tells of the tail."""
-        return _Blocking(self._core.items(decoding.Batches(), with_data=False))
+        return map(_batch_decoder(schema), _Blocking(self._core.items(decoding.Batches(), with_data=False)))
 
     def iter_chunks(self) -> Iterator[StreamChunk]:
         """The bytes as they come, each chunk with the offset after it; an empty one tells of the tail."""
@@ -298,9 +326,15 @@ class StreamResponse(_Response):
         """`read_bytes` as UTF-8."""
         return run_blocking(self._core.all()).text
 
-    def read_json(self) -> list[Any]:
-        """All messages to the end. Raises: ProtocolError: it is no JSON stream."""
-        return run_blocking(self._core.all()).json()
+    @overload
+    def read_json(self) -> list[Any]: ...
+    @overload
+    def read_json(self, *, schema: type[T]) -> list[T]: ...
+    @overload
+    def read_json(self, *, schema: Mapping[str, Any]) -> list[Any]: ...
+    def read_json(self, *, schema: Any = None) -> list[Any]:
+        """All messages to the end. Raises: ProtocolError, InvalidMessage, as `iter_json`."""
+        return run_blocking(self._core.all()).json(schema=schema)
 
     def close(self) -> None:
         """Stop reading."""
@@ -338,13 +372,25 @@ class AsyncStreamResponse(_Response):
         """`StreamResponse.iter_lines`, awaited."""
         return _Awaited(self._core.items(decoding.Lines()))
 
-    def iter_json(self) -> AsyncIterator[Any]:
+    @overload
+    def iter_json(self) -> AsyncIterator[Any]: ...
+    @overload
+    def iter_json(self, *, schema: type[T]) -> AsyncIterator[T]: ...
+    @overload
+    def iter_json(self, *, schema: Mapping[str, Any]) -> AsyncIterator[Any]: ...
+    def iter_json(self, *, schema: object = None) -> AsyncIterator[Any]:
         """`StreamResponse.iter_json`, awaited."""
-        return _Awaited(self._core.items(decoding.Messages()))
+        return _AwaitedMap(_decoder(schema), self._core.items(decoding.Messages()))
 
-    def iter_json_batches(self) -> AsyncIterator[JsonBatch[Any]]:
+    @overload
+    def iter_json_batches(self) -> AsyncIterator[JsonBatch[Any]]: ...
+    @overload
+    def iter_json_batches(self, *, schema: type[T]) -> AsyncIterator[JsonBatch[T]]: ...
+    @overload
+    def iter_json_batches(self, *, schema: Mapping[str, Any]) -> AsyncIterator[JsonBatch[Any]]: ...
+    def iter_json_batches(self, *, schema: object = None) -> AsyncIterator[JsonBatch[Any]]:
         """`StreamResponse.iter_json_batches`, awaited."""
-        return _Awaited(self._core.items(decoding.Batches(), with_data=False))
+        return _AwaitedMap(_batch_decoder(schema), self._core.items(decoding.Batches(), with_data=False))
 
     def iter_chunks(self) -> AsyncIterator[StreamChunk]:
         """`StreamResponse.iter_chunks`, awaited."""
@@ -362,9 +408,15 @@ class AsyncStreamResponse(_Response):
         """`StreamResponse.read_text`, awaited."""
         return (await self._core.all()).text
 
-    async def read_json(self) -> list[Any]:
+    @overload
+    async def read_json(self) -> list[Any]: ...
+    @overload
+    async def read_json(self, *, schema: type[T]) -> list[T]: ...
+    @overload
+    async def read_json(self, *, schema: Mapping[str, Any]) -> list[Any]: ...
+    async def read_json(self, *, schema: Any = None) -> list[Any]:
         """`StreamResponse.read_json`, awaited."""
-        return (await self._core.all()).json()
+        return (await self._core.all()).json(schema=schema)
 
     async def aclose(self) -> None:
         """Stop reading."""
@@ -394,3 +446,28 @@ class _Awaited(Generic[T]):
 
     async def __anext__(self) -> T:
         return await self._items.next()
+
+
+class _AwaitedMap(Generic[T, D]):
+    def __init__(self, work: Callable[[T], D], items: _Items[T]) -> None:
+        self._work = work
+        self._items = items
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> D:
+        return self._work(await self._items.next())
+
+
+def _decoder(schema: object) -> Callable[[object], Any]:
+    return _as_it_is if schema is None else message_codec(schema).decode
+
+
+def _batch_decoder(schema: object) -> Callable[[JsonBatch[Any]], JsonBatch[Any]]:
+    decode = _decoder(schema)
+    return lambda batch: replace(batch, items=tuple(map(decode, batch.items)))
+
+
+def _as_it_is(value: object) -> object:
+    return value

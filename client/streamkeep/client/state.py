@@ -2,11 +2,11 @@
 
 `Collection` says what the values of a type are, and makes their events. `StreamDB` follows a stream and keeps collections
 up to date, with questions, subscriptions, and changes that show before they are stored. `MaterializedState` is the same
-without types and without I/O. `mirror` keeps an SQLite table equal to a stream.
+without types and without I/O. `mirror` keeps an SQLite table equal to a stream, `amirror` does it for asyncio.
 """
 
 from streamkeep.client._database import AsyncStreamDB, StreamDB
-from streamkeep.client._mirror import mirror
+from streamkeep.client._mirror import amirror, mirror
 from streamkeep.client._rules.collections import Collection, Query, RowChange, Rows
 from streamkeep.client._rules.materialized import MaterializedState
 from streamkeep.sessions.state_events import Change, Control, control, delete, insert, parse_event, update, upsert
@@ -21,6 +21,7 @@ __all__ = [
     "RowChange",
     "Rows",
     "StreamDB",
+    "amirror",
     "control",
     "delete",
     "insert",

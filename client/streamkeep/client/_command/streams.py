@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from itertools import chain
+from typing import Any, BinaryIO
 
 import click
 
@@ -23,6 +24,7 @@ from streamkeep.client._streams import stream
 
 _REGISTRY = "__registry__"
 _MAX_REGISTERED = 100_000
+_MAX_SCHEMA_BYTES = 1024 * 1024
 _WILDCARD = re.compile(r"[*?\[]")
 _PATIENCE = Patience(send_seconds=10.0, silence_seconds=10.0)
 
@@ -30,12 +32,26 @@ _PATIENCE = Patience(send_seconds=10.0, silence_seconds=10.0)
 _ttl = click.option("--ttl", metavar="TIME", callback=seconds, help="Delete it so long after its last use: 3600, 12h.")
 _expires_at = click.option("--expires-at", metavar="INSTANT", help="Delete it then; RFC 3339.")
 
+
+def _json_object(_: click.Context, __: click.Parameter, file: BinaryIO | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read(_MAX_SCHEMA_BYTES))
+    except (ValueError, RecursionError) as exc:
+        raise click.BadParameter(f"{file.name} holds no JSON, or too much of it: {exc}") from exc
+    if not isinstance(found, dict):
+        raise click.BadParameter(f"{file.name} holds no JSON object")
+    return found
+
+
 _CREATE_EPILOG = f"""\
 \b
 Examples:
   streamkeep create hello --content-type text/plain
   streamkeep create events --content-type application/json --ttl 30d
   streamkeep create done --expires-at 2030-01-01T00:00:00Z --closed
+  streamkeep create orders --schema order.schema.json
 
 Creating again what is there already, in the same way, is no error.
 
@@ -48,15 +64,29 @@ Creating again what is there already, in the same way, is no error.
 @_ttl
 @_expires_at
 @click.option("--closed", is_flag=True, help="Nothing shall ever be appended.")
+@click.option(
+    "--schema",
+    metavar="FILE",
+    type=click.File("rb"),
+    callback=_json_object,
+    help="A JSON Schema that every message must satisfy; makes a JSON stream.",
+)
 @server_options
 def create(
-    name: str, content_type: str, ttl: int | None, expires_at: str | None, closed: bool, server: StreamServer
+    name: str,
+    content_type: str,
+    ttl: int | None,
+    expires_at: str | None,
+    closed: bool,
+    schema: dict[str, Any] | None,
+    server: StreamServer,
 ) -> int:
     """Create a stream, and print its URL. STREAM is an id below /v1/stream/, or a whole URL."""
     url = server.stream_url(name)
     DurableStream.create(
         url,
         content_type=content_type,
+        schema=schema,
         ttl_seconds=ttl,
         expires_at=expires_at,
         closed=closed,
@@ -133,6 +163,8 @@ def info(name: str, as_json: bool, server: StreamServer) -> int:
         "expires": found.expires_at
         or ("never" if found.ttl_seconds is None else f"{found.ttl_seconds} s after its last use"),
     }
+    if found.schema_url is not None:
+        rows["schema"] = found.schema_url
     for label, value in rows.items():
         click.echo(f"{click.style(f'{label:<13}', bold=True)} {printable(value)}")
     return 0

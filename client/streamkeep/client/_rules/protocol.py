@@ -12,6 +12,7 @@ from streamkeep.client._errors import (
     InvalidOffset,
     ProducerFenced,
     ProtocolError,
+    SchemaViolation,
     SequenceConflict,
     SequenceGap,
     ServerError,
@@ -20,6 +21,7 @@ from streamkeep.client._errors import (
     StreamGone,
     StreamNotFound,
 )
+from streamkeep.client._rules.schemas import plain
 from streamkeep.client._rules.wire import CLOSED, CURSOR, NEXT_OFFSET, is_media_type
 
 START = "-1"
@@ -30,6 +32,7 @@ SEQUENCE = "Stream-Seq"
 TTL = "Stream-TTL"
 EXPIRES_AT = "Stream-Expires-At"
 FORKED_FROM = "Stream-Forked-From"
+SCHEMA = "Streamkeep-Schema"
 FORK_OFFSET = "Stream-Fork-Offset"
 FORK_SUB_OFFSET = "Stream-Fork-Sub-Offset"
 PRODUCER_ID = "Producer-Id"
@@ -46,6 +49,7 @@ _USUAL_CONTROL = re.compile(
     rb'\{"streamNextOffset":"([0-9A-Za-z_.-]{1,256})","streamCursor":"([0-9A-Za-z_-]{1,64})"(,"upToDate":true)?\}'
 )
 _NUMBER = re.compile(r"[0-9]{1,16}")
+_DESCRIBED_BY = re.compile(r'<([^<>\x00-\x20]{1,4096})>\s*;\s*rel="?describedby"?')
 _MESSAGE_CHARACTERS = 200
 
 
@@ -135,7 +139,8 @@ def messages(data: bytes) -> list[object]:
 
 
 def payload(data: object, content_type: str | None) -> bytes:
-    """One append's data as it is kept: text as UTF-8, bytes as they are, and for a JSON stream any other value as JSON.
+    """One append's data as it is kept: text as UTF-8, bytes as they are, and for a JSON stream any other value as JSON,
+    models and dataclasses in it too.
 
     Texts and bytes for a JSON stream are JSON already.
 
@@ -149,7 +154,18 @@ def payload(data: object, content_type: str | None) -> bytes:
         return bytes(data)
     if not is_json(content_type):
         raise TypeError(f"a stream of type {content_type or 'unknown'} takes bytes or text, not {type(data).__name__}")
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json_text(data)
+
+
+def json_text(value: object) -> bytes:
+    """A value as JSON. Raises: TypeError, ValueError: it is none."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=plain).encode()
+
+
+def schema_url(link: str | None) -> str | None:
+    """Where a stream's schema is read, out of the `Link` of its answers."""
+    found = _DESCRIBED_BY.search(link or "")
+    return None if found is None else found[1]
 
 
 def body_of(payloads: list[bytes], content_type: str | None) -> bytes:
@@ -200,9 +216,19 @@ def refusal(
     epoch = _number(headers.get(PRODUCER_EPOCH))
     if status == 403 and epoch is not None:
         return ProducerFenced(f"a newer producer writes to {path}", code=code or "fenced", current_epoch=epoch)
+    if status == 422 and code == "schema_violation":
+        return _schema_violation(code, f"{message} at {path}", content)
     if status == 400 and method == "GET" and code in (None, "invalid_offset"):
         return made(InvalidOffset, f"{message} at {path}", "invalid_offset")
     return made(ServerError, f"{message} at {path}", "unexpected_answer")
+
+
+def _schema_violation(code: str, message: str, content: bytes) -> ServerError:
+    found = json.loads(content)
+    index, path, reason = found.get("index"), _short(found.get("path")), _short(found.get("reason"))
+    return SchemaViolation(
+        code, message, index=index if isinstance(index, int) else 0, path=path or "$", reason=reason or message
+    )
 
 
 def _reason(content: bytes, content_type: str | None) -> tuple[str | None, str | None]:
