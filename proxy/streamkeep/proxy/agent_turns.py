@@ -125,6 +125,11 @@ class AgentTurn:
         if self._is_pending:
             await self._end(answer, called)
 
+    @property
+    def is_claiming(self) -> bool:
+        """Whether it must not be interrupted now."""
+        return self._parts.generations.is_claiming(self._call)
+
     async def fail(self) -> None:
         """End the answer where it stands, since it cannot be taken further. Raises: StoreError."""
         answer = AgentAnswer()

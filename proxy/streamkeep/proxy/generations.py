@@ -393,6 +393,10 @@ class Generations:
             row = await self.find(key)
         return "cancelling" if row.state.is_live else row.state
 
+    def is_claiming(self, key: GenerationKey) -> bool:
+        """Whether somebody here is about to begin it: whoever is interrupted then leaves a claim that nobody follows up."""
+        return key in self._claiming
+
     async def prevent(self, key: GenerationKey) -> None:
         """Cancel a generation, or see to it that it never begins: then it has ended before upstream was asked.
 

@@ -51,6 +51,8 @@ _POLL_SECONDS = 1.0
 _LINGER_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
 _RELEASE_SECONDS = 2.0
+_CLAIM_LOOK_SECONDS = 0.01
+_CLAIM_LOOKS = 200
 
 
 class SessionRunner:
@@ -152,7 +154,7 @@ class SessionRunner:
         for work in works:
             work.cancel()
         if works:
-            await asyncio.wait([work.task for work in works], timeout=_RELEASE_SECONDS)
+            await asyncio.wait([work.task for work in works], timeout=2 * _RELEASE_SECONDS)
 
 
 class _Work:
@@ -164,7 +166,7 @@ class _Work:
         self._folds = folds
         self._held = held
         self._key = held.session.key
-        self._turns: dict[str, asyncio.Task[None]] = {}
+        self._turns: dict[str, tuple[AgentTurn, asyncio.Task[None]]] = {}
         self._retry_at: dict[str, float] = {}
         self._given_up: set[str] = set()
         self._reader: Reader | None = None
@@ -202,11 +204,19 @@ class _Work:
             logger.exception("session %s: its runner failed", self._key.id)
             await asyncio.sleep(_RETRY_SECONDS)
         finally:
-            tasks = list(self._turns.values())
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._let_go()
             await self._quietly(sessions.release(self.owner, self._held))
+
+    async def _let_go(self) -> None:
+        """Interrupt the turns, but none that is claiming its call."""
+        for _ in range(_CLAIM_LOOKS):
+            if not any(turn.is_claiming for turn, _ in self._turns.values()):
+                break
+            await asyncio.sleep(_CLAIM_LOOK_SECONDS)
+        tasks = [task for _, task in self._turns.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     @staticmethod
     async def _quietly(work: Coroutine[None, None, object]) -> None:
@@ -262,7 +272,7 @@ class _Work:
             if not is_begun and self._retry_at.get(turn.id, 0.0) <= now:
                 self._retry_at.pop(turn.id, None)
                 work = AgentTurn(self._parts, self._key, kept, turn)
-                self._turns[turn.id] = asyncio.create_task(self._take(turn, work), name=f"turn {turn.id}")
+                self._turns[turn.id] = work, asyncio.create_task(self._take(turn, work), name=f"turn {turn.id}")
 
     async def _take(self, turn: Turn, work: AgentTurn) -> None:
         try:
