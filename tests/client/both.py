@@ -9,6 +9,7 @@ from typing import Any, Literal
 import httpx
 
 from streamkeep.client import AsyncFetchClient, FetchClient, GenerationInfo, MemoryStore, Patience
+from streamkeep.client._network import Network
 
 # The pauses of the shipped patience only cost time here.
 QUICK = Patience(pause_seconds=0.01)
@@ -84,7 +85,7 @@ class Client:
         chosen = {"store": MemoryStore(), "patience": QUICK, **options}
         self._client: FetchClient | AsyncFetchClient
         if kind == "sync":
-            self._client = FetchClient(proxy_url, http=httpx.HTTPTransport(verify=CERTIFICATES), **chosen)
+            self._client = FetchClient(proxy_url, http=Network(CERTIFICATES), **chosen)
         else:
             self._client = AsyncFetchClient(proxy_url, http=httpx.AsyncHTTPTransport(verify=CERTIFICATES), **chosen)
 

@@ -19,6 +19,7 @@ from streamkeep.client import (
     astream,
     stream,
 )
+from streamkeep.client._network import Network
 from tests.client.both import CERTIFICATES, Kind
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ HASTY = Patience(send_seconds=2.0, silence_seconds=1.2, stall_seconds=0.3, max_r
 
 
 def transport(kind: Kind) -> Any:
-    return (httpx.HTTPTransport if kind == "sync" else httpx.AsyncHTTPTransport)(verify=CERTIFICATES)
+    return Network(CERTIFICATES) if kind == "sync" else httpx.AsyncHTTPTransport(verify=CERTIFICATES)
 
 
 async def call(method: Callable[..., T | Awaitable[T]], *args: Any, **options: Any) -> T:

@@ -10,7 +10,7 @@ import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from streamkeep.client import AsyncFetchClient, DurableTransport, FetchClient, MemoryStore, stream
+from streamkeep.client._network import Network
 from tests.installed import free_port
 from tests.serving import Proxy
 from tests.upstream import Exchange, Upstream, upstream
@@ -69,9 +70,10 @@ class Front:
     url: str
     trust: ssl.SSLContext
     log: Path
+    version: str = "HTTP/2.0"
 
-    def blocking(self) -> httpx.HTTPTransport:
-        return httpx.HTTPTransport(http2=True, verify=self.trust)
+    def blocking(self) -> httpx.BaseTransport:
+        return httpx.HTTPTransport(http2=True, verify=self.trust) if self.version == "HTTP/2.0" else Network(self.trust)
 
     def awaiting(self) -> httpx.AsyncHTTPTransport:
         return httpx.AsyncHTTPTransport(http2=True, verify=self.trust)
@@ -168,11 +170,15 @@ def streamed(front: Front, url: str, session: str) -> bytes:
 
 
 @pytest.mark.parametrize("read", [fetched, carried, streamed])
-async def test_a_generation_is_read_whole(front: Front, session: str, read: Callable[[Front, str, str], bytes]) -> None:
+@pytest.mark.parametrize("version", ["HTTP/2.0", "HTTP/1.1"])
+async def test_a_generation_is_read_whole(
+    front: Front, session: str, version: str, read: Callable[[Front, str, str], bytes]
+) -> None:
+    front = replace(front, version=version)
     async with vendor() as server:
         assert await asyncio.to_thread(read, front, server.url, session) == BODY
         assert len(server.calls) == 1
-    versions = ["HTTP/2.0" in line for line in front.lines()]
+    versions = [version in line for line in front.lines()]
     assert len(versions) >= 2
     assert all(versions)
 

@@ -27,6 +27,7 @@ from streamkeep.client import (
     RecordState,
     StreamkeepError,
 )
+from streamkeep.client._network import Network
 from streamkeep.storage import Retention
 from streamkeep.storage.postgres import PostgresStore
 from tests.client.both import CERTIFICATES
@@ -92,7 +93,7 @@ async def async_calls(client: httpx.AsyncClient | AsyncFetchClient) -> AsyncIter
 
 
 def calls(name: str, proxy_url: str, store: MemoryStore) -> Any:
-    blocking, awaiting = httpx.HTTPTransport(verify=CERTIFICATES), httpx.AsyncHTTPTransport(verify=CERTIFICATES)
+    blocking, awaiting = Network(CERTIFICATES), httpx.AsyncHTTPTransport(verify=CERTIFICATES)
     transport = DurableTransport(proxy_url, store=store, http=blocking, async_http=awaiting)
     return {
         "FetchClient": lambda: blocking_calls(FetchClient(proxy_url, store=store, http=blocking)),
@@ -268,7 +269,7 @@ async def test_a_blocking_client_closed_by_another_thread_at_random_moments_leav
 
     async with upstream(play) as server:
         for number in range(10):
-            client = FetchClient(proxy.url, store=MemoryStore(), http=httpx.HTTPTransport(verify=CERTIFICATES))
+            client = FetchClient(proxy.url, store=MemoryStore(), http=Network(CERTIFICATES))
             reading = _ThreadedReading(client, server.url, session, str(number))
             thread = threading.Thread(target=reading.run)
             thread.start()

@@ -28,6 +28,8 @@ from typing import Any, Protocol, TypeVar
 
 import httpx
 
+from streamkeep.client._network import Network
+
 T = TypeVar("T")
 
 # So much of a body is taken from its connection before anybody asks for it.
@@ -93,7 +95,7 @@ class BlockingChannel:
         with self._lock:
             # Made when it is needed: it loads the certificates of all authorities, which takes a while.
             if self._http is None:
-                self._http = httpx.HTTPTransport(limits=_LIMITS)
+                self._http = Network()
         reply = _BlockingReply(self, self._http.handle_request(request))
         with self._lock:
             self._replies.add(reply)
