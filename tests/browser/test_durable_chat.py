@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
 from playwright.async_api import Page, expect
 
+from tests.agents import FINISH, SSE, Event, Room, sse, text
 from tests.browser.conftest import OpenProfile
 from tests.browser.pages import Pages
 from tests.browser.test_chat_hooks import bundled, packages
 from tests.serving import Proxy
-from tests.sessions.session_rows import Author, Row, turn
+from tests.upstream import Exchange, upstream
 
 __all__ = ["packages"]
+
+CLOCK = {"type": "tool-input-available", "toolCallId": "c1", "toolName": "clock", "input": {}}
+PAY = {"type": "tool-input-available", "toolCallId": "c2", "toolName": "pay", "input": {}}
+MAY_IT = {"type": "tool-approval-request", "toolCallId": "c2", "approvalId": "ok"}
+
+
+class Agent:
+    """Says a few words and looks at a clock, and asks whether it may pay; each event comes when it may."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Semaphore(0)
+        answers: list[list[Event]] = [[text("It "), text("is "), CLOCK], [PAY, MAY_IT], [text("Paid")]]
+        self._answers = iter(answers)
+
+    async def play(self, exchange: Exchange) -> None:
+        await exchange.head(200, SSE)
+        for event in next(self._answers):
+            await self.turn.acquire()
+            await exchange.chunk(sse(event))
+        await exchange.chunk(sse(FINISH))
+        await exchange.end()
+
+    def go_on(self, events: int) -> None:
+        for _ in range(events):
+            self.turn.release()
 
 
 class Chats:
@@ -28,19 +55,6 @@ class Chats:
         await expect(page.locator("output")).to_have_text("connected")
         return page
 
-    async def write(self, *rows: Row) -> None:
-        """What an agent says."""
-        answered = await self._proxy.client.post("/v1/stream/sessions/trip", json=list(rows))
-        assert answered.status_code == 204
-
-    async def asked(self, page: Page) -> str:
-        """Ask in a page; the id of the question, once it is stored."""
-        await press(page, "Send")
-        await expect(page.locator("p.user")).to_have_text("Hello")
-        answered = await self._proxy.client.get("/v1/sessions/trip/messages")
-        message_id: str = answered.json()["messages"][-1]["id"]
-        return message_id
-
 
 async def press(page: Page, name: str) -> None:
     await page.get_by_role("button", name=name).click()
@@ -54,58 +68,63 @@ async def test_two_people_share_a_chat_through_reloads_tools_and_approvals(
     proxy: Proxy, pages: Pages, open_profile: OpenProfile, packages: Path
 ) -> None:
     chats = Chats(proxy, pages, await bundled(packages, "session_chat.mjs", environment="development"))
-    ann = await chats.open(await (await open_profile()).new_page(), "Ann")
-    bob = await chats.open(await (await open_profile()).new_page(), "Bob")
-    for page in (ann, bob):
-        await expect(page.locator("small")).to_have_text("Ann, Bob")
-    await ann.get_by_label("Message").press_sequentially("H")
-    await expect(bob.locator("small")).to_have_text("Ann types, Bob")
-    cause = await chats.asked(ann)
-    await shows(bob, "Hello")
-    await expect(bob.locator("small")).to_have_text("Ann, Bob")
-
-    answer = Author("a1")
-    await chats.write(turn("t1", "a1", cause_id=cause), answer.row("message-start", turnId="t1"), answer.content("It "))
-    for page in (ann, bob):
-        await shows(page, "Hello", "It ")
-        await expect(page.locator("output")).to_have_text("connected, answering")
-    await ann.reload()
-    await shows(ann, "Hello", "It ")
-    await press(bob, "Line")
-    await expect(bob.locator("output")).to_have_text("disconnected, answering")
-    await chats.write(answer.content("is "), answer.call("c1", "{}", "clock"))
-    await chats.write(answer.row("tool-input-available", toolCallId="c1", toolName="clock", input={}))
-    await chats.write(answer.done("tool_calls"), answer.row("message-end", reason="done"))
-    await press(bob, "Line")
-    for page in (ann, bob):
-        await shows(page, "Hello", "It is [noon]")
-        await expect(page.locator("output")).to_have_text("connected")
-    await expect(ann.locator("i")).to_have_text("a1")
-
-    asking = Author("a2")
-    await chats.write(asking.call("c2", "{}", "pay"), asking.ask("c2", "ok"), asking.done("tool_calls"))
-    await expect(ann.get_by_role("button", name="Approve")).to_be_visible()
-    await press(bob, "Approve")
-    for page in (ann, bob):
-        await expect(page.get_by_role("button", name="Approve")).to_have_count(0)
-    exported = (await proxy.client.get("/v1/sessions/trip/export")).json()
-    assert [(one["status"], one["respondedBy"]) for one in exported["approvals"]] == [("approved", "Bob")]
-    await ann.close()
-    await expect(bob.locator("small")).to_have_text("Bob")
+    agent = Agent()
+    async with upstream(agent.play) as server:
+        await Room(proxy.client, "trip").open({"id": "helper", "endpoint": server.url, "format": "ai-sdk"})
+        ann = await chats.open(await (await open_profile()).new_page(), "Ann")
+        bob = await chats.open(await (await open_profile()).new_page(), "Bob")
+        for page in (ann, bob):
+            await expect(page.locator("small")).to_have_text("Ann, Bob")
+        await ann.get_by_label("Message").press_sequentially("H")
+        await expect(bob.locator("small")).to_have_text("Ann types, Bob")
+        await press(ann, "Send")
+        await shows(bob, "Hello", "")
+        await expect(bob.locator("small")).to_have_text("Ann, Bob")
+        agent.go_on(1)
+        for page in (ann, bob):
+            await shows(page, "Hello", "It ")
+            await expect(page.locator("output")).to_have_text("connected, answering")
+        await ann.reload()
+        await shows(ann, "Hello", "It ")
+        await press(bob, "Line")
+        await expect(bob.locator("output")).to_have_text("disconnected, answering")
+        agent.go_on(2)
+        await shows(ann, "Hello", "It is [noon]", "")
+        await press(bob, "Line")
+        agent.go_on(2)
+        await expect(ann.get_by_role("button", name="Approve")).to_be_visible()
+        await press(bob, "Approve")
+        agent.go_on(1)
+        for page in (ann, bob):
+            await shows(page, "Hello", "It is [noon]", "", "Paid")
+            await expect(page.get_by_role("button", name="Approve")).to_have_count(0)
+            await expect(page.locator("output")).to_have_text("connected")
+        await expect(ann.locator("i")).to_have_text("3 ended")
+        exported = (await proxy.client.get("/v1/sessions/trip/export")).json()
+        assert [(one["status"], one["respondedBy"]) for one in exported["approvals"]] == [("approved", "Bob")]
+        assert len(server.calls) == 3
+        await ann.close()
+        await expect(bob.locator("small")).to_have_text("Bob")
 
 
 async def test_a_chat_that_is_mounted_again_goes_on(proxy: Proxy, pages: Pages, page: Page, packages: Path) -> None:
     chats = Chats(proxy, pages, await bundled(packages, "session_chat.mjs", environment="development"))
-    await chats.open(page, "Ann")
-    answer, cause = Author("a1"), await chats.asked(page)
-    await chats.write(turn("t1", "a1", cause_id=cause), answer.row("message-start", turnId="t1"), answer.content("one"))
-    for _ in range(2):
-        await press(page, "Toggle")
-        await shows(page)
-        await press(page, "Toggle")
-        await shows(page, "Hello", "one")
-    await chats.write(answer.content(" two"), answer.done(), answer.row("message-end", reason="done"))
-    await shows(page, "Hello", "one two")
-    await expect(page.locator("output")).to_have_text("connected")
-    await press(page, "Send")
-    await shows(page, "Hello", "one two", "Hello")
+    agent = Agent()
+    async with upstream(agent.play) as server:
+        await Room(proxy.client, "trip").open({"id": "helper", "endpoint": server.url, "format": "ai-sdk"})
+        await chats.open(page, "Ann")
+        await press(page, "Send")
+        agent.go_on(1)
+        await shows(page, "Hello", "It ")
+        for _ in range(2):
+            await press(page, "Toggle")
+            await shows(page)
+            await press(page, "Toggle")
+            await shows(page, "Hello", "It ")
+        agent.go_on(1)
+        await shows(page, "Hello", "It is ")
+        await press(page, "Stop")
+        async with asyncio.timeout(10):
+            await server.calls[0].is_gone.wait()
+        await expect(page.locator("output")).to_have_text("connected")
+        assert len(server.calls) == 1

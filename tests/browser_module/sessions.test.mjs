@@ -1,7 +1,7 @@
 // The module `streamkeep-sessions.js` against a served proxy: `node --test sessions.test.mjs`, with PROXY_URL, KEYED_URL and PROXY_KEY.
 import assert from "node:assert/strict"
 import { after, test } from "node:test"
-import { PROXY, freshSession, until, vendor, wire } from "./harness.mjs"
+import { PROXY, freshSession, says, turns, until, vendor, wire } from "./harness.mjs"
 import { createDurableChat } from "./modules/streamkeep-sessions.js"
 
 const { KEYED_URL, PROXY_KEY } = process.env
@@ -28,30 +28,19 @@ async function connected(...chats) {
 
 const texts = ({ messages }) => messages.map(({ parts }) => parts.map((part) => (part.type === "text" ? part.content : "")).join(""))
 
-/** Rows of an agent's answer, written to the stream as the server would. */
-function answering(sessionId, messageId, causeId, proxy = PROXY) {
-  let seq = 0
-  const event = (type, key, value) => ({ type, key, value, headers: { operation: "insert" } })
-  const row = (chunk) => {
-    const value = { messageId, actorId: "helper", role: "assistant", chunk: JSON.stringify(chunk), seq, createdAt: new Date().toISOString() }
-    return event("chunk", `${messageId}:${seq++}`, value)
-  }
-  const write = async (...events) => {
-    const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(events) }
-    assert.equal((await fetch(`${proxy}/v1/stream/sessions/${sessionId}`, init)).status, 204)
-  }
-  return {
-    turn: () => write(event("turn", `turn-${messageId}`, { agentId: "helper", messageId, causeId, kind: "message", depth: 1 })),
-    say: (...chunks) => write(...chunks.map(row)),
-  }
+/** An agent that answers each call with the next of these scripts: lists of events of the AI SDK. */
+async function withAgent(one, answers, turn) {
+  const pieces = (events) => events.map((event) => `data: ${JSON.stringify(event)}\n\n`)
+  const { url, calls } = await vendor((exchange) => {
+    return says(pieces(answers[calls.length - 1]), { headers: { "Content-Type": "text/event-stream" }, turn })(exchange)
+  })
+  await one.registerAgents([{ id: "helper", name: "Helper", endpoint: url, format: "ai-sdk" }])
+  return calls
 }
 
-const called = (id, name, input, more) => [
-  { type: "tool_call", toolCall: { id, type: "function", function: { name, arguments: JSON.stringify(input) } } },
-  more ?? { type: "tool-input-available", toolCallId: id, toolName: name, input },
-  { type: "done", finishReason: "tool_calls" },
-  { type: "message-end", reason: "done" },
-]
+const FINISH = { type: "finish" }
+const said = (delta) => ({ type: "text-delta", id: "0", delta })
+const called = (toolCallId, toolName, input) => ({ type: "tool-input-available", toolCallId, toolName, input })
 
 function memory() {
   const kept = new Map()
@@ -98,24 +87,27 @@ test("what is refused is taken back, and told", async () => {
 test("callbacks hear of what comes, and not of what was there", async () => {
   const session = freshSession()
   const [ann] = await connected(chat(session, "ann"))
-  const cause = await ann.sendMessage("Hi")
-  const answer = answering(session, "a", cause)
-  await answer.turn()
+  const { turn, give } = turns()
+  const failure = { type: "error", errorText: "no model" }
+  await withAgent(ann, [[said("Hel"), said("lo"), FINISH], [failure]], turn)
+  await ann.sendMessage("Hi")
   await until(() => ann.isLoading)
-  await answer.say({ type: "message-start" }, { type: "content", delta: "Hel" })
+  give(1)
   await until(() => texts(ann)[1] === "Hel")
-  await answer.say({ type: "content", delta: "lo" }, { type: "done", finishReason: "stop" }, { type: "message-end", reason: "done" })
+  give(3)
   await until(() => !ann.isLoading)
-  assert.deepEqual([texts(ann), ann.heard.finished], [["Hi", "Hello"], ["a"]])
+  assert.deepEqual([texts(ann), ann.heard.finished], [["Hi", "Hello"], [ann.messages[1].id]])
+  await until(() => ann.heard.chunks.length === 5)
   assert.deepEqual(ann.heard.chunks, ["message-start", "content", "content", "done", "message-end"])
   const [late] = await connected(chat(session, "bob"))
   assert.deepEqual([texts(late), late.heard.finished, late.heard.chunks], [["Hi", "Hello"], [], []])
-  await answering(session, "b", cause).say({ type: "error", error: { message: "no model" } }, { type: "message-end", reason: "error" })
+  await late.sendMessage("Again")
+  give(2)
   await until(() => late.heard.errors.length)
-  assert.deepEqual([late.heard.errors[0].message, late.heard.finished], ["no model", ["b"]])
+  assert.deepEqual([late.heard.errors[0].message, late.heard.finished], ["no model", [late.messages[3].id]])
 })
 
-test("a tool runs once, where the question was asked, and all see what it gave", async () => {
+test("a tool runs once, where the question was asked, and its agent goes on", async () => {
   const session = freshSession()
   const runs = []
   const weather = (whose) => (input) => {
@@ -129,25 +121,26 @@ test("a tool runs once, where the question was asked, and all see what it gave",
     chat(session, "ann", { tools: { weather: weather("ann"), map: fails } }),
     chat(session, "bob", { tools: [{ name: "weather", execute: weather("bob") }] }),
   )
-  const cause = await ann.sendMessage("Weather?")
-  await answering(session, "a", cause).turn()
-  await answering(session, "a", cause).say({ type: "message-start" }, ...called("call", "weather", { city: "Łódź" }))
-  const states = ({ collections }) => collections.toolCalls.map(({ state }) => state)
-  await until(() => states(bob)[0] === "complete" && states(ann)[0] === "complete")
-  assert.deepEqual(bob.collections.toolCalls[0].result.output, { city: "Łódź", celsius: 21 })
+  const calls = await withAgent(ann, [
+    [called("one", "weather", { city: "Łódź" }), FINISH],
+    [called("two", "map", {}), FINISH],
+    [said("Lost."), FINISH],
+  ])
+  await ann.sendMessage("Weather?")
+  await until(() => texts(bob).at(-1) === "Lost.")
+  const [first, second] = bob.collections.toolCalls
+  assert.deepEqual([first.state, first.result.output], ["complete", { city: "Łódź", celsius: 21 }])
+  assert.deepEqual([second.state, second.result.error, runs], ["error", "no such place", ["ann"]])
   assert.deepEqual(bob.messages[1].parts.map(({ type }) => type), ["tool-call", "tool-result"])
-  await answering(session, "b", cause).turn()
-  await answering(session, "b", cause).say({ type: "message-start" }, ...called("other", "map", {}))
-  await until(() => states(bob)[1] === "error")
-  assert.deepEqual([bob.collections.toolCalls[1].result.error, runs], ["no such place", ["ann"]])
+  assert.equal(calls.length, 3)
 })
 
 test("an approval is answered once, for all", async () => {
   const session = freshSession()
   const [ann, bob] = await connected(chat(session, "ann"), chat(session, "bob"))
-  const cause = await ann.sendMessage("Pay")
-  const asked = { type: "approval-requested", toolCallId: "call", toolName: "pay", input: {}, approval: { id: "ok?" } }
-  await answering(session, "a", cause).say({ type: "message-start" }, ...called("call", "pay", {}, asked))
+  const asked = { type: "tool-approval-request", toolCallId: "call", approvalId: "ok?" }
+  await withAgent(ann, [[called("call", "pay", {}), asked, FINISH], [said("Paid."), FINISH]])
+  await ann.sendMessage("Pay")
   await until(() => [ann, bob].every((one) => one.collections.approvals[0]?.status === "pending"))
   bob.pause()
   const given = ann.addToolApprovalResponse({ id: "ok?", approved: true })
@@ -157,8 +150,8 @@ test("an approval is answered once, for all", async () => {
   await assert.rejects(bob.addToolApprovalResponse({ id: "ok?", approved: false }), { code: "already_answered" })
   assert.equal(bob.collections.approvals[0].status, "pending")
   bob.resume()
-  await until(() => bob.collections.approvals[0].status === "approved")
-  assert.equal(bob.collections.approvals[0].respondedBy, "ann")
+  await until(() => texts(bob).at(-1) === "Paid.")
+  assert.deepEqual([bob.collections.approvals[0].status, bob.collections.approvals[0].respondedBy], ["approved", "ann"])
 })
 
 test("a client that was disconnected, or paused, goes on", async () => {
@@ -241,6 +234,56 @@ test("others see who is there, who types, and who has left", async () => {
   ann.disconnect()
   await until(() => seen().length === 0)
   assert.deepEqual(bob.collections.participants.map(({ actorId }) => actorId), ["ann"])
+})
+
+test("one of two tabs that leaves does not say goodbye for both", async () => {
+  const session = freshSession()
+  const tab = () => chat(session, "ann", { presence: true })
+  const [one, two, bob] = await connected(tab(), tab(), chat(session, "bob"))
+  await until(() => bob.collections.presence.length === 1)
+  const counts = []
+  bob.subscribe(() => counts.push(bob.collections.presence.length))
+  one.disconnect()
+  await until(() => counts.includes(0) && counts.at(-1) === 1)
+  two.disconnect()
+  await until(() => counts.at(-1) === 0)
+})
+
+test("a callback that throws stops nothing", async () => {
+  const session = freshSession()
+  const thrown = []
+  // As browsers have it.
+  globalThis.reportError = (error) => thrown.push(error.message)
+  const fails = () => {
+    throw new Error("mine")
+  }
+  const [ann] = await connected(chat(session, "ann", { onMessagesChange: fails, onResponse: fails }))
+  ann.subscribe(fails)
+  await ann.sendMessage("one")
+  await until(() => thrown.length)
+  await ann.sendMessage("two")
+  await until(() => texts(ann).length === 2 && !ann.messages[1].isPending)
+  assert.deepEqual([ann.connectionStatus, ann.heard.errors, new Set(thrown)], ["connected", [], new Set(["mine"])])
+})
+
+test("connecting, leaving and connecting again at once reads all once", async () => {
+  const session = freshSession()
+  const cache = memory()
+  const [ann] = await connected(chat(session, "ann", { cache }))
+  await ann.sendMessage("one")
+  await until(() => ann.collections.statistics.messageCount)
+  ann.disconnect()
+  await until(() => cache.kept.size)
+  const again = chat(session, "ann", { cache: { ...cache, load: (key) => new Promise((resolve) => setTimeout(() => resolve(cache.load(key)), 50)) } })
+  again.connect().catch(() => {})
+  again.disconnect()
+  await again.connect()
+  again.pause()
+  again.resume()
+  await ann.connect()
+  await ann.sendMessage("two")
+  await until(() => texts(again).length === 2)
+  assert.deepEqual([texts(again), again.collections.statistics.messageCount], [["one", "two"], 2])
 })
 
 test("agents come and go, answers are asked for again and stopped, and forks share what was said", async () => {

@@ -21,7 +21,7 @@ function Chat() {
     messages.map((message) => h("p", { key: message.id, className: message.isPending ? "pending" : message.role }, said(message))),
     h("output", null, error ? String(error) : `${connectionStatus}${isLoading ? ", answering" : ""}`),
     h("small", null, presence.map(({ name, typing }) => `${name}${typing ? " types" : ""}`).sort().join(", ")),
-    h("i", null, finished.join(", ")),
+    h("i", null, `${finished.length} ended`),
     h("input", { "aria-label": "Message", onInput: () => chat.typing() }),
     h("button", { onClick: () => chat.sendMessage("Hello") }, "Send"),
     h("button", { onClick: chat.stop }, "Stop"),

@@ -4,7 +4,6 @@ import type { ChatSnapshot, DurableChat, DurableChatOptions } from "./streamkeep
 export interface ReactHooks {
   useEffect: any
   useMemo: any
-  useRef: any
   useSyncExternalStore: any
 }
 

@@ -1,21 +1,21 @@
 // A durable chat as a hook. React is the caller's own: `const useDurableChat = createUseDurableChat(React)`.
 import { createDurableChat } from "./streamkeep-sessions.js"
 
-const CALLBACKS = ["onResponse", "onChunk", "onFinish", "onError", "onMessagesChange"]
 const MEMBERS = [
   ...["sendMessage", "append", "reload", "stop", "clear", "addToolResult", "addToolApprovalResponse", "fork", "typing"],
   ...["registerAgents", "unregisterAgent", "connect", "disconnect", "pause", "resume"],
 ]
 
-export function createUseDurableChat({ useEffect, useMemo, useRef, useSyncExternalStore }) {
+export function createUseDurableChat({ useEffect, useMemo, useSyncExternalStore }) {
   return function useDurableChat({ autoConnect = true, client: given, ...options }) {
-    const newest = useRef(options)
-    const client = useMemo(
-      () => given ?? createDurableChat({ ...options, ...callbacksOf(newest) }),
-      [given, options.sessionId, options.proxyUrl, options.actorId],
-    )
+    const { client, live } = useMemo(() => {
+      const live = { ...options }
+      return { client: given ?? createDurableChat(live), live }
+    }, [given, options.sessionId, options.proxyUrl, options.actorId])
+    // Callbacks and tools of the last render are called, whichever made the client.
     useEffect(() => {
-      newest.current = options
+      for (const name of Object.keys(live)) delete live[name]
+      Object.assign(live, options)
     })
     useEffect(() => {
       if (!autoConnect) return
@@ -28,9 +28,4 @@ export function createUseDurableChat({ useEffect, useMemo, useRef, useSyncExtern
     const members = useMemo(() => Object.fromEntries(MEMBERS.map((name) => [name, client[name]])), [client])
     return { ...snapshot, ...members, client, collections: snapshot }
   }
-}
-
-// Those of the last render are called, whichever made the client.
-function callbacksOf(newest) {
-  return Object.fromEntries(CALLBACKS.map((name) => [name, (...told) => newest.current[name]?.(...told)]))
 }

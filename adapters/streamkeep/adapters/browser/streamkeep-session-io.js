@@ -122,25 +122,43 @@ function settled(request) {
 }
 
 /**
- * Says that somebody is there, every 50 s, until it is stopped. `tell(presence)` and `leave()` write; what they cannot write is
- * said by the next beat.
+ * Says that somebody is there, every 50 s and when asked to, until it is stopped. `tell(presence)` and `leave()` write; what they
+ * cannot write is said by the next beat.
  */
 export function beating({ tell, leave }) {
   const page = globalThis.document
   const stopped = new AbortController()
   const status = () => (page?.visibilityState === "hidden" ? "away" : "online")
-  const say = () => Promise.resolve(tell({ status: status() })).catch(() => {})
-  const goodbye = () => Promise.resolve(leave()).catch(() => {})
+  let said = Promise.resolve()
+  let isLeft = false
+  const say = () => {
+    if (!isLeft) said = said.then(() => tell({ status: status() })).catch(() => {})
+  }
+  const goodbye = () => {
+    isLeft = true
+    return leave().catch(() => {})
+  }
+  // A page may come back as it was.
+  const back = ({ persisted }) => {
+    if (!persisted) return
+    isLeft = false
+    say()
+  }
   const clock = setInterval(say, HEARTBEAT_MS)
   clock.unref?.()
   page?.addEventListener("visibilitychange", say, stopped)
   globalThis.addEventListener?.("pagehide", goodbye, stopped)
-  globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && say(), stopped)
+  globalThis.addEventListener?.("pageshow", back, stopped)
   say()
-  return () => {
-    clearInterval(clock)
-    stopped.abort()
-    return goodbye()
+  return {
+    say,
+    stop() {
+      clearInterval(clock)
+      stopped.abort()
+      isLeft = true
+      // Behind what is being said, which else would say the last word.
+      said.then(goodbye)
+    },
   }
 }
 

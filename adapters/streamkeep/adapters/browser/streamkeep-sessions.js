@@ -8,17 +8,17 @@ export { SessionFold, isStale, textOf }
 const ACTOR_KEY = "streamkeep/actor"
 const SAVE_MS = 1000
 const LOOK_MS = 5000
+const ARRIVAL_MS = 1000
 const MAX_STEPS = 1000
 
 export function createDurableChat(options) {
-  const { sessionId, proxyUrl, actorId = ownActorId(), actorType = "user", name, tools, initialMessages = [] } = options
+  const { sessionId, proxyUrl, actorId = ownActorId(), actorType = "user", name, initialMessages = [] } = options
   const { sendSeconds = 30, silenceSeconds = Infinity, stallSeconds = 45 } = options.patience ?? {}
   const { origin, pathname } = new URL(proxyUrl, globalThis.location)
   const base = origin + pathname.replace(/\/+$/, "")
   const id = encodeURIComponent(sessionId)
   const cache = options.cache === undefined ? foldsInDatabase() : options.cache
   const cacheKey = JSON.stringify([base, sessionId, actorId])
-  const toolNamed = toolsByName(tools)
   const named = name ? { actorName: name } : {}
   const listeners = new Set()
   const started = new Set()
@@ -30,11 +30,13 @@ export function createDurableChat(options) {
   let status = "disconnected"
   let error = null
   let isPaused = false
-  let isRestored = false
+  let restored
   let createdAt
   let clearedAt = 0
   let snapshot = null
   let saving
+
+  const call = (name, told) => safely(() => options[name]?.(told))
 
   // Requests
 
@@ -55,7 +57,7 @@ export function createDurableChat(options) {
       const response = await ask(`v1/sessions/${id}${path}`, sent)
       return [response, response.status === 204 ? null : await response.clone().json()]
     })
-    options.onResponse?.(response)
+    call("onResponse", response)
     return answer
   }
 
@@ -80,7 +82,9 @@ export function createDurableChat(options) {
     try {
       await Promise.race([send(one.txid), seen])
       one.isStored = true
-      if (confirm([])) changed(true)
+      if (value.isPending) one.value = { ...value, isPending: undefined }
+      confirm([])
+      changed(true)
     } catch (refused) {
       if (kept.get(key) !== one) return
       kept.delete(key)
@@ -90,22 +94,19 @@ export function createDurableChat(options) {
 
   // What has come by the stream need not be shown apart from it.
   function confirm(txids) {
-    let isAny = false
     for (const kept of Object.values(sending)) {
       for (const [key, { txid, isStored, isThere, seen }] of kept) {
         if (!(txids.includes(txid) || (isStored && isThere()))) continue
         kept.delete(key)
         seen()
-        isAny = true
       }
     }
-    return isAny
   }
 
   function failed(reason) {
     error = reason
     changed(false)
-    options.onError?.(reason)
+    call("onError", reason)
     return reason
   }
 
@@ -124,7 +125,7 @@ export function createDurableChat(options) {
     const { signal } = one.over
     setStatus("connecting")
     try {
-      await restore()
+      await (restored ??= restore())
       const info = await created()
       signal.throwIfAborted()
       // Of a session that was deleted, and made anew, nothing is to be kept.
@@ -138,13 +139,13 @@ export function createDurableChat(options) {
     if (!isPaused) read(one)
     const clock = setInterval(look, LOOK_MS)
     clock.unref?.()
-    const isBeating = options.presence ? beating({ tell: tellPresence, leave }) : null
+    if (options.presence) one.beat = beating({ tell: tellPresence, leave })
     const onHide = () => save()
     globalThis.addEventListener?.("pagehide", onHide)
     one.stop = () => {
       clearInterval(clock)
       globalThis.removeEventListener?.("pagehide", onHide)
-      isBeating?.()
+      one.beat?.stop()
       save()
     }
     return isUpToDate
@@ -162,11 +163,9 @@ export function createDurableChat(options) {
 
   // What was kept is shown first.
   async function restore() {
-    if (isRestored) return
-    isRestored = true
     const kept = await Promise.resolve(cache?.load(cacheKey)).catch(() => null)
     const found = kept && quietly(() => SessionFold.from(kept.fold))
-    if (!found || fold.position) return
+    if (!found) return
     fold = found
     createdAt = kept.createdAt
     finish(fold.messages.map((message) => message.id), false)
@@ -183,7 +182,10 @@ export function createDurableChat(options) {
       else if (reason.status) error = reason
     }
     try {
-      for await (const batch of batchesOf({ ...more, get, offset: fold.offset, onAway })) take(one, batch)
+      for await (const batch of batchesOf({ ...more, get, offset: fold.offset, onAway })) {
+        if (signal.aborted) return
+        take(one, batch)
+      }
     } catch (reason) {
       if (signal.aborted || run !== one) return
       // An offset that the stream does not have is of another one.
@@ -196,7 +198,6 @@ export function createDurableChat(options) {
 
   function forgetAll() {
     fold = new SessionFold()
-    createdAt = undefined
     finished.clear()
     forget().catch(() => {})
     changed(true)
@@ -207,10 +208,11 @@ export function createDurableChat(options) {
     confirm(changes.txids)
     if (isUpToDate && status !== "connected") setStatus("connected")
     if (events.length) changed(changes.messageIds.length > 0 || changes.wasReset)
-    if (one.isLive && options.onChunk) for (const chunk of events.flatMap(answerChunk)) options.onChunk(chunk)
+    if (one.isLive && options.onChunk) for (const chunk of events.flatMap(answerChunk)) call("onChunk", chunk)
     finish(changes.messageIds, one.isLive)
     if (!isUpToDate) return
     runTools(one.isLive ? changes.messageIds : undefined)
+    if (one.isLive && changes.actorIds.includes(actorId)) stayPresent(one)
     one.isLive = true
     one.resolve()
     if (events.length && cache) saving ??= setTimeout(save, SAVE_MS)
@@ -223,7 +225,7 @@ export function createDurableChat(options) {
       finished.add(message.id)
       if (!isLive) continue
       if (message.endedBy === "error") failed(new Error(message.error))
-      options.onFinish?.(shown(message))
+      call("onFinish", shown(message))
     }
   }
 
@@ -273,6 +275,7 @@ export function createDurableChat(options) {
 
   // Its actor's page runs what was called in answer to one of its own messages, once.
   function runTools(messageIds) {
+    const toolNamed = toolsByName(options.tools)
     if (!toolNamed.size) return
     for (const call of fold.callsToRun(messageIds)) {
       const execute = toolNamed.get(call.name)
@@ -359,6 +362,11 @@ export function createDurableChat(options) {
 
   const present = () => fold.presence.filter((one) => one.status !== "offline" && !isStale(one))
 
+  // Another tab of the same actor has said goodbye for both.
+  function stayPresent({ beat }) {
+    if (beat && !fold.presence.some((one) => one.actorId === actorId)) beat.say()
+  }
+
   // Nobody says that he is gone for good.
   function look() {
     if (snapshot && snapshot.presence.length !== present().length) changed(false)
@@ -391,17 +399,18 @@ export function createDurableChat(options) {
   }
 
   function getSnapshot() {
+    if (snapshot) return snapshot
     const { activeGenerations, toolCalls, approvals, agents, participants, turns, session, statistics } = fold
     const taken = { activeGenerations, toolCalls, agents, participants, turns, session, statistics }
     const own = { connectionStatus: status, error, isPaused, isLoading: activeGenerations.length > 0 }
-    snapshot ??= Object.freeze({ messages: messagesShown(), ...own, ...taken, approvals: approvals.map(approvalShown), presence: present() })
-    return snapshot
+    const patched = { messages: messagesShown(), approvals: approvals.map(approvalShown), presence: present() }
+    return (snapshot = Object.freeze({ ...patched, ...own, ...taken }))
   }
 
   function changed(areMessages) {
     snapshot = null
-    if (areMessages) options.onMessagesChange?.(getSnapshot().messages)
-    for (const tell of [...listeners]) tell()
+    if (areMessages && options.onMessagesChange) call("onMessagesChange", getSnapshot().messages)
+    for (const listener of [...listeners]) safely(listener)
   }
 
   function subscribe(listener) {
@@ -453,10 +462,27 @@ async function outcomeOf(execute) {
   }
 }
 
-// Tabs of one browser have one actor: a tool runs in one of them.
+// Tabs of one browser have one actor: a tool runs in one of them, and in another only when that one went away before.
 async function unlessElsewhere(key, act) {
   const locks = globalThis.navigator?.locks
-  return locks ? locks.request(`streamkeep/tool/${key}`, act) : act()
+  if (!locks) return act()
+  const name = `streamkeep/tool/${key}`
+  const isFirst = await locks.request(name, { ifAvailable: true }, async (lock) => lock && (await act(), true))
+  if (isFirst) return
+  await locks.request(name, async () => {
+    await new Promise((resolve) => setTimeout(resolve, ARRIVAL_MS))
+    await act()
+  })
+}
+
+// What somebody's function throws is told where such things are told, and stops nothing here.
+function safely(act) {
+  try {
+    act()
+  } catch (error) {
+    if (globalThis.reportError) reportError(error)
+    else queueMicrotask(() => Promise.reject(error))
+  }
 }
 
 function answerChunk(event) {
