@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from streamkeep.client import (
+    DeliveryFailed,
     DurableStream,
     IdempotentProducer,
     InvalidMessage,
@@ -146,7 +147,15 @@ async def test_a_producer_takes_models_and_stops_at_what_the_schema_refuses(url:
                 producer.append(Step(number=number))
             producer.flush()
 
+    def produce_a_bad_one() -> None:
+        with IdempotentProducer(handle, "q") as producer:
+            producer.append({"number": "x"})
+            producer.flush()
+
     await call(produce)
+    with pytest.raises(DeliveryFailed) as failed:
+        await call(produce_a_bad_one)
+    assert isinstance(failed.value.__cause__, SchemaViolation)
     assert [step.number for step in (await call(handle.read)).json(schema=Step)] == list(range(100))
     handle.disconnect()
 

@@ -81,6 +81,12 @@ async def test_a_bad_append_is_refused_whole_with_path_and_reason(proxy: Proxy) 
     assert await content(proxy) == [{"count": 1, "sku": "ab-1"}, {"count": 2}, {"count": 3}]
 
 
+async def test_a_pattern_is_told_as_it_stands_in_the_schema(proxy: Proxy) -> None:
+    await create(proxy)
+    refused = await append(proxy, {"count": 1, "sku": "x"})
+    assert refused.json()["reason"] == r"'x' does not match ^\w{2,8}-\d+$"
+
+
 async def test_a_creations_own_body_is_checked_and_nothing_is_made_of_a_bad_one(proxy: Proxy) -> None:
     assert (await create(proxy, content=b'[{"count": 1}, {}]')).status_code == 422
     assert (await proxy.client.head(STREAM)).status_code == 404

@@ -323,7 +323,7 @@ def _check_pattern(
     patterns: dict[str, SchemaValidator], _: object, pattern: str, instance: object, __: object
 ) -> Iterator[ValidationError]:
     if isinstance(instance, str) and not patterns[pattern].isinstance_python(instance):
-        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+        yield ValidationError(f"{instance!r} does not match {pattern}")
 
 
 def _check_unique(_: object, is_unique: bool, instance: object, __: object) -> Iterator[ValidationError]:
