@@ -173,6 +173,14 @@ async def test_a_deleted_session_is_gone_with_its_stream(proxy: Proxy) -> None:
     assert (await chat.call("GET", "/messages")).json()["messages"] == []
 
 
+async def test_what_was_said_goes_with_all_else_of_a_chat(proxy: Proxy) -> None:
+    chat = await Chat(proxy.client).put()
+    await chat.say()
+    assert (await proxy.client.delete("/api/chat")).status_code == 200
+    assert code(await chat.call("GET")) == (404, "not_found")
+    assert (await proxy.client.get("/v1/stream/sessions/chat", params={"offset": "-1"})).status_code == 404
+
+
 # Messages
 
 
@@ -404,6 +412,22 @@ async def test_regenerate_takes_the_answer_away_and_calls_the_agent_again(proxy:
     assert book.find("helper", fold.turns[0].spec_id) is not None
 
 
+async def test_of_two_regenerations_at_once_one_is_left() -> None:
+    store = MemoryStore()
+    async with serving(store) as one, serving(store) as two:
+        chats = [Chat(one.client), Chat(two.client)]
+        await chats[0].put()
+        await chats[0].call("POST", "/agents", json={"agents": [AGENT]}, status=200)
+        await chats[0].say("Hi", messageId="m1")
+        for number in range(3):
+            wanted = [{"fromMessageId": "m1", "txid": f"{number}-{each}"} for each in range(2)]
+            pairs = zip(chats, wanted, strict=True)
+            await asyncio.gather(*(chat.call("POST", "/regenerate", json=body, status=200) for chat, body in pairs))
+            fold = await chats[0].fold()
+            assert [(turn.cause_id, turn.kind, turn.is_pending) for turn in fold.turns] == [("m1", "regenerate", True)]
+            assert [message.id for message in said(fold)] == ["m1"]
+
+
 async def test_regenerate_from_an_answer_keeps_what_it_answers(proxy: Proxy) -> None:
     chat = await Chat(proxy.client).put()
     answer_id = await asked(chat)
@@ -430,8 +454,11 @@ async def test_a_message_is_rewritten_and_goes_on_from_there(proxy: Proxy) -> No
     fold = await chat.fold()
     assert (said(fold)[-1].id, said(fold)[-1].text) == ("m3", "Hey")
     assert fold.is_gone("m2")
-    for taken in ("m1", "m2", "m3"):
-        again = {"fromMessageId": "m3", "content": "Hello", "messageId": taken}
+    late = {"fromMessageId": "m3", "content": "Hey!", "messageId": "m4"}
+    answers = await asyncio.gather(*(chat.call("POST", "/regenerate", json=late | {"txid": txid}) for txid in "ab"))
+    assert sorted(answer.status_code for answer in answers) in ([200, 404], [200, 409])
+    for taken in ("m1", "m2", "m4"):
+        again = {"fromMessageId": "m4", "content": "Hello", "messageId": taken}
         assert code(await chat.call("POST", "/regenerate", json=again)) == (409, "message_exists")
     assert code(await chat.call("POST", "/regenerate", json={"fromMessageId": "m2"})) == (404, "message_not_found")
 

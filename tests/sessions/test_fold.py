@@ -294,6 +294,8 @@ def test_a_turn_counts_once_and_can_be_taken_back() -> None:
     assert [(one.id, one.message_id, one.is_pending) for one in fold.turns] == [("t", "a", True), ("late", "b", False)]
     changes = fold.apply([removed("turn", "t"), removed("turn", "t")], "9")
     assert (changes.turn_ids, fold.active_generations, [one.id for one in fold.turns]) == (("t",), (), ["late"])
+    fold.apply([Author("a").row("message-start", turnId="t")], "10")
+    assert (fold.message("a"), fold.is_gone("a")) == (None, True), "nobody waits for its answer any more"
 
 
 def test_a_message_is_gone_when_all_its_rows_are_deleted_and_does_not_come_back() -> None:

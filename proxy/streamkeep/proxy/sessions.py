@@ -173,16 +173,20 @@ class Sessions:
 
         The record goes last, with the generations, so that whoever is interrupted can do it again. Raises: SessionNotFound.
         """
-        await self._store.sessions.session(key)
-        with suppress(StreamNotFound, StreamGone):
-            stream = await self._store.stream(stream_of(key), is_touched=False)
-            await self._store.delete_stream(stream_of(key))
-            self._readers.drop([stream.id])
+        await self.delete_stream(key)
         erased = await deletion.delete(self._store, Erasure(key.tenant, key.id), within_seconds=_DELETE_SECONDS)
         self._registry.streams_changed()
         with suppress(SessionNotFound):
             await self._store.sessions.delete(key)
         return erased.rows_remaining
+
+    async def delete_stream(self, key: SessionKey) -> None:
+        """Delete what was said in a session. Raises: SessionNotFound: there is none."""
+        await self._store.sessions.session(key)
+        with suppress(StreamNotFound, StreamGone):
+            stream = await self._store.stream(stream_of(key), is_touched=False)
+            await self._store.delete_stream(stream_of(key))
+            self._readers.drop([stream.id])
 
     async def fork(self, key: SessionKey, wanted: NewFork) -> tuple[SessionRecord, str]:
         """A new session that shares this one's history up to the end of a message; its record, and its stream's tail.
@@ -301,7 +305,10 @@ class Sessions:
         added = [*([] if message is None else [message]), *decided.events(agents)]
         writer = writer_id("turn", decided.turns[0].id) if message is None else writer_id("message", message_id)
         appended = await self._write(key, with_txid([*gone, *added], wanted.txid), decided, Producer(writer, 0, 0))
+        if appended.is_duplicate and (await self.folds.current(key)).turn(decided.turns[0].id) is None:
+            raise _message_exists()
         await self._remove_the_rest(key, cut.message_ids)
+        await self._supersede(key, decided.turns)
         return Written(message_id, decided.turns, format_offset(appended.tail.position))
 
     async def answer_tool_call(self, key: SessionKey, wanted: NewToolResult, actor: Actor) -> str:
@@ -496,6 +503,22 @@ class Sessions:
             if not left:
                 return
             await self._append(key, removals(fold, left, ()))
+
+    async def _supersede(self, key: SessionKey, turns: Sequence[Turn]) -> None:
+        """Of answers that were wanted anew at once, those that were wanted first go: each of two may have missed the other."""
+        fold = await self.folds.current(key)
+        written = [turn for turn in fold.turns if turn.id in {one.id for one in turns}]
+        mine = {(turn.cause_id, turn.agent_id): turn.start.position for turn in written}
+        others = [
+            turn
+            for turn in fold.turns
+            if turn.kind == "regenerate" and turn.start.position < mine.get((turn.cause_id, turn.agent_id), 0)
+        ]
+        if others:
+            await self._stop(key, [turn for turn in others if turn.is_pending])
+            going = [turn.message_id for turn in others]
+            await self._append(key, removals(await self.folds.current(key), going, others))
+            await self._remove_the_rest(key, going)
 
     async def _answer(
         self,

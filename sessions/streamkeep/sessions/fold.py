@@ -16,6 +16,7 @@ Where the wire's own habits contradict each other, these rules hold:
 - A turn is pending until its answer has ended, and counts as an active generation before that answer has begun.
 - A whole message keeps the role that it was written with.
 - A message is gone when all its rows were deleted; deleting some of them changes nothing. What is gone does not come back.
+  So is the answer of a turn that was deleted before it began.
 - Messages stand in the order of their first events.
 """
 
@@ -358,6 +359,8 @@ class SessionFold:
             if turn is not None:
                 self._state.pending.pop(turn.message_id, None)
                 self._touched.turns[turn.id] = None
+                if turn.message_id not in self._state.messages:
+                    self._state.gone[turn.message_id] = None
             return
         found = parse_turn(change, self._before)
         if found is None or found.id in self._state.turns or found.message_id in self._state.answers:

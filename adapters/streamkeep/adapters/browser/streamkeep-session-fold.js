@@ -199,6 +199,7 @@ export class SessionFold {
       if (!turn) return
       pending.delete(turn.messageId)
       this.#touched.turnIds.add(key)
+      if (!messages.has(turn.messageId)) gone.add(turn.messageId)
       return
     }
     const said = parseTurn(key, value, this.#before)

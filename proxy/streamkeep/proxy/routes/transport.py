@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Credentials, Principal, Right
 from streamkeep.proxy.rules.signing import is_signed
 from streamkeep.proxy.service import Service
-from streamkeep.storage import Code, Erasure, Generation, GenerationKey, Refusal, State
+from streamkeep.storage import Code, Erasure, Generation, GenerationKey, Refusal, SessionKey, SessionNotFound, State
 
 # Longer than an owner takes to stop, anywhere.
 _DELETE_SECONDS = 5.0
@@ -192,7 +193,10 @@ def router(service: Service) -> APIRouter:
     @routes.delete("/{session_id}", summary="Delete the data of all of a session's generations, now and for good")
     async def delete_session(session_id: SessionId, request: Request) -> JSONResponse:
         principal = await service.access.principal(request.scope)
-        return await _delete(service, Erasure(principal.tenant, wire.check_session_id(session_id)))
+        key = SessionKey(principal.tenant, wire.check_session_id(session_id))
+        with suppress(SessionNotFound):
+            await service.sessions.delete_stream(key)
+        return await _delete(service, Erasure(key.tenant, key.id))
 
     return routes
 
