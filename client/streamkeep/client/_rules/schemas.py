@@ -69,7 +69,7 @@ def _of_message(work: Callable[[Any], T]) -> Callable[[object], T]:
     return worked
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> object:
     """What JSON can be made of, out of a Pydantic model or a dataclass. Raises: TypeError."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in fields(value)}
@@ -200,7 +200,7 @@ def _checker(text: str) -> Callable[[object], Any]:
     # An empty registry fetches nothing that a schema refers to.
     validator = validator_class(schema, registry=Registry())
 
-    def check(value: object) -> object:
+    def check(value: Any) -> object:
         error = next(iter(validator.iter_errors(value)), None)
         if error is not None:
             raise InvalidEvent(f"{error.json_path}: {error.message}"[:_MAX_REASON_CHARACTERS])
