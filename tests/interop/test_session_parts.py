@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from streamkeep.client.sessions import SessionFold, as_json
+from streamkeep.sessions.agents import AgentAnswer, AnswerEnd
 from tests import node
+from tests.replay import Trace
 from tests.sessions.session_rows import recorded_session, row
 
 Chunk = dict[str, Any]
@@ -68,6 +70,24 @@ def tool_call(dice: random.Random, call_id: str) -> list[Chunk]:
     return steps
 
 
+def written_by_agents() -> list[list[Chunk]]:
+    """Answers as a session's rows tell them: recorded ones, and one whose text begins anew with the same words."""
+    ui = [
+        {"type": "text-delta", "delta": "I"},
+        {"type": "tool-input-available", "toolCallId": "c", "toolName": "f", "input": {"a": 1}},
+        {"type": "tool-output-available", "toolCallId": "c", "output": 21},
+        {"type": "text-delta", "delta": "I think"},
+        {"type": "finish"},
+    ]
+    bodies = [Trace.load(name).body for name in ("chat-short", "anthropic-messages", "openai-responses")]
+    bodies.append("".join(f"data: {json.dumps(event)}\n\n" for event in ui).encode())
+    answers = []
+    for body in bodies:
+        answer = AgentAnswer()
+        answers.append([json.loads(text) for text in (*answer.feed(body), *answer.end(AnswerEnd("done")))])
+    return answers
+
+
 def parts(steps: list[Chunk]) -> Any:
     fold = SessionFold()
     fold.apply([row("a", step, role="assistant", seq=seq) for seq, step in enumerate(steps)], "1")
@@ -76,7 +96,7 @@ def parts(steps: list[Chunk]) -> Any:
 
 async def test_the_parts_are_those_of_the_published_package(scripts: Path, tmp_path: Path) -> None:
     recorded = [json.loads(one["value"]["chunk"]) for one in recorded_session()[14:]]
-    answers = [recorded, *map(play, range(400))]
+    answers = [recorded, *map(play, range(400)), *written_by_agents()]
     path = tmp_path / "answers.json"
     path.write_text(json.dumps(answers))
     status, output = await node.run(scripts, "session_parts.mjs", str(path), timeout_seconds=60)

@@ -12,7 +12,7 @@ import pytest
 from streamkeep.sessions import SessionFold
 from streamkeep.sessions.agents.chunks import MAX_ANSWER_CHARACTERS
 from streamkeep.storage import MemoryStore
-from tests.agents import FINISH, SSE, Room, answer, body, saying, sse, text
+from tests.agents import FINISH, SSE, Room, answer, body, saying, sse, text, until
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, Script, upstream
 
@@ -188,6 +188,30 @@ async def test_a_turn_can_be_stopped_before_its_agent_has_answered(proxy: Proxy)
         await room.post("stop")
         fold = await room.settled()
     assert fold.messages[1].ended_by == "stop"
+
+
+async def test_a_turn_that_is_stopped_before_its_call_never_calls() -> None:
+    """This process has no room for calls, so the turn waits."""
+    async with upstream(saying("no")) as agent, serving(MemoryStore(), max_generations=0) as proxy:
+        room = await Room(proxy.client).open({"id": "a", "endpoint": agent.url})
+        sent = await room.say("Hi")
+        await room.post("stop", messageId=sent["turns"][0]["messageId"])
+        fold = await room.settled()
+        assert (fold.messages[1].ended_by, agent.calls) == ("stop", [])
+
+
+async def test_a_session_with_nothing_to_do_is_let_go_and_found_again(proxy: Proxy) -> None:
+    async def is_idle() -> bool:
+        return proxy.service.session_runner.running == 0
+
+    async with upstream(saying("Hello")) as agent:
+        room = await Room(proxy.client).open({"id": "a", "endpoint": agent.url})
+        await room.say("Hi")
+        await room.settled()
+        await until(is_idle)
+        await room.say("Again", "m2")
+        fold = await room.settled(2)
+    assert [message.text for message in fold.messages] == ["Hi", "Hello", "Again", "Hello"]
 
 
 async def test_an_answer_is_written_anew_in_the_place_of_another(proxy: Proxy) -> None:

@@ -195,6 +195,13 @@ def test_a_result_that_is_an_error() -> None:
     )
 
 
+def test_a_tool_that_failed_where_its_agent_ran_it_has_failed() -> None:
+    author = Author("a")
+    failed = author.row("tool_result", toolCallId="call", content='{"error":"no such city"}', error="no such city")
+    fold = folded([author.call("call", "{}"), failed])
+    assert (fold.tool_calls[0].state, fold.tool_results[0].error) == ("error", "no such city")
+
+
 def test_an_agent_goes_on_in_another_message_with_the_result_of_a_call() -> None:
     first, second = Author("a"), Author("b")
     rows = [first.call("call", "{}"), first.done("tool_calls")]
@@ -426,7 +433,12 @@ CHUNKS = st.one_of(
         CALLS,
         TEXTS,
     ),
-    st.builds(lambda call_id, text: {"type": "tool_result", "toolCallId": call_id, "content": text}, CALLS, TEXTS),
+    st.builds(
+        lambda call_id, text, error: {"type": "tool_result", "toolCallId": call_id, "content": text, "error": error},
+        CALLS,
+        TEXTS,
+        st.sampled_from([None, "", "broken"]),
+    ),
     st.builds(lambda call_id: {"type": "tool-input-available", "toolCallId": call_id, "input": {}}, CALLS),
     st.builds(
         lambda call_id, ok: {"type": "approval-requested", "toolCallId": call_id, "approval": {"id": ok}},

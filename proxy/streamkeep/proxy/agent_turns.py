@@ -238,7 +238,8 @@ class AgentTurn:
         await self._write([last], further)
         ended_by = answer.ended_by or end.reason
         self._parts.tally.turns[ended_by] += 1
-        logger.info("session %s: agent %s: %s %s", self._session.id, self._turn.agent_id, ended_by, end.code)
+        why = f" ({end.code})" if end.code else ""
+        logger.info("session %s: agent %s: %s%s", self._session.id, self._turn.agent_id, ended_by, why)
 
     @property
     def _is_pending(self) -> bool:
@@ -322,8 +323,7 @@ def stored(written: Sequence[events.Event]) -> bytes:
     return b"".join(encode_message(_json(event).encode()) for event in written)
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _now() -> str:

@@ -542,9 +542,9 @@ class SessionFold:
         call_id = chunk.fields.get("toolCallId")
         if not isinstance(call_id, str) or not call_id or "content" not in chunk.fields:
             return
-        output = chunk.fields["content"]
-        message.put_result(call_id, output, None)
-        result = ToolResult(call_id, message.id, output, None, chunk.actor_id, chunk.created_at)
+        output, error = chunk.fields["content"], text_or_none(chunk.fields.get("error")) or None
+        message.put_result(call_id, output, error)
+        result = ToolResult(call_id, message.id, output, error, chunk.actor_id, chunk.created_at)
         self._settle(message, EarlyResult(result, is_of_client=False))
 
     def _take_result_of_client(self, chunk: Chunk) -> None:

@@ -354,8 +354,9 @@ export class SessionFold {
   #takeResultOfAgent(message, chunk) {
     const { toolCallId, content } = chunk.fields
     if (!isName(toolCallId) || content === undefined) return
-    putResult(message, toolCallId, content, null)
-    this.#settle(message, toolCallId, { ...resultOf(chunk, content), isOfClient: false })
+    const error = textOr(chunk.fields.error) || null
+    putResult(message, toolCallId, content, error)
+    this.#settle(message, toolCallId, { ...resultOf(chunk, content, error), isOfClient: false })
   }
 
   #takeResultOfClient(chunk) {

@@ -259,5 +259,4 @@ def token_counts(usage: object) -> dict[str, int]:
     return found
 
 
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
