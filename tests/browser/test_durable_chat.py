@@ -128,3 +128,24 @@ async def test_a_chat_that_is_mounted_again_goes_on(proxy: Proxy, pages: Pages, 
             await server.calls[0].is_gone.wait()
         await expect(page.locator("output")).to_have_text("connected")
         assert len(server.calls) == 1
+
+
+async def test_a_chat_is_there_before_the_network_is(
+    proxy: Proxy, pages: Pages, page: Page, packages: Path, complaints: list[str]
+) -> None:
+    chats = Chats(proxy, pages, await bundled(packages, "session_chat.mjs", environment="development"))
+    await chats.open(page, "Ann")
+    await press(page, "Send")
+    await expect(page.locator("p.user")).to_have_text("Hello")
+    # What is shown is kept when the chat is left.
+    await press(page, "Line")
+    await expect(page.locator("output")).to_have_text("disconnected")
+    await page.route("**/v1/**", lambda route: route.abort())
+    await page.reload()
+    await expect(page.locator("output")).to_have_text("connecting")
+    await shows(page, "Hello")
+    await Room(proxy.client, "trip").say("Welcome back")
+    await page.unroute("**/v1/**")
+    await shows(page, "Hello", "Welcome back")
+    await expect(page.locator("output")).to_have_text("connected")
+    complaints.clear()

@@ -266,6 +266,29 @@ test("a callback that throws stops nothing", async () => {
   assert.deepEqual([ann.connectionStatus, ann.heard.errors, new Set(thrown)], ["connected", [], new Set(["mine"])])
 })
 
+test("what is absurdly deep, or no event at all, hurts nobody", async () => {
+  const session = freshSession()
+  const [ann] = await connected(chat(session, "ann", { cache: memory() }))
+  const deep = `${"[".repeat(50_000)}${"]".repeat(50_000)}`
+  const row = (seq, chunk) => {
+    const value = { messageId: "a", actorId: "eve", role: "assistant", chunk, seq, createdAt: "then" }
+    return { type: "chunk", key: `a:${seq}`, value, headers: { operation: "insert" } }
+  }
+  const events = [
+    row(0, `{"type":"tool_call","toolCall":{"id":"c","function":{"name":"f","arguments":"{}"}}}`),
+    row(1, `{"type":"tool_result","toolCallId":"c","content":${deep}}`),
+    row(2, `{"type":"content","delta":"on"}`),
+    ...[null, 7, "text", [], {}, { type: "chunk", headers: { operation: "insert" } }],
+    row(3, `{"type":"done"}`),
+  ]
+  const init = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(events) }
+  assert.equal((await fetch(`${PROXY}/v1/stream/sessions/${session}`, init)).status, 204)
+  await until(() => ann.messages[0]?.isComplete)
+  assert.deepEqual([texts(ann), ann.messages[0].createdAt], [["on"], undefined])
+  ann.disconnect()
+  assert.deepEqual(ann.heard.errors, [])
+})
+
 test("connecting, leaving and connecting again at once reads all once", async () => {
   const session = freshSession()
   const cache = memory()

@@ -725,7 +725,15 @@ function parsed(text) {
   }
 }
 
-const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value))
+// A text as it is, and anything else as JSON, unless it is too deep for that.
+function asText(value) {
+  if (typeof value === "string") return value
+  try {
+    return JSON.stringify(value)
+  } catch {
+    return ""
+  }
+}
 
 // An error is a text, or an object with a message.
 function errorText(error) {

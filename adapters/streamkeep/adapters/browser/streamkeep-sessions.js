@@ -268,7 +268,9 @@ export function createDurableChat(options) {
   function save() {
     clearTimeout(saving)
     saving = undefined
-    if (cache && fold.position) Promise.resolve(cache.save(cacheKey, { createdAt, fold: fold.snapshot() })).catch(() => {})
+    // What is too deep to be copied is not kept.
+    const copy = cache && fold.position ? quietly(() => fold.snapshot()) : null
+    if (copy) Promise.resolve(cache.save(cacheKey, { createdAt, fold: copy })).catch(() => {})
   }
 
   // Tools
