@@ -7,6 +7,7 @@ import random
 import traceback
 
 import pytest
+import zstandard
 
 from streamkeep.storage import Append, Generation, Owner, Refusal, Retention, StoreError, Tail
 from streamkeep.storage.contract import EVERY_BYTE, FINGERPRINT, HEAD, ended, ending, key, raised, read_on, running
@@ -85,6 +86,30 @@ async def test_a_stricter_default_isolation_changes_nothing(database_url: str, l
         (lease,) = await store.leases()
         assert await store.recover(lease) == 1
         assert await store.tails([generation.data_stream]) == {generation.data_stream: Tail(1, True)}
+
+
+async def test_raw_rows_are_read_whole_whatever_lies_between_them(database_url: str) -> None:
+    async with opened(database_url) as store, connected(database_url) as third:
+        owner = await store.register_owner()
+        generation = await running(store, owner)
+        whole = b""
+        for number in range(9):
+            data = EVERY_BYTE * (1 + 40 * (number % 4))
+            await store.commit(owner, [Append(generation.data_stream, len(whole), data)], [])
+            if number % 3 == 1:
+                packed = zstandard.compress(data)
+                await third.execute(
+                    "update streamkeep.chunks set encoding = $1, data = $2 where stream_id = $3 and position = $4",
+                    *(ZSTD, packed, generation.data_stream, len(whole)),
+                )
+            whole += data
+        for cut in (0, 1, 255, 256, 300, 20_000, len(whole) - 1):
+            for most in (20_001, 33_000, 1_000_000):
+                assert await read_on(store, generation.data_stream, cut, most) == whole[cut:]
+        await third.execute(
+            "delete from streamkeep.chunks where stream_id = $1 and position = 256", generation.data_stream
+        )
+        await raised(StoreError, store.read(generation.data_stream, 0, 1_000_000))
 
 
 _VERSIONS = """

@@ -19,7 +19,8 @@ from streamkeep.storage._types import Slice, Tail
 from streamkeep.storage.postgres._database import Connection, Database
 from streamkeep.storage.postgres._segments import RAW, SEALED, Codec, Segment
 
-_MAX_ROWS_PER_READ = 4096
+_MAX_ROWS_PER_READ = 8192
+_TOGETHER_BYTES = 32 * 1024
 
 
 def end_of_chunks(stream_id: str) -> str:
@@ -44,13 +45,13 @@ def _found(stream_id: str, position: str, max_bytes: str) -> str:
     """The rows of a stream that hold bytes from a position on, as a query over three expressions."""
     return f"""
     select position, size, encoding,
-           case encoding
-               when {RAW} then substring(
+           case
+               when encoding <> {RAW} or (position >= {position} and position + size <= {position} + {max_bytes}) then data
+               else substring(
                    data
                    from (greatest({position} - position, 0) + 1)::int
                    for least(position + size - {position}, {max_bytes}, {position} + {max_bytes} - position)::int
                )
-               else data
            end as data
     from streamkeep.chunks
     where stream_id = {stream_id}
@@ -67,6 +68,29 @@ def _found(stream_id: str, position: str, max_bytes: str) -> str:
 
 
 _FOUND = _found("$1", "$2", "$3::bigint")
+
+# Raw rows are put together by the server: as thousands of small ones they would cost this process as much as all the rest of a read.
+# Of what is put together `size` says how much lies between its ends.
+_FOUND_TOGETHER = f"""
+    select min(position) as position, (max(position + size) - min(position))::bigint as size, min(encoding) as encoding,
+           string_agg(data, ''::bytea order by position) as data
+    from ({_FOUND}) as piece
+    group by position / {_TOGETHER_BYTES}, case when encoding <> {RAW} then position end
+"""
+
+
+def _reading(found: str) -> str:
+    """One stream, and what of it is `found`: a row for each piece, or one without a piece."""
+    return f"""
+    with stream as materialized (
+        select {_TAIL}, fork_position, tenant from streamkeep.streams where id = $1 and {_IS_READABLE}
+    )
+    select stream.tail, stream.is_closed, stream.fork_position, found.position, found.size, found.encoding, found.data,
+           case when found.encoding >= {SEALED} then stream.tenant end as tenant
+    from stream
+    left join lateral ({found}) as found on true
+    order by found.position
+    """
 
 
 class Chunks:
@@ -86,20 +110,15 @@ class Chunks:
         """As their writer must see them: a stream that nobody may read any more is still written until it ends."""
         return _tails(await connection.fetch(self._WRITERS_TAILS, list(stream_ids)))
 
-    _READ = f"""
-    with stream as materialized (
-        select {_TAIL}, fork_position, tenant from streamkeep.streams where id = $1 and {_IS_READABLE}
-    )
-    select stream.tail, stream.is_closed, stream.fork_position, found.position, found.size, found.encoding, found.data,
-           case when found.encoding >= {SEALED} then stream.tenant end as tenant
-    from stream
-    left join lateral ({_FOUND}) as found on true
-    order by found.position
-    """
+    _READ = _reading(_FOUND_TOGETHER)
+    _READ_APART = _reading(_FOUND)
 
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
         """As `Store.read`."""
         rows = await self._database.fetch(self._READ, stream_id, position, max_bytes)
+        if any(_is_torn(row, position, position + max_bytes) for row in rows):
+            # Something else lies between the raw rows.
+            rows = await self._database.fetch(self._READ_APART, stream_id, position, max_bytes)
         if not rows:
             raise StreamNotFound(f"no stream {stream_id}")
         return await self._slice(stream_id, position, max_bytes, rows)
@@ -200,6 +219,14 @@ class Chunks:
             pieces.append(data)
             position += len(data)
         return b"".join(pieces)
+
+
+def _is_torn(row: asyncpg.Record, position: int, end: int) -> bool:
+    """Whether what was put together is not all that lies between its ends, as far as it was asked for."""
+    if row["encoding"] != RAW:
+        return False
+    start, stop = max(row["position"], position), min(row["position"] + row["size"], end)
+    return bool(len(row["data"]) != stop - start)
 
 
 def _tails(rows: Sequence[asyncpg.Record]) -> dict[int, Tail]:
