@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.agents import FINISH, SSE, Room, answer, body, saying, sse, text
-from tests.serving import served_process
+from streamkeep.storage.postgres import PostgresStore
+from tests.agents import FINISH, SSE, Room, answer, body, saying, sse, text, until
+from tests.database import PrivateServer
+from tests.serving import served_process, serving
 from tests.upstream import Exchange, upstream
 
 pytestmark = pytest.mark.slow
@@ -133,3 +135,23 @@ async def test_a_deploy_hands_a_session_over(database_url: str, is_said: bool) -
     assert [message.text for message in fold.messages if message.role == "assistant"] == ["Once upon"] * 2
     assert [message.ended_by for message in fold.messages if message.role == "assistant"] == ["done"] * 2
     assert {body(call)["messages"][0]["content"] for call in agent.calls} == {"Hi"}
+
+
+async def test_a_session_that_could_not_be_let_go_is_taken_up_again(private_server: PrivateServer) -> None:
+    """The database is away when the session would be settled: it says for ever after that this process holds it."""
+
+    async def is_idle() -> bool:
+        return proxy.service.session_runner.running == 0
+
+    async with upstream(saying("Hello")) as agent, serving(PostgresStore(private_server.url)) as proxy:
+        room = await Room(proxy.client).open({"id": "a", "endpoint": agent.url})
+        await room.say("Hi")
+        await room.settled()
+        assert not await is_idle()
+        await asyncio.to_thread(private_server.stop)
+        await until(is_idle, _AFTER_DEATH_SECONDS)
+        await asyncio.to_thread(private_server.start)
+        await room.say("More", "m2")
+        fold = await room.settled(2, _AFTER_DEATH_SECONDS)
+    assert [message.text for message in fold.messages] == ["Hi", "Hello", "More", "Hello"]
+    assert len(agent.calls) == 2

@@ -66,6 +66,7 @@ class SessionRunner:
         self._woken: set[SessionKey] = set()
         self._news = asyncio.Event()
         self._is_draining = False
+        self._may_hold_others = False
 
     def __repr__(self) -> str:
         return f"SessionRunner(sessions={len(self._works)})"
@@ -111,6 +112,8 @@ class SessionRunner:
         try:
             owner = await self._parts.generations.current_owner()
             self._abandon_others(owner)
+            if self._may_hold_others:
+                await self._take_up(owner)
             while len(self._works) < self._max_sessions:
                 held = await self._parts.store.sessions.claim_due(owner)
                 if held is None:
@@ -125,7 +128,16 @@ class SessionRunner:
             self._woken |= woken
         except StoreError as exc:
             self._woken |= woken
+            self._may_hold_others = True
             logger.warning("no session could be claimed: %s", type(exc).__name__)
+
+    async def _take_up(self, owner: Owner) -> None:
+        """Sessions that the store says we hold, and we do not know of: the store was away when we claimed them, or let them
+        go, and nobody else can have them."""
+        for held in await self._parts.store.sessions.held(owner):
+            if held.session.key not in self._works:
+                self._begin(owner, held)
+        self._may_hold_others = False
 
     def _abandon_others(self, owner: Owner) -> None:
         """This process was taken for dead; what it held is somebody else's."""
@@ -147,6 +159,7 @@ class SessionRunner:
             del self._works[key]
         if work.is_woken:
             self._woken.add(key)
+        self._may_hold_others |= not work.is_released
         self._news.set()
 
     async def _let_all_go(self) -> None:
@@ -171,6 +184,7 @@ class _Work:
         self._given_up: set[str] = set()
         self._reader: Reader | None = None
         self.is_woken = True
+        self.is_released = False
         self._held_since = time.monotonic()
         self.task = asyncio.create_task(self._run(), name=f"session {self._key.id}")
 
@@ -205,7 +219,7 @@ class _Work:
             await asyncio.sleep(_RETRY_SECONDS)
         finally:
             await self._let_go()
-            await self._quietly(sessions.release(self.owner, self._held))
+            self.is_released = await self._quietly(sessions.release(self.owner, self._held))
 
     async def _let_go(self) -> None:
         """Interrupt the turns, but none that is claiming its call."""
@@ -219,10 +233,13 @@ class _Work:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @staticmethod
-    async def _quietly(work: Coroutine[None, None, object]) -> None:
+    async def _quietly(work: Coroutine[None, None, object]) -> bool:
+        """Whether it was done."""
         with suppress(StoreError, TimeoutError):
             async with asyncio.timeout(_RELEASE_SECONDS):
                 await work
+            return True
+        return False
 
     async def _work(self) -> None:
         """Take turns until nothing is left to do."""
