@@ -27,6 +27,7 @@ from streamkeep.client.sessions import (
     Sessions,
 )
 from streamkeep.storage import MemoryStore
+from tests.agents import SSE, answer, sse
 from tests.client.both import CERTIFICATES, Kind
 from tests.client.streaming import call, items, transport
 from tests.cutting import Wire, wire_to
@@ -34,6 +35,7 @@ from tests.serving import Proxy, served_process, serving
 from tests.sessions.session_rows import Author as Agent
 from tests.sessions.session_rows import Row
 from tests.sessions.test_fold import seen
+from tests.upstream import Exchange, upstream
 
 Chat = DurableChat | AsyncDurableChat
 
@@ -213,7 +215,8 @@ async def test_a_tool_runs_once_and_its_result_is_everybodys(party: Party, fails
         return weather(city)
 
     tool = weather if party.kind == "sync" or fails else weather_later
-    async with party.joined(tools={"weather": tool}) as ann, party.joined("bob", tools={"other": print}) as bob:
+    options: dict[str, Any] = {"tools": {"weather": tool}, "tools_for": "everybody"}
+    async with party.joined(**options) as ann, party.joined("bob", tools={"other": print}) as bob:
         await party.write(*QUESTION)
         await until(lambda: bob.tool_calls and bob.tool_calls[0].result is not None)
         [found, _] = bob.tool_calls
@@ -221,20 +224,75 @@ async def test_a_tool_runs_once_and_its_result_is_everybodys(party: Party, fails
         expected = (None, "LookupError: no such city") if fails else ({"celsius": 21}, None)
         assert (found.result.output, found.result.error, found.result.actor_id) == (*expected, "ann")
         await call(ann.wait_until_idle, timeout=SECONDS)
-    async with party.joined(tools={"weather": tool}) as again:
+    async with party.joined(**options) as again:
         assert again.messages == (await party.fold()).messages
     assert ran == ["Lodz"]
 
 
 async def test_a_tool_that_two_clients_have_has_one_result(party: Party) -> None:
     outputs = iter(range(9))
-    tools = {"weather": lambda city: next(outputs)}
-    async with party.joined(tools=tools) as ann, party.joined("bob", tools=tools) as bob:
+    options: dict[str, Any] = {"tools": {"weather": lambda city: next(outputs)}, "tools_for": "everybody"}
+    async with party.joined(**options) as ann, party.joined("bob", **options) as bob:
         await party.write(*QUESTION)
         await until(lambda: all(chat.tool_calls and chat.tool_calls[0].result for chat in (ann, bob)))
         await until(lambda: not (ann.pending_writes or bob.pending_writes))
         assert ann.messages == bob.messages
     assert len((await party.fold()).tool_results) == 1
+
+
+async def test_an_agent_answers_calls_tools_is_stopped_and_asked_again(party: Party) -> None:
+    """With the tool run by whoever asked, and by nobody else who has it."""
+    ran: list[str] = []
+    call_event = {"index": 0, "id": "c1", "function": {"name": "locate", "arguments": '{"city": "Lodz"}'}}
+
+    async def play(exchange: Exchange) -> None:
+        match len(server.calls):
+            case 1:
+                delta, reason = {"tool_calls": [call_event]}, "tool_calls"
+                await answer(exchange, {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
+            case 3:
+                await exchange.head(200, SSE)
+                await exchange.chunk(sse({"choices": [{"index": 0, "delta": {"content": "endless "}}]}))
+                await exchange.is_gone.wait()
+            case number:
+                choice = {"index": 0, "delta": {"content": f"answer {number}"}, "finish_reason": "stop"}
+                await answer(exchange, {"choices": [choice]})
+
+    def locate(who: str) -> Callable[[str], str]:
+        def run(city: str) -> str:
+            ran.append(who)
+            return "51.8 N"
+
+        return run
+
+    async with upstream(play) as server:
+        agent = AgentSpec("gpt", server.url, name="GPT", format="openai")
+        async with (
+            party.joined(agent=agent, tools={"locate": locate("ann")}) as ann,
+            party.joined("bob", tools={"locate": locate("bob")}) as bob,
+        ):
+            sent = await call(ann.send_message, "Where is it?")
+            assert [turn.agent_id for turn in sent.turns] == ["gpt"]
+            await until(lambda: texts(bob)[-1:] == ["answer 2"])
+            await call(ann.wait_until_idle, timeout=SECONDS)
+            await call(ann.send_message, "More!")
+            await until(lambda: texts(bob)[-1] == "endless ")
+            assert (ann.is_loading, bob.is_loading) == (True, True)
+            await call(bob.stop)
+            await until(lambda: bob.messages[-1].ended_by == "stop" and not ann.is_loading)
+            [turn] = await call(ann.reload)
+            await until(lambda: texts(bob)[-1] == "answer 4" and not bob.is_loading)
+            [turn] = await call(ann.regenerate, content="More, please!")
+            await until(lambda: bob.message(turn.message_id) is not None and not bob.is_loading)
+            await until(lambda: ann.messages == bob.messages)
+            assert texts(ann) == ["Where is it?", "", "answer 2", "More, please!", "answer 5"]
+            assert ann.messages == (await party.fold()).messages
+            assert (ran, len(server.calls)) == (["ann"], 5)
+        async with party.joined() as nobody:
+            await call(nobody.delete)
+        async with party.joined() as new:
+            with pytest.raises(ValueError, match="nothing|no message"):
+                await call(new.reload)
 
 
 async def test_the_first_answer_to_an_approval_counts(party: Party) -> None:

@@ -15,6 +15,7 @@ from streamkeep.client._rules.presence import PresencePlan
 from streamkeep.client.sessions import SessionFold
 from streamkeep.sessions import events
 from streamkeep.sessions.events import Author
+from streamkeep.sessions.views import Place, Turn
 from tests.sessions.session_rows import Author as Agent
 from tests.sessions.session_rows import Row, result, said
 from tests.sessions.test_fold import folded, seen
@@ -59,6 +60,7 @@ def answer_of_agent() -> list[Row]:
         agent.call("danger", "{}", name="danger"),
         agent.ask("danger", "ask"),
         agent.row("tool-input-available", toolCallId="call", toolName="weather", input={"city": "Lodz"}),
+        agent.row("tool-input-available", toolCallId="danger", toolName="danger", input={}),
         agent.done("tool_calls"),
     ]
 
@@ -193,6 +195,21 @@ def test_a_call_that_waited_before_is_run_and_one_that_was_answered_is_not() -> 
     assert loaded(*answer_of_agent(), tool_names=["other"]).take([], "0007", is_up_to_date=True).calls == ()
     late = ChatState(["weather"])
     assert late.take([*answer_of_agent(), result("call", 1)], "0008", is_up_to_date=True).calls == ()
+
+
+@pytest.mark.parametrize(("asked_by", "runs"), [("ann", True), ("bob", False)])
+def test_who_asked_runs_the_tools_of_all_turns_that_this_led_to(asked_by: str, runs: bool) -> None:
+    state = ChatState(["weather"], caller_id="ann")
+    turns = [
+        Turn(f"t{index}", "agent", answer_id, cause_id, "message", 1, EARLIER, Place(0, ""))
+        for index, (answer_id, cause_id) in enumerate([("a0", "u1"), ("a1", "a0"), ("x", "y"), ("y", "x")])
+    ]
+    state.take([said("u1", "go", actor_id=asked_by), *map(events.turn_event, turns)], "0005", is_up_to_date=True)
+    calls = state.take(answer_of_agent(), "0013", is_up_to_date=True).calls
+    assert [call.id for call in calls] == (["call"] if runs else [])
+    lost = Agent("x")
+    rows = [lost.call("c", "{}"), lost.row("tool-input-available", toolCallId="c", input={}), lost.done("tool_calls")]
+    assert state.take(rows, "0016", is_up_to_date=True).calls == ()
 
 
 @pytest.mark.parametrize("end", ["stop", "error"])

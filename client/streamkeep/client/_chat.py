@@ -11,7 +11,7 @@ import httpx
 
 from streamkeep.client._background import Tasks, Threads
 from streamkeep.client._channel import AsyncChannel, BlockingChannel, run_blocking
-from streamkeep.client._chat_core import Actor, ActorType, Callbacks, ChatCore, Mailbox, Timeout, Tool
+from streamkeep.client._chat_core import Actor, ActorType, Callbacks, ChatCore, Mailbox, Timeout, Tool, ToolsFor
 from streamkeep.client._peer import Value, Values
 from streamkeep.client._retry import Patience
 from streamkeep.client._rules.chats import ChatChanges, ConnectionStatus, PendingWrite
@@ -148,11 +148,12 @@ class DurableChat(ChatView):
     and goes again when the server refuses it; with no answer it stays, `unconfirmed`, until the stream tells or `retry` does.
     What is read stays readable when the chat is disconnected, and `connect` goes on from there.
 
-    `actor_id=` says who writes (by default whom a token speaks of, else somebody new), `name` how he is called. `agent` answers each message that is sent, beside
-    the registered ones. `tools` are functions by name: called with the arguments of a tool call that waits for a client,
-    once each, and the result, or the error, is written. `cache` keeps the session as it was read, so that a long one opens by what is
-    new. `create=False` only joins a session that is there. `key` is the server's key; it, and each value in
-    `headers` and `params`, is a text or a callable that gives one, asked before every request.
+    `actor_id=` says who writes (by default whom a token speaks of, else somebody new), `name` how he is called. `agent`
+    answers each message that is sent, beside the registered ones. `tools` are functions by name: each call that waits for a
+    client is made once, with its arguments by name, and its result, or its error, is written. That holds for what this
+    actor asked, or with `tools_for="everybody"` for all calls. `cache` keeps the session as it was read, so that a
+    long one opens by what is new. `create=False` only joins a session that is there. `key` is the server's key; it, and each
+    value in `headers` and `params`, is a text or a callable that gives one, asked before every request.
 
     Callbacks run one at a time in a thread of their own, and may use the chat: `on_change` for everything, `on_message` for each
     message that was not there before, `on_finish` for each answer that has ended, `on_error` for what failed. What was there on
@@ -169,6 +170,7 @@ class DurableChat(ChatView):
         actor_type: ActorType = "user",
         agent: AgentSpec | None = None,
         tools: Mapping[str, Tool] | None = None,
+        tools_for: ToolsFor = "me",
         cache: SessionCache | None = None,
         create: bool = True,
         key: Value | None = None,
@@ -193,6 +195,7 @@ class DurableChat(ChatView):
             patience=patience or Patience(),
             agent=agent,
             tools=tools or {},
+            tools_for=tools_for,
             cache=cache,
             creates=create,
             callbacks=Callbacks(on_change, on_message, on_finish, on_error),
@@ -355,6 +358,7 @@ class AsyncDurableChat(ChatView):
         actor_type: ActorType = "user",
         agent: AgentSpec | None = None,
         tools: Mapping[str, Tool] | None = None,
+        tools_for: ToolsFor = "me",
         cache: SessionCache | None = None,
         create: bool = True,
         key: Value | None = None,
@@ -379,6 +383,7 @@ class AsyncDurableChat(ChatView):
             patience=patience or Patience(),
             agent=agent,
             tools=tools or {},
+            tools_for=tools_for,
             cache=cache,
             creates=create,
             callbacks=Callbacks(on_change, on_message, on_finish, on_error),

@@ -54,6 +54,7 @@ logger = logging.getLogger("streamkeep.client")
 
 ActorType = Literal["user", "agent"]
 Tool = Callable[..., object]
+ToolsFor = Literal["me", "everybody"]
 Timeout = httpx.Timeout | float | None
 
 _FIRST_PAUSE_SECONDS = 0.2
@@ -111,6 +112,7 @@ class ChatCore:
         patience: Patience,
         agent: AgentSpec | None,
         tools: Mapping[str, Tool],
+        tools_for: ToolsFor,
         cache: SessionCache | None,
         creates: bool,
         callbacks: Callbacks,
@@ -121,7 +123,7 @@ class ChatCore:
         self.agent = agent
         self.background = background
         self.sessions = SessionsCore(writing, url, access, timeout, patience)
-        self.state = ChatState(tools)
+        self.state = ChatState(tools, caller_id=actor.id if tools_for == "me" else None)
         self.plan = PresencePlan()
         self.is_open = False
         self.is_paused = False
@@ -213,6 +215,8 @@ class ChatCore:
         if self.actor.is_made_up and self._access.is_told:
             # Who comes with a token of somebody's may not call himself otherwise.
             self.actor = replace(self.actor, id=await self.sessions.subject() or self.actor.id, is_made_up=False)
+            if self.state.caller_id is not None:
+                self.state.caller_id = self.actor.id
         record = await self.sessions.create(self.session_id, None) if self._creates else None
         if self._cache is not None:
             record = record or await self.sessions.get(self.session_id)

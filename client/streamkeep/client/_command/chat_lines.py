@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import click
 
 from streamkeep.client._chat import AsyncDurableChat
-from streamkeep.client._command.chat_orders import asked, author_of, is_message, obey, open_approvals
+from streamkeep.client._command.chat_orders import asked, author_of, obey, open_approvals, waits
 from streamkeep.client._command.chat_text import Told
 from streamkeep.client._command.outcomes import ANSWER_ENDS, note
 from streamkeep.client._errors import ConnectionFailed
@@ -51,7 +51,7 @@ class Lines:
         printing = asyncio.create_task(self._print_all(chat))
         try:
             while (line := await _unless_over(self._lines.get(), printing)) is not None:
-                if is_message(line):
+                if waits(line):
                     await _unless_over(chat.wait_until_idle(), printing)
                 obeyed = await obey(chat, line)
                 for told in obeyed.notes:

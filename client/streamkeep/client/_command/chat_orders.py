@@ -42,9 +42,9 @@ async def obey(chat: AsyncDurableChat, line: str) -> Obeyed:
     return await order(chat, rest.strip())
 
 
-def is_message(line: str) -> bool:
-    """Whether a line is something to be said, and no order."""
-    return not line.startswith("/") or line.startswith("//")
+def waits(line: str) -> bool:
+    """Whether a line is to be obeyed only when nobody is writing any more."""
+    return line.split(" ")[0] not in ("/stop", "/quit", "/exit")
 
 
 def open_approvals(chat: AsyncDurableChat) -> list[Approval]:

@@ -89,15 +89,20 @@ class Step:
     calls: tuple[ToolCall, ...] = ()
 
 
+# A stream that somebody else has written to may hold turns that go round in a circle.
+_MAX_TURNS = 10_000
+
 ALL = ChatChanges(status=True, was_reset=True)
 STATUS = Step(ChatChanges(status=True))
 
 
 class ChatState:
-    """The state of one chat. Tools named in `tool_names` are this client's to run."""
+    """The state of one chat. It runs the tools in `tool_names` for `caller_id`, who wrote what led to the call; or with None
+    for everybody."""
 
-    def __init__(self, tool_names: Iterable[str] = ()) -> None:
+    def __init__(self, tool_names: Iterable[str] = (), *, caller_id: str | None = None) -> None:
         self.fold = SessionFold()
+        self.caller_id = caller_id
         self.status: ConnectionStatus = "disconnected"
         self.error: Exception | None = None
         self.is_loaded = False
@@ -239,14 +244,28 @@ class ChatState:
         return found
 
     def _waits_for_us(self, call: ToolCall) -> bool:
-        """Its author has gone, and nothing but its result is missing."""
+        """Its author has gone, nothing but its result is missing, and it is ours to give."""
         message = self.fold.message(call.message_id)
         return (
             call.name in self._tool_names
-            and call.state in ("pending", "executing")
+            and call.state == "executing"
+            and self.fold.is_clients_to_run(call.message_id, call.id)
             and message is not None
             and message.ended_by in ("done", "message-end")
+            and (self.caller_id is None or self._led_to(call.message_id) == self.caller_id)
         )
+
+    def _led_to(self, message_id: str) -> str | None:
+        """Whoever wrote the message which the turns that led to this one began with."""
+        for _ in range(_MAX_TURNS):
+            message = self.fold.message(message_id)
+            if message is not None and message.role == "user":
+                return message.actor_id
+            turn = self.fold.turn_of(message_id)
+            if turn is None:
+                break
+            message_id = turn.cause_id
+        return None
 
 
 def _has_finished(message: Message) -> bool:
