@@ -183,6 +183,20 @@ async def test_the_session_lines_run(proxy: ServedProcess, vendor_url: str, tmp_
 
 
 @pytest.mark.slow
+async def test_the_chat_in_python_and_the_one_in_the_terminal_run(
+    proxy: ServedProcess, vendor_url: str, tmp_path: Path
+) -> None:
+    program = here(example("Durable sessions"), proxy, vendor_url)
+    printed = (await run(sys.executable, "-c", program, home=tmp_path)).replace("\r", "\n")
+    assert "\nAnn: What shall we do tonight?\nguide: " in printed
+    assert len(printed.partition("\nguide: ")[2]) > 50
+    [commands] = (code for language, code in BLOCKS if language == "sh" and "streamkeep chat" in code)
+    environ = {"STREAM_URL": proxy.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    told = await run("bash", "-ec", here(commands, proxy, vendor_url), home=tmp_path, environ=environ)
+    assert told.count("guide: ") == 2
+    assert told.count("Ann: Where to?") == 1
+
+
 async def test_the_commands_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
     section = README.partition("\n## The command\n")[2].partition("\n## ")[0]
     streams, messages, work, requests, door = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)

@@ -167,13 +167,14 @@ async def test_the_last_answers_end_is_the_exit_code(
     """The input is over, so the command waits for the answer alone."""
     async with party.joined("bob"):
         answer = Agent("a", actor_id="gpt")
-        await party.write(answer.content("half an answer"))
+        await party.write(*QUESTION, answer.content("half an answer"))
         process = await run.start("chat", session, "--name", "Ann")
         assert process.stdin is not None
-        process.stdin.write(b"/agents\n")
         assert process.stderr is not None
-        assert await process.stderr.readline() == b"streamkeep: no agents; --agent URL adds one\n"
         process.stdin.close()
+        async with asyncio.timeout(SECONDS):
+            told = await process.stderr.readline()
+        assert told == b"streamkeep: danger() waits for /approve ask or /deny ask\n"
         last: dict[str, Any] = {"error": {"message": "out of words"}} if end == "error" else {}
         await party.write(answer.row(end, **last))
         async with asyncio.timeout(SECONDS):
@@ -187,7 +188,7 @@ async def test_the_last_answers_end_is_the_exit_code(
     [
         [],
         ["s", "--agent", "gpt"],
-        ["s", "--agent-body", "{}"],
+        ["s", "--model", "m"],
         ["s", "--agent", "http://127.0.0.1:9/", "--agent-body", "[]"],
         ["s", "--agent", "http://127.0.0.1:9/", "--agent-body", "x"],
         ["s", "--agent", "http://127.0.0.1:9/", "--agent-header", "none"],
@@ -197,6 +198,12 @@ async def test_wrong_usage_is_told(run: Program, arguments: list[str]) -> None:
     ended = await run.here("chat", *arguments)
     assert (ended.code, ended.out) == (2, b"")
     assert len(ended.err.splitlines()) == 1
+
+
+async def test_a_session_without_a_name_gets_one(run: Program) -> None:
+    ended = await run("chat", "--new", stdin=b"/who\n")
+    assert ended.code == 0
+    assert ended.err.startswith("streamkeep: the session is chat-")
 
 
 async def test_an_absent_session_is_told(run: Program) -> None:

@@ -14,7 +14,7 @@ import click
 
 from streamkeep.client._chat import AsyncDurableChat
 from streamkeep.client._command.chat_lines import Lines
-from streamkeep.client._command.outcomes import EXIT_CODES
+from streamkeep.client._command.outcomes import EXIT_CODES, note
 from streamkeep.client._command.server import StreamServer, header, server_options
 from streamkeep.client._rules.session_calls import AgentSpec
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 _EPILOG = f"""\
 \b
 Examples:
-  streamkeep chat --new kitchen --agent http://127.0.0.1:4001/v1/chat/completions
+  streamkeep chat --new kitchen --agent http://127.0.0.1:4001/v1/chat/completions --model demo
   streamkeep chat kitchen --name Ann
   echo "What shall we cook?" | streamkeep chat kitchen
   streamkeep chat --new --agent gpt=https://api.openai.com/v1/chat/completions \\
-      --agent-header "Authorization: Bearer $OPENAI_API_KEY" --agent-body '{{"model": "gpt-5-mini"}}'
+      --model gpt-5-mini --agent-header "Authorization: Bearer $OPENAI_API_KEY"
 
 \b
 Everybody in a session sees the same, live, and may leave and come back. Lines are messages, but for:
@@ -49,9 +49,8 @@ write is printed; the exit code tells how the last answer ended.
 @click.option(
     "--agent-header", "headers", metavar="'Name: value'", multiple=True, help="Sent to these agents; kept secret."
 )
-@click.option(
-    "--agent-body", "body", metavar="JSON", help="Goes along in each request to these agents, as a model's name."
-)
+@click.option("--agent-body", "body", metavar="JSON", help="What else goes along in each request to these agents.")
+@click.option("--model", help="The `model` in each request to these agents.")
 @click.option("--triggers", type=click.Choice(["all", "user-messages"]), help="What wakes these agents.")
 @click.option(
     "-n", "--last", type=click.IntRange(0, 10_000), help="Show the last so many messages first (20 on a terminal)."
@@ -66,6 +65,7 @@ def chat(
     agents: tuple[str, ...],
     headers: tuple[str, ...],
     body: str | None,
+    model: str | None,
     triggers: str | None,
     last: int | None,
     as_json: bool,
@@ -74,14 +74,17 @@ def chat(
     """Take part in a session."""
     if session is None and not is_new:
         raise click.UsageError("name a SESSION, or make one with --new")
-    template = _template(body)
+    template = _template(body, model)
     given = [_agent(text, headers, template, triggers) for text in agents]
-    if not given and (headers or body or triggers):
-        raise click.UsageError("--agent-header, --agent-body and --triggers say something of an --agent")
-    name = name or getpass.getuser()
+    if not given and (headers or template or triggers):
+        raise click.UsageError("--agent-header, --agent-body, --model and --triggers say something of an --agent")
+    name = name or _login()
+    if session is None:
+        session = f"chat-{uuid.uuid4()}"
+        note(f"the session is {session}")
     return asyncio.run(
         _talk(
-            session or f"chat-{uuid.uuid4()}",
+            session,
             server,
             given,
             name=name,
@@ -119,6 +122,13 @@ async def _talk(
     return goes_to
 
 
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # as in a container whose user has no name
+        return "somebody"
+
+
 def _subject(server: StreamServer) -> str | None:
     """Of whom the key speaks, where it is a token of somebody's: nobody else may then be named."""
     subject = server.ask("GET", "/api/whoami").get("subject")
@@ -149,11 +159,11 @@ def _agent(text: str, headers: tuple[str, ...], template: dict[str, Any] | None,
     )
 
 
-def _template(body: str | None) -> dict[str, Any] | None:
+def _template(body: str | None, model: str | None) -> dict[str, Any] | None:
     try:
-        template = None if body is None else json.loads(body)
+        template = json.loads(body or "{}")
     except ValueError:
         raise click.UsageError("--agent-body is not JSON") from None
-    if template is not None and not isinstance(template, dict):
+    if not isinstance(template, dict):
         raise click.UsageError("--agent-body is a JSON object")
-    return template
+    return template | ({} if model is None else {"model": model}) or None
