@@ -51,7 +51,8 @@ async def test_an_answer_is_called_for_once_and_written_row_by_row(proxy: Proxy)
 
 
 async def test_an_agent_is_sent_the_history_and_what_its_owner_wants(proxy: Proxy) -> None:
-    spec = {"headers": {"authorization": "Bearer key"}, "bodyTemplate": {"model": "m", "stream": False, "messages": 1}}
+    headers = {"Authorization": "Bearer key", "Accept": "text/event-stream"}
+    spec = {"headers": headers, "bodyTemplate": {"model": "m", "stream": False, "messages": 1}}
     async with upstream(saying("one")) as agent:
         room = await Room(proxy.client).open({"id": "a", "endpoint": f"{agent.url}/chat?key=1", **spec})
         await room.say("first", "m1")
@@ -60,6 +61,7 @@ async def test_an_agent_is_sent_the_history_and_what_its_owner_wants(proxy: Prox
         await room.settled(2)
     call = agent.calls[1]
     assert (call.method, call.path, call.header("authorization")) == ("POST", "/chat?key=1", "Bearer key")
+    assert [value for name, value in call.headers if name.lower() == "accept"] == ["text/event-stream"]
     assert body(call) == {
         "model": "m",
         "stream": True,
@@ -299,6 +301,42 @@ async def test_whatever_an_agent_does_its_answer_ends_and_says_why(how: str, cap
     assert (fold.messages[1].ended_by, fold.active_generations) == ("error", ())
     assert len(rows) < 3 * MAX_ANSWER_CHARACTERS
     assert "SECRET" not in rows
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_an_agent_that_never_answers_is_not_waited_for() -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.is_gone.wait()
+
+    async with upstream(play) as agent, serving(MemoryStore(), first_byte_seconds=0.3) as proxy:
+        room = await Room(proxy.client).open({"id": "a", "endpoint": agent.url})
+        await room.say("Hi")
+        await room.settled()
+        assert await code(room) == "timed_out"
+        assert len(agent.calls) == 1
+
+
+async def test_a_session_that_is_deleted_takes_its_agents_calls_along(
+    proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, SSE)
+        while not exchange.is_gone.is_set():
+            await exchange.chunk(sse(text("more ")))
+            await asyncio.sleep(0.01)
+
+    async def is_idle() -> bool:
+        return proxy.service.session_runner.running == 0
+
+    async with upstream(play) as agent:
+        room = await Room(proxy.client).open({"id": "a", "endpoint": agent.url})
+        await room.say("Hi")
+        await room.when(lambda fold: len(fold.messages[-1].text) > 20)
+        assert (await proxy.client.delete(room.path)).status_code in (202, 204)
+        async with asyncio.timeout(10):
+            await agent.calls[0].is_gone.wait()
+        await until(is_idle)
+        assert (await proxy.client.get(room.path)).status_code == 404
     assert not [record for record in caplog.records if record.exc_info]
 
 

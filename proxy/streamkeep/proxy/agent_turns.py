@@ -173,7 +173,7 @@ class AgentTurn:
             return await self._parts.forwarder.post(
                 self._call,
                 destination,
-                [*_HEADERS, *((name.encode("ascii"), value.encode("latin-1")) for name, value in spec.headers)],
+                _headers(spec),
                 _body(spec, history),
                 holder=spec.holder,
                 limits=Limits(spec.max_running, spec.max_per_minute),
@@ -283,6 +283,13 @@ class AgentTurn:
 def _message_start(turn: Turn, author: Author) -> str:
     named = {} if author.name is None else {"name": author.name}
     return _json({"type": "message-start", "agentId": turn.agent_id, "turnId": turn.id, **named})
+
+
+def _headers(spec: AgentSpec) -> list[tuple[bytes, bytes]]:
+    """The agent's own, and ours where it has none of that name."""
+    own = [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in spec.headers]
+    names = {name for name, _ in own}
+    return [*(pair for pair in _HEADERS if pair[0] not in names), *own]
 
 
 def _body(spec: AgentSpec, history: dict[str, object]) -> bytes:
