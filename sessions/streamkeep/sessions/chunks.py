@@ -135,7 +135,7 @@ def text_or_none(value: object) -> str | None:
 def parsed_json(text: str) -> tuple[bool, Any]:
     """Whether a text is JSON, and what it says."""
     try:
-        return True, json.loads(text, parse_constant=_refuse)
+        return True, _DECODER.decode(text)
     except (ValueError, RecursionError):
         return False, None
 
@@ -174,3 +174,7 @@ def _count(usage: dict[str, Any], *names: str) -> int:
 
 def _refuse(constant: str) -> object:
     raise ValueError(f"{constant} is not JSON")
+
+
+# Made once: a decoder of one's own for each text costs as much as reading it.
+_DECODER = json.JSONDecoder(parse_constant=_refuse)
