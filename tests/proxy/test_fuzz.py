@@ -330,7 +330,76 @@ CALLS = st.builds(
     st.lists(one_of(HEADERS), max_size=2).map(tuple),
     BODIES,
 )
-REQUESTS = st.one_of(WRITES, WRITES, READS, SUBSCRIBING, CALLS, ANYTHING)
+AGENT = st.fixed_dictionaries(
+    {"id": st.just("helper") | JSON, "endpoint": st.just(NOWHERE) | JSON},
+    optional={"headers": st.just({"a": "b"}) | JSON, "triggers": st.just("all") | JSON, "maxTurns": st.just(1) | JSON},
+)
+SESSION_FIELDS = {
+    "content": st.just("Hi"),
+    "parts": st.just([{"type": "text", "content": "Hi"}]),
+    "messageId": st.sampled_from(["m", "a", "n"]),
+    "fromMessageId": st.sampled_from(["m", "a", "n"]),
+    "atMessageId": st.sampled_from(["m", "a", "n", None]),
+    "newSessionId": st.just("HERE.2"),
+    "role": st.sampled_from(["user", "system"]),
+    "actorId": st.sampled_from(["ann", "bob"]),
+    "txid": st.just("tx"),
+    "toolCallId": st.sampled_from(["call", "none"]),
+    "output": JSON,
+    "approved": st.booleans(),
+    "status": st.just("online"),
+    "name": st.just("Trip"),
+    "agent": AGENT,
+    "agents": st.lists(AGENT, max_size=2),
+}
+SESSION_ROWS: list[dict[str, object]] = [
+    {"type": "tool_call", "toolCall": {"id": "call", "function": {"name": "f", "arguments": "{}"}}},
+    {"type": "approval-requested", "toolCallId": "call", "approval": {"id": "ok"}},
+    {"type": "done", "finishReason": "tool_calls"},
+]
+SESSION = json.dumps(
+    [
+        {
+            "type": "chunk",
+            "key": f"a:{seq}",
+            "value": {"messageId": "a", "actorId": "x", "role": "assistant", "seq": seq, "chunk": json.dumps(chunk)},
+            "headers": {"operation": "insert"},
+        }
+        for seq, chunk in enumerate(SESSION_ROWS)
+    ]
+).encode()
+Route = tuple[bytes, bytes, dict[str, object]]
+ROUTES: list[Route] = [
+    (b"POST", b"/messages", {"content": "Hi", "messageId": "m"}),
+    (b"POST", b"/messages", {"content": "Hi", "agent": {"id": "helper", "endpoint": NOWHERE}}),
+    (b"POST", b"/regenerate", {"fromMessageId": "m"}),
+    (b"POST", b"/stop", {}),
+    (b"POST", b"/tool-results", {"toolCallId": "call", "output": 1}),
+    (b"POST", b"/approvals/ok", {"approved": True}),
+    (b"POST", b"/approvals/%00", {"approved": True}),
+    (b"POST", b"/agents", {"agents": [{"id": "helper", "endpoint": NOWHERE}]}),
+    (b"DELETE", b"/agents/helper", {}),
+    (b"PUT", b"/presence/ann", {"status": "online"}),
+    (b"DELETE", b"/presence/%00", {}),
+    (b"POST", b"/fork", {"newSessionId": "HERE.2"}),
+    (b"PATCH", b"", {"name": "Trip"}),
+    (b"PUT", b"", {}),
+    (b"DELETE", b"", {}),
+    *((b"GET", path, {}) for path in (b"", b"/messages?before=m", b"/agents", b"/compare/HERE.2", b"/export")),
+]
+CHANGED_FIELDS = st.dictionaries(st.sampled_from(sorted(SESSION_FIELDS)), st.none(), max_size=2).flatmap(
+    lambda names: st.fixed_dictionaries({name: mostly(SESSION_FIELDS[name], JSON) for name in names})
+)
+CHATTING = st.builds(
+    lambda route, name, headers, changes: Request(
+        route[0], b"/v1/sessions/" + name + route[1], headers, json.dumps({**route[2], **changes}).encode()
+    ),
+    st.sampled_from(ROUTES),
+    mostly(st.just(b"HERE"), st.just(b"HERE.2") | SEGMENTS),
+    mostly(st.just(()), st.tuples(st.tuples(st.just(b"X-Actor-Id"), VALUES))),
+    mostly(st.just({}), CHANGED_FIELDS),
+)
+REQUESTS = st.one_of(WRITES, WRITES, READS, SUBSCRIBING, CALLS, CHATTING, CHATTING, ANYTHING)
 
 
 @settings(
@@ -348,6 +417,12 @@ def test_no_request_makes_the_server_fail(
     name = b"%d" % next(target.numbers)
     for path, headers, body in STREAMS:
         answer, _ = target.send(Request(b"PUT", b"/v1/stream/HERE/" + path, headers, body).among(name))
+        assert answer.status == 201
+    for prefix, headers, body in (
+        (b"/v1/stream/sessions/", typed(b"application/json"), SESSION),
+        (b"/v1/sessions/", (), b""),
+    ):
+        answer, _ = target.send(Request(b"PUT", prefix + b"HERE", headers, body).among(name))
         assert answer.status == 201
     for request in (unnamed.among(name) for unnamed in requests):
         answer, content = target.send(request)
