@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import shlex
 import signal
@@ -113,6 +114,12 @@ async def test_follow_waits_until_the_stream_is_closed(run: Program, name: str) 
     assert b"two".endswith(out)
 
 
+async def test_tail_shows_the_last_lines_first(run: Program, name: str) -> None:
+    await run.here("create", name, "--content-type", "text/plain")
+    await run("write", name, "--close", stdin=b"one\ntwo\nthree\nfour")
+    assert (await run.here("tail", name, "-n", "2")).out == b"two\nthree\nfour"
+
+
 async def test_a_resume_file_goes_on_where_the_last_run_was(run: Program, name: str, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     await run("create", name, "--content-type", "text/plain")
@@ -141,6 +148,11 @@ async def test_what_is_no_resume_file_is_refused(run: Program, name: str, tmp_pa
         kept.write_text(content)
         refused = await run.here("read", name, "--resume-file", str(kept))
         assert (refused.code, refused.err.count("\n"), kept.read_text()) == (2, 1, content)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with asyncio.timeout(30):
+        refused = await run("read", name, "--resume-file", str(pipe))
+    assert (refused.code, refused.err.count("\n"), pipe.is_fifo()) == (2, 1, True)
 
 
 async def test_an_id_leads_to_no_other_stream_and_out_of_none(run: Program, name: str) -> None:

@@ -7,7 +7,6 @@ expired is renewed.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ Values = Mapping[str, Value]
 _MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _ANSWER_SECONDS = 30.0
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
-_HEADER_VALUE = re.compile(r"(?:[!-~](?:[ -~\t]*[!-~])?)?")
+_NO_HEADER_NAME = "the request has a header whose name HTTP does not allow"
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
 
@@ -41,7 +40,10 @@ class Address:
         self._is_renewed = False
 
     def __repr__(self) -> str:
-        return f"<Address {'not known yet' if self._known is None else wire.without_query(self._known)}>"
+        return f"<Address {self}>"
+
+    def __str__(self) -> str:
+        return "a URL that is not known yet" if self._known is None else wire.without_query(self._known)
 
     async def url(self) -> str:
         """The URL with its parameters, as it is now."""
@@ -52,7 +54,7 @@ class Address:
 
     async def fields(self) -> list[tuple[bytes, bytes]]:
         """The headers, as they are now."""
-        return [(name.encode("ascii"), _header(await _value_of(value))) for name, value in self.headers.items()]
+        return [(_header_name(name), _header(await _value_of(value))) for name, value in self.headers.items()]
 
     def renew(self) -> bool:
         """Ask for the URL anew before the next request; whether that may help."""
@@ -133,7 +135,7 @@ class Peer:
 
         try:
             return await repeatedly(
-                attempt, channel=self.channel, patience=self.patience, failure=f"{method} at {self.address!r} failed"
+                attempt, channel=self.channel, patience=self.patience, failure=f"{method} at {self.address} failed"
             )
         except StreamNotFound:
             if method == "DELETE" and may_be_repeat:
@@ -179,7 +181,7 @@ class Peer:
             if is_repeatable or isinstance(cause, _NOT_SENT):
                 raise Interrupted(str(exc)) from cause
             raise ConnectionFailed(
-                f"{method} at {self.address!r} was not answered; it may have been done, or not: {exc}"
+                f"{method} at {self.address} was not answered; it may have been done, or not: {exc}"
             ) from cause
         if 200 <= answer.status < 300:
             self.address.worked()
@@ -214,7 +216,7 @@ class Peer:
             request = httpx.Request(method, url, headers=fields, content=content, extensions=extensions)
             return await self.channel.send(request), url
         except httpx.LocalProtocolError:
-            raise ValueError("the request has a header whose name HTTP does not allow") from None
+            raise ValueError(_NO_HEADER_NAME) from None
         except (httpx.ReadTimeout, httpx.UnsupportedProtocol):
             raise
         except httpx.TransportError as exc:
@@ -263,9 +265,15 @@ async def _value_of(value: Value) -> str:
     return found if isinstance(found, str) else await found
 
 
+def _header_name(name: str) -> bytes:
+    if not wire.is_header_name(name):
+        raise ValueError(_NO_HEADER_NAME)
+    return name.encode("ascii")
+
+
 def _header(value: str) -> bytes:
     # Refused here, since the transport would open a connection first, and quote the value in its message.
-    if not _HEADER_VALUE.fullmatch(value):
+    if not wire.is_header_value(value):
         raise ValueError("a header for the server holds characters that a header cannot carry")
     return value.encode("ascii")
 

@@ -122,7 +122,7 @@ class StreamReading:
         except Interrupted as exc:
             if isinstance(exc.__cause__, ServerError):
                 raise exc.__cause__ from None
-            raise ConnectionFailed(f"{self._peer.address!r} cannot be read on: {exc}") from exc.__cause__
+            raise ConnectionFailed(f"{self._peer.address} cannot be read on: {exc}") from exc.__cause__
 
     def _check_open(self) -> None:
         if self._is_closed or self._channel.times_closed != self._times_closed:

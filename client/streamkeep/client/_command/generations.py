@@ -32,6 +32,8 @@ Examples:
   streamkeep fetch --resume --session my-chat
   streamkeep fetch --resume --session my-chat --from-start
 
+Put the server's key into STREAMKEEP_KEY: others on the machine can see what stands on a command line.
+
 {EXIT_CODES}"""
 
 

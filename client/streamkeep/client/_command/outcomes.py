@@ -109,6 +109,8 @@ def code_of(error: Exception) -> int:
     """The exit code for what went wrong."""
     if isinstance(error, errors.DeliveryFailed) and isinstance(error.__cause__, Exception):
         return code_of(error.__cause__)
+    if isinstance(error, ValueError | httpx.InvalidURL | httpx.UnsupportedProtocol):
+        return MISUSED  # an id, a URL or an offset that is none, as the client's own functions say it
     return next((code for kind, code in _ERRORS.items() if isinstance(error, kind)), FAILED)
 
 

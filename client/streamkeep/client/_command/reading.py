@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, cast
@@ -21,12 +20,12 @@ from streamkeep.client._retry import Patience
 from streamkeep.client._rules import protocol, wire
 from streamkeep.client._rules.decoding import StreamChunk
 from streamkeep.client._rules.json_values import JsonValues
+from streamkeep.client._rules.last_lines import LastLines
 from streamkeep.client._server import Server
 from streamkeep.client._streams import LiveMode, StreamResponse, stream
 
 _HURRIED = Patience(silence_seconds=10.0)
 _STEADY = Patience()
-_MAX_LINE_BYTES = 1024 * 1024
 
 _READ_EPILOG = f"""\
 \b
@@ -84,20 +83,24 @@ Examples:
 
 @click.command("tail", epilog=_TAIL_EPILOG)
 @click.argument("name", metavar="STREAM")
-@click.option("-n", "--lines", type=click.IntRange(0, 100_000), default=0, help="Show the last so many lines first.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(0, 100_000),
+    default=0,
+    help="Show the last so many lines first, of at most 16 MiB.",
+)
 @server_options
 def tail(name: str, lines: int, server: StreamServer) -> int:
     """Show what comes to a stream from now on, until it is closed."""
     url = server.stream_url(name)
     offset = protocol.NOW
     if lines:
-        last: deque[bytes] = deque(maxlen=lines)
-        rest = b""
+        last = LastLines(lines)
         for data, after in _stream(url, None, False, server):
-            *whole, rest = (rest[-_MAX_LINE_BYTES:] + data).split(b"\n")
-            last.extend(whole)
+            last.feed(data)
             offset = after
-        write(b"".join(line + b"\n" for line in last) + rest)
+        write(last.shown())
     for data, _ in _stream(url, offset, True, server):
         write(data)
     return 0

@@ -10,6 +10,8 @@ import click
 
 from streamkeep.client._rules import wire
 
+_MAX_BYTES = 64 * 1024
+
 
 class ResumeFile:
     """What was read of one stream. The file is replaced whole, so that no crash leaves half of one."""
@@ -20,8 +22,11 @@ class ResumeFile:
 
     def offset(self) -> str | None:
         """Where to go on; None at the first time. Raises: click.UsageError: the file is not this stream's."""
+        if self._path.exists() and not self._path.is_file():
+            raise click.UsageError(f"{self._path} is not a file")
         try:
-            found = json.loads(self._path.read_bytes())
+            with self._path.open("rb") as file:
+                found = json.loads(file.read(_MAX_BYTES))
             url, offset = found["url"], found["offset"]
         except FileNotFoundError:
             return None

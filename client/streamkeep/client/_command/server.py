@@ -125,16 +125,26 @@ def server_options(command: F) -> F:
 
 
 def _keep_key(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None and not wire.is_header_value(value):
+        raise click.BadParameter("a key is ASCII without control characters", context, parameter)
     context.meta[wire.KEY] = value
 
 
 def _server(context: click.Context, parameter: click.Parameter, value: str) -> StreamServer:
+    try:
+        wire.proxy_base(value)
+        wire.origin(value)
+    except ValueError:
+        message = "must be an absolute http or https URL, without query, fragment and credentials"
+        raise click.BadParameter(message, context, parameter) from None
     return StreamServer(value, context.meta[wire.KEY])
 
 
 def header(line: str) -> tuple[str, str]:
     """A header as it is written for curl. Raises: click.UsageError."""
-    name, colon, value = line.partition(":")
-    if not colon or not name.strip():
+    name, colon, value = (part.strip() for part in line.partition(":"))
+    if not colon or not wire.is_header_name(name):
         raise click.UsageError("a header is written 'Name: value'")
-    return name.strip(), value.strip()
+    if not wire.is_header_value(value):
+        raise click.UsageError(f"the value of the header {name} is not ASCII without control characters")
+    return name, value

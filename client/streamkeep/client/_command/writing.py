@@ -76,9 +76,12 @@ def write(
 
 def _messages(pieces: Iterable[bytes], *, of_arrays: bool) -> Iterator[bytes]:
     values = JsonValues(of_arrays=of_arrays)
-    for piece in pieces:
-        yield from values.feed(piece)
-    yield from values.end()
+    try:
+        for piece in pieces:
+            yield from values.feed(piece)
+        yield from values.end()
+    except ValueError as exc:
+        raise click.ClickException(str(exc)) from exc
 
 
 def _pipe() -> Iterator[bytes]:

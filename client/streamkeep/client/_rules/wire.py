@@ -67,6 +67,9 @@ _OF_ONE_CONNECTION = frozenset(
 )
 _NOT_IN_ANSWERS = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding", "upgrade"})
 
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"(?:[!-~](?:[ -~\t]*[!-~])?)?")
+
 
 def position_of(offset: str | None) -> int:
     """The byte position that an offset of the proxy stands for. Raises: ProtocolError."""
@@ -141,6 +144,16 @@ def control_url_of(data_url: str) -> str:
     if parts.scheme not in ("http", "https") or last != "data":
         raise ValueError("not the URL of a generation's data stream")
     return urlunsplit(parts._replace(path=f"{head}/control"))
+
+
+def is_header_name(name: str) -> bool:
+    """Whether HTTP allows a header of this name (RFC 9110, 5.1)."""
+    return _HEADER_NAME.fullmatch(name) is not None
+
+
+def is_header_value(value: str) -> bool:
+    """Whether a header can carry this, with every server on its way: ASCII without control characters."""
+    return _HEADER_VALUE.fullmatch(value) is not None
 
 
 def without_query(url: str) -> str:
