@@ -31,6 +31,15 @@ class Wire:
         user = self._target.username or "postgres"
         return f"postgresql://{user}@127.0.0.1:{self.port}{self._target.path}"
 
+    @property
+    def http_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def turn_to(self, url: str) -> None:
+        """Lead new connections to another server, and break those that there are."""
+        self._target = urlsplit(url)
+        self.cut()
+
     def cut_after_answer(self) -> None:
         self._armed = True
 

@@ -32,6 +32,7 @@ from streamkeep.sessions.views import (
     SessionInfo,
     SessionStatistics,
     ToolCall,
+    Turn,
 )
 
 T = TypeVar("T")
@@ -89,6 +90,11 @@ class ChatView:
         """What this chat wrote and the stream has not brought yet."""
         with self._core.background.guard:
             return self._core.state.writes
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All calls of agents: for which message, and which message is the answer."""
+        return self._look(lambda fold: fold.turns)
 
     @property
     def agents(self) -> tuple[Agent, ...]:
