@@ -417,6 +417,13 @@ def test_an_answer_that_waits_for_somebody_or_broke_off_is_no_last_word(
     assert answer.is_last_word is is_last_word
 
 
+def test_what_ends_a_message_comes_with_the_end_of_its_answer() -> None:
+    answer = AgentAnswer()
+    answer.feed(stream({"type": "content", "delta": "x"}))
+    assert answer.feed(stream({"type": "done", "finishReason": "stop"})) == []
+    assert [json.loads(chunk)["type"] for chunk in answer.end(DONE)] == ["done", "message-end"]
+
+
 def test_an_answer_has_a_largest_size() -> None:
     piece, answer = stream({"type": "content", "delta": "x" * 1_000_000}), AgentAnswer()
     count = 0
@@ -424,7 +431,7 @@ def test_an_answer_has_a_largest_size() -> None:
         count += len(answer.feed(piece))
         assert count < 20
     assert answer.feed(piece) == []
-    assert len(answer.end(DONE)) == 1
+    assert len(answer.end(DONE)) == 2
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 70 + "]" * 70, "1e999", "9" * 400, "NaN"])

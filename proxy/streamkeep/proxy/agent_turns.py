@@ -220,9 +220,8 @@ class AgentTurn:
         await self._parts.generations.cancel(self._call)
 
     async def _end(self, answer: AgentAnswer, end: AnswerEnd) -> None:
-        """Write the last rows, and with the very last one whom the answer wakes."""
-        *chunks, last = answer.end(end)
-        await self._write(chunks)
+        """Write the last rows, and with the very last one whom the answer wakes: nobody is to think that all is said."""
+        chunks = answer.end(end)
         further: list[events.Event] = []
         if answer.is_last_word:
             agents, at = (await self._book()).listening, _now()
@@ -235,7 +234,7 @@ class AgentTurn:
                     turn.agent_id,
                     turn.depth - 1,
                 )
-        await self._write([last], further)
+        await self._write(chunks, further)
         ended_by = answer.ended_by or end.reason
         self._parts.tally.turns[ended_by] += 1
         why = f" ({end.code})" if end.code else ""

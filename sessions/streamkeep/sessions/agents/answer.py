@@ -36,6 +36,7 @@ class AgentAnswer:
         self._events = AnswerEvents()
         self._writer = ChunkWriter()
         self._format: Format | None = None
+        self._held: list[str] = []
 
     @property
     def is_too_large(self) -> bool:
@@ -52,14 +53,19 @@ class AgentAnswer:
         return self._writer.ended_by
 
     def feed(self, data: bytes) -> list[str]:
-        """The chunks that the next bytes complete, as JSON."""
+        """The chunks that the next bytes complete, as JSON. The one that ends the message comes with `end`, so that it can be
+        written together with what follows from it."""
         if self._writer.ended_by is not None:
             return []
         for event in self._events.feed(data):
             self._take(event)
         if self._events.is_too_large:
             self._writer.refuse_more()
-        return self._writer.taken()
+        taken = self._writer.taken()
+        if self._writer.ended_by is not None:
+            self._held = taken[-1:]
+            return taken[:-1]
+        return taken
 
     def end(self, end: AnswerEnd) -> list[str]:
         """The last chunks. An answer that was whole before its bytes broke off is whole."""
@@ -68,7 +74,7 @@ class AgentAnswer:
                 self._take(event)
         if self._writer.ended_by is None:
             self._finish(end)
-        return [*self._writer.taken(), f'{{"type":"message-end","reason":"{self._writer.ended_by}"}}']
+        return [*self._held, *self._writer.taken(), f'{{"type":"message-end","reason":"{self._writer.ended_by}"}}']
 
     def _take(self, event: Event | EndMark) -> None:
         if self._writer.ended_by is not None:
