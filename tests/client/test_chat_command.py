@@ -6,6 +6,7 @@ import asyncio
 import os
 import pty
 import re
+import signal
 import sys
 import termios
 from collections.abc import AsyncIterator
@@ -144,6 +145,13 @@ async def test_a_session_that_is_deleted_ends_the_chat(run: Program, session: st
         await bob.delete()
         await ann.until("there is no session")
     assert process.returncode == 6
+
+
+async def test_ctrl_c_leaves_the_terminal_as_it_was(run: Program, session: str) -> None:
+    async with on_terminal(run, "--new", session) as (terminal, process):
+        await terminal.until("connected")
+        process.send_signal(signal.SIGINT)
+    assert (process.returncode, b"\x1b[?2004l" in terminal.shown) == (130, True)
 
 
 async def test_lines_go_in_and_what_others_write_comes_out(run: Program, session: str, party: Party) -> None:
