@@ -284,7 +284,9 @@ async def test_an_agent_answers_calls_tools_is_stopped_and_asked_again(party: Pa
             await until(lambda: texts(bob)[-1] == "answer 4" and not bob.is_loading)
             [turn] = await call(ann.regenerate, content="More, please!")
             await until(lambda: bob.message(turn.message_id) is not None and not bob.is_loading)
-            await until(lambda: ann.messages == bob.messages)
+            for chat in (ann, bob):
+                await call(chat.wait_until_idle, timeout=SECONDS)
+            assert ann.messages == bob.messages
             assert texts(ann) == ["Where is it?", "", "answer 2", "More, please!", "answer 5"]
             assert ann.messages == (await party.fold()).messages
             assert (ran, len(server.calls)) == (["ann"], 5)

@@ -218,6 +218,20 @@ def test_a_call_of_an_answer_that_broke_off_is_not_run(end: str) -> None:
     assert state.take([agent.call("call", '{"ci'), agent.row(end)], "0002", is_up_to_date=True).calls == ()
 
 
+def test_a_chat_is_idle_when_it_has_read_what_it_asked_for_and_all_turns_have_ended() -> None:
+    state, answer = loaded(said("u1", "go")), Agent("a1")
+    assert state.is_idle
+    state.expect("0002")
+    state.expect(None)
+    assert not state.is_idle
+    turn = Turn("t1", "agent", "a1", "u1", "regenerate", 1, EARLIER, Place(0, ""))
+    state.take([events.turn_event(turn), answer.row("message-start")], "0003", is_up_to_date=True)
+    state.take([answer.content("done"), answer.done()], "0005", is_up_to_date=True)
+    assert not state.is_idle
+    state.take([answer.row("message-end", reason="done")], "0006", is_up_to_date=True)
+    assert state.is_idle
+
+
 def test_changes_add_up() -> None:
     first = ChatChanges(("a", "b"), ("ann",), (), status=True)
     assert first | ChatChanges(("b", "c"), (), ("gpt",), was_reset=True) == ChatChanges(

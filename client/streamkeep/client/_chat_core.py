@@ -482,7 +482,10 @@ class ChatCore:
             message_id = message_id or str(uuid.uuid4())
         fields = {"fromMessageId": from_message_id, "content": content, "messageId": message_id}
         agent = None if self.agent is None else self.agent.as_json()
-        return session_calls.parse_turns(await self._ask("POST", "regenerate", fields=fields | {"agent": agent}))
+        answer = await self._ask("POST", "regenerate", fields=fields | {"agent": agent})
+        with self.background.guard:
+            self.state.expect(session_calls.parse_offset(answer))
+        return session_calls.parse_turns(answer)
 
     async def stop(self, message_id: str | None) -> None:
         await self._ask("POST", "stop", fields={"messageId": message_id})

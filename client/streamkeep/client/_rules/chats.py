@@ -108,6 +108,7 @@ class ChatState:
         self.is_loaded = False
         self._tool_names = frozenset(tool_names)
         self._writes: dict[WriteKey, PendingWrite] = {}
+        self._expected = ""
         self._shown: SessionFold | None = None
         self._known: set[str] = set()
         self._finished: set[str] = set()
@@ -129,8 +130,13 @@ class ChatState:
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything written has come back, and nobody goes on."""
-        return not self._writes and not self.fold.active_generations
+        """Whether everything written has come back, and nobody goes on. Behind an answer's last word its turn ends."""
+        is_behind = self.fold.offset < self._expected
+        return not (is_behind or self._writes or self.fold.active_generations or self.fold.pending_turns)
+
+    def expect(self, offset: str | None) -> None:
+        """The server has written up to this offset because this chat asked for it."""
+        self._expected = max(self._expected, offset or "")
 
     def write(self, key: WriteKey) -> PendingWrite | None:
         """What is pending under a key."""
