@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -220,6 +220,23 @@ async def test_a_failed_generator_is_never_a_clean_end(backend: Backend, caplog:
     assert "sk-secret" not in sse.text + str(shared)
 
 
+async def test_a_chunk_that_is_too_large_ends_the_answer_and_says_why(session: str) -> None:
+    settings = replace(local_settings(), max_append_bytes=1000)
+    responses = over(
+        f"http://127.0.0.1/v1/stream/{session}", http=InProcess(create_app(store=MemoryStore(), settings=settings))
+    )
+
+    async def answer() -> AsyncIterator[dict[str, Any]]:
+        for word in ("small", "large" * 1000, "never"):
+            yield {"type": "text-delta", "id": "0", "delta": word}
+
+    async with backend_over(responses) as backend:
+        assert (await responses.ai_sdk("chat", "1", answer())).status_code == 201
+        told = await backend.messages("/streams/chat/1")
+    assert told[-1] == {"type": "error", "errorText": "the answer could not be stored whole"}
+    assert chunks("never")[0] not in told
+
+
 async def test_tanstack_reads_one_stream_for_the_whole_chat(backend: Backend) -> None:
     empty = await backend.client.get("/streams/chat", params={"offset": "-1"})
     assert (empty.status_code, empty.json()) == (200, [])
@@ -288,6 +305,13 @@ async def test_ids_that_cannot_be_are_refused(backend: Backend) -> None:
             await backend.responses.running(hostile),
         ):
             assert (answer.status_code, json.loads(bytes(answer.body))["error"]) == (400, "invalid_id")
+    nobody: Any = None
+    for answer in (
+        await backend.responses.ai_sdk(nobody, "1", backend.answer("x")),
+        await backend.responses.ai_sdk("chat", nobody, backend.answer("x")),
+        await backend.responses.running(nobody),
+    ):
+        assert answer.status_code == 400
     assert backend.begun == []
 
 

@@ -333,7 +333,7 @@ class DurableResponses:
 
     async def _begin(self, chat: str, generation: str, chunks: Chunks, *, is_shared: bool) -> bool:
         """Generate, or join whoever does. Whether this call made it. Raises: InvalidId, StreamkeepError."""
-        _path(chat, generation)
+        _path(chat, _checked(generation))
         claimed = (await self._log(chat)).get(generation)
         if claimed is None:
             wanted = _Generation(chat, generation, uuid.uuid4().hex, self._owner, is_shared)
@@ -375,6 +375,9 @@ class DurableResponses:
                 await self._close(generation, producer)
         except (StreamkeepError, TimeoutError) as exc:
             logger.warning("%s cannot be written any more: %s", generation.path, type(exc).__name__)
+            with suppress(StreamkeepError, TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await self._end(generation, "the answer could not be stored whole")
         finally:
             self._claims.discard(generation.claim)
 
@@ -409,12 +412,15 @@ class DurableResponses:
             with suppress(StreamNotFound, StreamGone):
                 await self._stream(f"~owners/{generation.owner}").head()
                 return False
-        # Others who do the same now send the same.
+        await self._end(generation, "the server that generated this is gone")
+        return True
+
+    async def _end(self, generation: _Generation, text: str) -> None:
+        """Fence off whoever generates it, and end it as a failure; of several who do that the first one's counts."""
         with suppress(StreamClosed):
             async with self._producer(generation, epoch=1) as producer:
-                await producer.append(_encoded(generation.failure("the server that generated this is gone")))
+                await producer.append(_encoded(generation.failure(text)))
                 await self._close(generation, producer)
-        return True
 
     async def _running(self, chat: str, generation: str | None = None) -> _Generation | None:
         """The named generation, or else the newest, if it runs. Raises: InvalidId, StreamkeepError."""
@@ -598,10 +604,14 @@ class _Events(_Live):
 
 def _path(chat: str, generation: str | None = None) -> str:
     """Raises: InvalidId."""
-    for given in (chat, generation):
-        if given is not None and not (isinstance(given, str) and _ID.fullmatch(given)):
-            raise InvalidId("an id has 1 to 200 characters out of A-Z a-z 0-9 . _ ~ : @ -, a letter or digit first")
-    return chat if generation is None else f"{chat}/{generation}"
+    return _checked(chat) if generation is None else f"{_checked(chat)}/{_checked(generation)}"
+
+
+def _checked(given: object) -> str:
+    """Raises: InvalidId."""
+    if not (isinstance(given, str) and _ID.fullmatch(given)):
+        raise InvalidId("an id has 1 to 200 characters out of A-Z a-z 0-9 . _ ~ : @ -, a letter or digit first")
+    return given
 
 
 def _encoded(chunk: object) -> bytes:
