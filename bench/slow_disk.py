@@ -19,7 +19,8 @@ _DELAY_MICROS = 1000
 _SOURCE = Path(__file__).with_name("slow_sync.c")
 _RELAYED = by_default(500)
 _CREATED = creating(5)
-_WRITING = Writing(64, 200, 5)
+_WRITING = Writing(64, 200, 4)
+_WRITING_RUNS = 2
 _MOST_ADDED_MS = 5.0
 _LEAST_KEPT = 0.9
 _PLAIN = "without the delay"
@@ -34,10 +35,11 @@ class _Found:
     relayed: Outcome
     created: Outcome
     written: Written
+    write_faults: list[str]
 
 
 async def compare_slow_disk(place: Place, say: Callable[[str], None]) -> RowComparison:
-    title = f"relay, create and append again, with {_DELAY_MICROS / 1000:g} ms added to every sync of Postgres"
+    title = f"relay, create and append again, with {_DELAY_MICROS / 1000:g} ms added to every sync of Postgres; appends are the better of two runs"
     try:
         library = compile_library(place.folder)
     except NoCompiler as exc:
@@ -47,8 +49,8 @@ async def compare_slow_disk(place: Place, say: Callable[[str], None]) -> RowComp
         plain = await _measure(site, None)
         say(f"{_ROW}: with it, 40 s …")
         slow = await _measure(site, library)
-    faults = [*plain.relayed.faults, *plain.created.faults, *plain.written.faults]
-    faults += [*slow.relayed.faults, *slow.created.faults, *slow.written.faults]
+    faults = [*plain.relayed.faults, *plain.created.faults, *plain.write_faults]
+    faults += [*slow.relayed.faults, *slow.created.faults, *slow.write_faults]
     return RowComparison(_ROW, title, _figures(plain, slow), [f"{OURS}: {fault}" for fault in faults])
 
 
@@ -73,7 +75,10 @@ async def _measure(site: Site, library: Path | None) -> _Found:
         relayed = await relay_on(system, _RELAYED, site, "relay")
         created = await relay_on(system, _CREATED, site, "create")
         await write(server, Writing(8, 200, 1), "warm-up")
-        return _Found(relayed, created, await write(server, _WRITING, "crowd"))
+        # One run differs from the next by as much as may be lost.
+        crowds = [await write(server, _WRITING, f"crowd-{number}") for number in range(_WRITING_RUNS)]
+        faults = [fault for crowd in crowds for fault in crowd.faults]
+        return _Found(relayed, created, max(crowds, key=lambda crowd: crowd.appends_per_second), faults)
 
 
 def _figures(plain: _Found, slow: _Found) -> list[Figure]:
