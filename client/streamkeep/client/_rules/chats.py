@@ -145,7 +145,7 @@ class ChatState:
     def restart(self, fold: SessionFold) -> Step:
         """Go on from another fold: one that was kept, or one of nothing when the stream cannot be read on."""
         self.fold = fold
-        self.is_loaded = False
+        self.is_loaded, self._expected = False, ""
         self._confirm(())
         return Step(ALL)
 
