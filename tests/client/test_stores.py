@@ -83,6 +83,16 @@ class TestPostgresStore(GenerationStoreContract):
         with closing(PostgresStore(database_url)) as store:
             assert store.records(PROXY, "s") == []
 
+    @pytest.mark.parametrize("damage", ["state = 'odd'", "position = -1", "created_at = 'infinity'"])
+    def test_a_damaged_row_is_a_failed_store(self, database_url: str, damage: str) -> None:
+        with closing(PostgresStore(database_url)) as store, psycopg.connect(database_url, autocommit=True) as other:
+            store.put(record())
+            store.put(record(session_id="other"))
+            other.execute(f"UPDATE streamkeep_generations SET {damage} WHERE session_id = 's'".encode())
+            with pytest.raises(LocalStoreFailed):
+                store.records(PROXY, "s")
+            assert store.records(PROXY, "other") == [record(session_id="other")]
+
     def test_no_password_stands_in_an_error(self) -> None:
         with closing(PostgresStore("postgresql://me:secret@127.0.0.1:9/db")) as store:
             with pytest.raises(LocalStoreFailed) as caught:
@@ -127,6 +137,31 @@ class TestRedisStore(GenerationStoreContract):
         store.put(record("old", age_seconds=200 * 365 * 24 * 3600))
         assert store.records(PROXY, "s") == []
 
+    @pytest.mark.parametrize(
+        "value",
+        [
+            b"",
+            b"nonsense",
+            b"\xff",
+            b"[" * 100_000,
+            b"[1, 2, 3, 4, 5]",
+            b"{}",
+            b"[]",
+            b'["2030-01-01T00:00:00", "2030-01-01T00:00:00", "open", 0, 0]',
+            b'["2030-01-01T00:00:00Z", "2030-01-01T00:00:00Z", "odd", 0, 0]',
+            b'["2030-01-01T00:00:00Z", "2030-01-01T00:00:00Z", "open", -1, 0]',
+            b'["2030-01-01T00:00:00Z", "2030-01-01T00:00:00Z", "open", 1e300, "0"]',
+            b'["2030-01-01T00:00:00Z", "2030-01-01T00:00:00Z", "open", 0, ' + b"9" * 5000 + b"]",
+        ],
+    )
+    def test_a_damaged_value_is_a_failed_store(self, redis_url: str, store: RedisStore, value: bytes) -> None:
+        store.put(record(session_id="other"))
+        with redis.Redis.from_url(redis_url) as other:
+            other.hset(store._key(PROXY, "damaged"), "r", value)
+        with pytest.raises(LocalStoreFailed):
+            store.records(PROXY, "damaged")
+        assert store.records(PROXY, "other") == [record(session_id="other")]
+
     def test_a_redis_that_is_away_is_a_failed_store(self, tmp_path: Path) -> None:
         with closing(RedisStore(f"unix://:secret@{tmp_path}/nobody")) as store:
             with pytest.raises(LocalStoreFailed) as caught:
@@ -164,6 +199,20 @@ def test_a_file_is_read_by_the_next_process(path: Path) -> None:
     file.close()
     assert file.records(PROXY, "s") == [record(position=2)], "a closed store opens again when it is used"
     file.close()
+
+
+@pytest.mark.parametrize(
+    "damage", ["state = 'odd'", "position = -1", "position = 'x'", "created_at = 1e300", "created_at = x'ff'"]
+)
+def test_a_damaged_row_of_a_file_is_a_failed_store(path: Path, damage: str) -> None:
+    with closing(SQLiteStore(path)) as store:
+        store.put(record())
+        store.put(record(session_id="other"))
+        with closing(sqlite3.connect(path)) as other, other:
+            other.execute(f"UPDATE generations SET {damage} WHERE session_id = 's'")
+        with pytest.raises(LocalStoreFailed):
+            store.records(PROXY, "s")
+        assert store.records(PROXY, "other") == [record(session_id="other")]
 
 
 def test_a_file_and_what_lies_beside_it_are_readable_by_the_owner_alone(path: Path) -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from streamkeep.client._errors import LocalStoreFailed
+from streamkeep.client._rules import wire
 from streamkeep.client._sqlite import SQLiteFile
 
 KEEP_SECONDS = 7 * 24 * 3600.0
@@ -45,6 +49,26 @@ class GenerationRecord:
     state: RecordState = RecordState.OPEN
     position: int = 0
     handed_position: int = 0
+
+
+@contextmanager
+def reading_records(session_id: str) -> Iterator[None]:
+    """What somebody else wrote into a store is no record. Raises: LocalStoreFailed."""
+    try:
+        yield
+    except (ArithmeticError, OSError, RecursionError, TypeError, ValueError) as exc:
+        raise LocalStoreFailed(f"the store holds something damaged for the session {session_id!r}") from exc
+
+
+def checked_record(record: GenerationRecord) -> GenerationRecord:
+    """A record as it was read. Raises: ValueError: a field holds what none can."""
+    for position in (record.position, record.handed_position):
+        if type(position) is not int or not 0 <= position <= wire.MAX_POSITION:
+            raise ValueError("not a position")
+    for at in (record.created_at, record.updated_at):
+        if at.tzinfo is None:
+            raise ValueError("not an instant")
+    return record
 
 
 class GenerationStore(Protocol):
@@ -138,19 +162,22 @@ class SQLiteStore(GenerationStore):
     def records(self, proxy_url: str, session_id: str) -> list[GenerationRecord]:
         with self._file.database() as database:
             rows = database.execute(self._RECORDS, (proxy_url, session_id)).fetchall()
-        return [
-            GenerationRecord(
-                proxy_url,
-                session_id,
-                request_id,
-                datetime.fromtimestamp(created_at, UTC),
-                datetime.fromtimestamp(updated_at, UTC),
-                RecordState(state),
-                position,
-                handed_position,
-            )
-            for created_at, updated_at, state, position, handed_position, request_id in rows
-        ]
+        with reading_records(session_id):
+            return [
+                checked_record(
+                    GenerationRecord(
+                        proxy_url,
+                        session_id,
+                        request_id,
+                        datetime.fromtimestamp(created_at, UTC),
+                        datetime.fromtimestamp(updated_at, UTC),
+                        RecordState(state),
+                        position,
+                        handed_position,
+                    )
+                )
+                for created_at, updated_at, state, position, handed_position, request_id in rows
+            ]
 
     _REMOVE = "DELETE FROM generations WHERE proxy_url = ? AND session_id = ? AND request_id = ?"
 

@@ -13,7 +13,7 @@ except ImportError as _missing:
     raise ImportError("PostgresStore needs the package psycopg: pip install 'streamkeep[postgres]'") from _missing
 
 from streamkeep.client._errors import LocalStoreFailed
-from streamkeep.client._stores import KEEP_SECONDS, GenerationRecord, RecordState
+from streamkeep.client._stores import KEEP_SECONDS, GenerationRecord, RecordState, checked_record, reading_records
 
 _PUTS_PER_SWEEP = 1000
 # Any number that nobody else locks: two processes that make the table at once would meet in the catalogue.
@@ -72,19 +72,22 @@ class PostgresStore:
     def records(self, proxy_url: str, session_id: str) -> list[GenerationRecord]:
         with self._database() as database:
             rows = database.execute(self._RECORDS, (proxy_url, session_id)).fetchall()
-        return [
-            GenerationRecord(
-                proxy_url,
-                session_id,
-                request_id,
-                created_at.astimezone(UTC),
-                updated_at.astimezone(UTC),
-                RecordState(state),
-                position,
-                handed_position,
-            )
-            for request_id, created_at, updated_at, state, position, handed_position in rows
-        ]
+        with reading_records(session_id):
+            return [
+                checked_record(
+                    GenerationRecord(
+                        proxy_url,
+                        session_id,
+                        request_id,
+                        created_at.astimezone(UTC),
+                        updated_at.astimezone(UTC),
+                        RecordState(state),
+                        position,
+                        handed_position,
+                    )
+                )
+                for request_id, created_at, updated_at, state, position, handed_position in rows
+            ]
 
     _REMOVE = "DELETE FROM streamkeep_generations WHERE proxy_url = %s AND session_id = %s AND request_id = %s"
 

@@ -12,7 +12,7 @@ except ImportError as _missing:
     raise ImportError("RedisStore needs the package redis: pip install 'streamkeep[redis]'") from _missing
 
 from streamkeep.client._errors import LocalStoreFailed
-from streamkeep.client._stores import KEEP_SECONDS, GenerationRecord, RecordState
+from streamkeep.client._stores import KEEP_SECONDS, GenerationRecord, RecordState, checked_record, reading_records
 
 
 class RedisStore:
@@ -46,7 +46,8 @@ class RedisStore:
         except redis.RedisError as exc:
             raise _failed(exc) from exc
         oldest = datetime.now(UTC) - timedelta(seconds=self._keep_seconds)
-        records = [_decoded(proxy_url, session_id, name.decode(), value) for name, value in found.items()]
+        with reading_records(session_id):
+            records = [_decoded(proxy_url, session_id, name.decode(), value) for name, value in found.items()]
         kept = [record for record in records if record.updated_at >= oldest]
         return sorted(kept, key=lambda record: (record.created_at, record.request_id), reverse=True)
 
@@ -72,15 +73,17 @@ def _encoded(record: GenerationRecord) -> str:
 
 def _decoded(proxy_url: str, session_id: str, request_id: str, value: bytes) -> GenerationRecord:
     created_at, updated_at, state, position, handed_position = json.loads(value)
-    return GenerationRecord(
-        proxy_url,
-        session_id,
-        request_id,
-        datetime.fromisoformat(created_at),
-        datetime.fromisoformat(updated_at),
-        RecordState(state),
-        position,
-        handed_position,
+    return checked_record(
+        GenerationRecord(
+            proxy_url,
+            session_id,
+            request_id,
+            datetime.fromisoformat(created_at),
+            datetime.fromisoformat(updated_at),
+            RecordState(state),
+            position,
+            handed_position,
+        )
     )
 
 
