@@ -133,8 +133,9 @@ async def test_many_calls_and_resumes_leave_nothing(name: str, proxy: Proxy, req
     assert sum(proxy.service.readers.tally.following.values()) == 0
 
 
+@pytest.mark.parametrize("name", ["FetchClient", "Client", "AsyncFetchClient", "AsyncClient"])
 async def test_many_calls_and_resumes_leave_no_row_once_their_session_is_erased(
-    database_url: str, request: pytest.FixtureRequest
+    name: str, database_url: str, request: pytest.FixtureRequest
 ) -> None:
     """Nor do the marks of who reads, and the rows that guard against a second call, once their time is over."""
     count = int(request.config.getoption("--sequential"))
@@ -143,7 +144,7 @@ async def test_many_calls_and_resumes_leave_no_row_once_their_session_is_erased(
         serving(store) as proxy,
         connected(database_url) as database,
         upstream(whole(BODY, "text/plain", chunk_bytes=1024)) as server,
-        async_calls(AsyncFetchClient(proxy.url, store=MemoryStore())) as call,
+        calls(name, proxy.url, MemoryStore()) as call,
     ):
         before = await rows(database)
         for number in range(count):
