@@ -137,6 +137,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--stored-rows", type=int, default=5_000_000, help="chunks that the store is filled with, for its growth"
     )
     parser.add_argument("--minutes", type=float, default=1, help="length of the long run, for growth with time")
+    parser.add_argument("--session-events", type=int, default=50_000, help="length of the durable session")
     names = list(dict.fromkeys([*SYSTEMS, *STREAM_SERVERS]))
     parser.add_argument(
         "--systems",
@@ -212,6 +213,7 @@ def _plan(chosen: argparse.Namespace) -> Plan:
         fan_out_seconds=chosen.fan_out_seconds,
         stored_rows=chosen.stored_rows,
         minutes=chosen.minutes,
+        session_events=chosen.session_events,
     )
 
 

@@ -19,6 +19,7 @@ from bench.load import Outcome
 from bench.memory import compare_memory
 from bench.relay import compare_creates, compare_relays, largest_figure, largest_that_keeps_up, search_largest
 from bench.report import AppendComparison, AppendFigures, Comparison
+from bench.sessions import compare_sessions
 from bench.slow_disk import compare_slow_disk
 from bench.storage import compare_storage
 from bench.systems import OURS, SYSTEMS, Place, StreamServer, measure_each
@@ -53,6 +54,7 @@ class Plan:
     fan_out_seconds: float
     stored_rows: int
     minutes: float
+    session_events: int
 
     @property
     def peers(self) -> list[str]:
@@ -138,6 +140,10 @@ async def _client(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparis
     yield await compare_clients(place, say)
 
 
+async def _session(plan: Plan, place: Place, say: Say) -> AsyncGenerator[Comparison]:
+    yield await compare_sessions(place, plan.session_events, say)
+
+
 ROWS: dict[str, Callable[[Plan, Place, Say], AsyncGenerator[Comparison]]] = {
     "relay": _relay,
     "create": _create,
@@ -150,6 +156,7 @@ ROWS: dict[str, Callable[[Plan, Place, Say], AsyncGenerator[Comparison]]] = {
     "growth": _growth,
     "slow-disk": _slow_disk,
     "client": _client,
+    "session": _session,
 }
 """By the name that the command line knows; the order is that of a run."""
 

@@ -39,6 +39,7 @@ TINY = Plan(
     fan_out_seconds=0.2,
     stored_rows=1000,
     minutes=0.1,
+    session_events=2000,
 )
 
 
@@ -96,6 +97,14 @@ async def test_any_server_can_be_measured_with_a_key_and_keeps_no_stream() -> No
     )
     assert [run["measured"] for run in found["runs"]] == ["append", "fan-out"]
     assert "since they need a proxy of ours: relay" in said
+
+
+async def test_a_session_is_opened_and_followed() -> None:
+    status, found, said = await bench("--rows", "session", "--session-events", "2000")
+    assert (status, found["faults"], found["failures"]) == (0, [], {}), said
+    figures = {figure["what"]: figure for figure in found["runs"][0]["figures"]}
+    assert figures["opened with what was kept, 20 events later: read"]["isMet"]
+    assert figures["opened anew: read"]["value"] > 100
 
 
 async def test_a_row_that_breaks_off_leaves_the_others(tmp_path: Path) -> None:
