@@ -56,5 +56,8 @@ async def test_a_servers_words_cannot_steer_the_terminal(run: Program, name: str
     assert "\\u001b[31mred\\u009b2J\\u000anext" in shown.text
     assert not {"\x1b", "\x9b"} & set(shown.text)
     assert printable(hostile) == "\\u001b[31mred\\u009b2J\\u000anext\\ud800"
+    assert printable("gnp.\u202eexe \u2066") == "gnp.\\u202eexe \\u2066", (
+        "nothing changes the direction of what follows"
+    )
     complaint = await run.on_terminal("read", name, "--resume-file", "no\x1b]0;x\x07/where", NO_COLOR="1")
     assert (complaint.code, "\x1b" in complaint.text) == (1, False)

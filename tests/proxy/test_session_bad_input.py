@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from streamkeep.storage import MemoryStore
+from streamkeep.storage.postgres import PostgresStore
 from tests.proxy.test_sessions import AGENT, Chat, code, silent_agent
 from tests.serving import Proxy, serving
 
@@ -235,3 +236,13 @@ async def test_malformed_rows_of_others_hurt_nobody(served: Proxy) -> None:
     await served.client.post("/v1/stream/sessions/rough", headers={"Stream-Closed": "true"})
     assert code(await chat.call("POST", "/messages", json={"content": "Hi"})) == (409, "stream_closed")
     assert len((await chat.call("GET", "/messages")).json()["messages"]) == 1
+
+
+async def test_a_turn_whose_id_cannot_be_kept_can_be_stopped(database_url: str) -> None:
+    async with serving(PostgresStore(database_url)) as proxy:
+        chat = await Chat(proxy.client).put()
+        await chat.say("Hi", messageId="m1")
+        value = {"agentId": "x", "messageId": "m2", "causeId": "m1", "kind": "message", "depth": 1, "createdAt": ""}
+        await chat.write({"type": "turn", "key": "a\0b", "value": value, "headers": {"operation": "insert"}})
+        await chat.call("POST", "/stop", json={}, status=204)
+        assert [one.ended_by for one in (await chat.fold()).messages] == [None, "error"]

@@ -31,6 +31,7 @@ from streamkeep.sessions.turns import turns_due
 from streamkeep.sessions.views import Turn
 from streamkeep.storage import (
     DueSession,
+    ItemRefused,
     KeyUnavailable,
     Owner,
     OwnerFenced,
@@ -298,6 +299,10 @@ class _Work:
             self._retry_at[turn.id] = time.monotonic() + _RETRY_SECONDS
         except StoreError as exc:
             self._give_up(turn, type(exc).__name__)
+            if isinstance(exc, ItemRefused):
+                # Nobody else could take it either, such as a turn whose id no engine keeps.
+                with suppress(StoreError):
+                    await work.fail()
         except ApiError as exc:
             logger.warning("session %s: turn %s has to wait: %s", self._key.id, turn.id, exc.problem.code)
             self._retry_at[turn.id] = time.monotonic() + _RETRY_SECONDS

@@ -60,6 +60,7 @@ from streamkeep.storage import (
     Erasure,
     ForkPoint,
     GenerationKey,
+    ItemRefused,
     Producer,
     SessionKey,
     SessionNotFound,
@@ -492,7 +493,8 @@ class Sessions:
             await asyncio.sleep(_STOP_POLL_SECONDS)
 
     async def _prevent(self, call: GenerationKey) -> None:
-        with suppress(ApiError):
+        # What the engine cannot keep, such as an id that somebody wrote into the stream himself, was never called.
+        with suppress(ApiError, ItemRefused):
             await self._generations.prevent(call)
 
     async def _remove_the_rest(self, key: SessionKey, message_ids: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import click
 
 _TABLE_ROWS = 1000
 # What a terminal obeys instead of showing it, and what has no bytes in UTF-8.
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def write(data: bytes) -> None:
