@@ -428,6 +428,42 @@ async def test_of_two_regenerations_at_once_one_is_left() -> None:
             assert [message.id for message in said(fold)] == ["m1"]
 
 
+async def test_of_many_who_rewrite_a_message_at_once_one_does() -> None:
+    store = MemoryStore()
+    async with serving(store) as one, serving(store) as two:
+        chats = [Chat(one.client), Chat(two.client)]
+        await chats[0].put()
+        await chats[0].call("POST", "/agents", json={"agents": [AGENT]}, status=200)
+        await chats[0].say("Hi", messageId="m1")
+        bodies = [{"fromMessageId": "m1", "content": f"Hi {number}", "messageId": f"n{number}"} for number in range(6)]
+        answers = await asyncio.gather(
+            *(chats[number % 2].call("POST", "/regenerate", json=body) for number, body in enumerate(bodies))
+        )
+        statuses = [answer.status_code for answer in answers]
+        assert statuses.count(200) == 1
+        assert {*statuses} <= {200, 404, 409}
+        fold = await chats[0].fold()
+        assert [message.id for message in said(fold)] == [f"n{statuses.index(200)}"]
+        assert len(fold.turns) == 1
+
+
+async def test_a_session_that_is_deleted_and_made_at_once_is_whole_or_not_there() -> None:
+    store = MemoryStore()
+    async with serving(store) as one, serving(store) as two:
+        for _ in range(20):
+            assert (await one.client.put("/v1/sessions/chat")).is_success
+            await asyncio.gather(
+                *(
+                    proxy.client.request(method, "/v1/sessions/chat")
+                    for proxy in (one, two)
+                    for method in ("DELETE", "PUT")
+                )
+            )
+            record = (await one.client.get("/v1/sessions/chat")).status_code
+            stream = (await one.client.get("/v1/stream/sessions/chat")).status_code
+            assert (record, stream) in ((200, 200), (404, 404))
+
+
 async def test_regenerate_from_an_answer_keeps_what_it_answers(proxy: Proxy) -> None:
     chat = await Chat(proxy.client).put()
     answer_id = await asked(chat)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from streamkeep.sessions import SessionFold
+from streamkeep.sessions.events import turn_event
 from streamkeep.sessions.turns import (
     TURN_LIMIT,
     Decided,
@@ -66,12 +68,13 @@ def test_the_written_turns_are_pending_in_the_fold() -> None:
 
 
 def test_a_finished_answer_wakes_the_others_that_listen_to_all() -> None:
-    [before] = folded(*asked()).turns
+    fold = folded(*asked())
+    [before] = fold.turns
     agents = [*EVERYBODY, Listening("inline-2", triggers="all", spec_id="z")]
-    decided = turns_after_agent(before, agents, max_depth=10, at=AT)
+    decided = turns_after_agent(fold, before, agents, max_depth=10, at=AT)
     assert [(one.agent_id, one.kind, one.cause_id, one.depth) for one in decided.turns] == [("eager", "agent", "a", 2)]
-    assert turns_after_agent(before, agents, max_depth=10, at="later").turns[0].id == decided.turns[0].id
-    assert turns_after_agent(decided.turns[0], agents, max_depth=10, at=AT) == Decided(), "nobody answers himself"
+    assert turns_after_agent(fold, before, agents, max_depth=10, at="later").turns[0].id == decided.turns[0].id
+    assert turns_after_agent(fold, decided.turns[0], agents, max_depth=10, at=AT) == Decided(), "nobody answers himself"
 
 
 def test_the_agent_goes_on_when_the_last_open_call_is_answered() -> None:
@@ -132,7 +135,7 @@ def test_a_turn_that_goes_too_deep_is_written_with_its_error_and_wakes_nobody(
     author = Author("a")
     eager = Listening("eager", "Eager", triggers="all", max_turns=max_turns)
     fold = folded(*asked(), author.content("x"), author.done())
-    decided = turns_after_agent(fold.turns[0], [eager], max_depth=max_depth, at=AT)
+    decided = turns_after_agent(fold, fold.turns[0], [eager], max_depth=max_depth, at=AT)
     assert decided.refused == decided.turns
     fold.apply(decided.events([eager]), "2")
     refused = fold.messages[-1]
@@ -146,3 +149,25 @@ def test_a_turn_again_is_the_same_call_with_another_answer() -> None:
     assert (one.agent_id, one.cause_id, one.kind, one.depth) == ("helper", "u", "regenerate", 4)
     assert one.message_id != "a"
     assert turn_again(fold.turns[0], [EAGER], max_depth=10, at=AT, nonce="n") == Decided()
+
+
+def test_agents_that_call_each_other_are_called_so_often_and_no_oftener() -> None:
+    agents = [Listening(name, triggers="all") for name in ("a", "b", "c")]
+    fold = folded(said("u", "Hi"))
+    waiting = list(turns_after_message("u", agents, max_depth=4, at=AT).turns)
+    fold.apply([turn_event(one) for one in waiting], "0")
+    calls: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    while waiting:
+        first = waiting.pop(0)
+        calls[first.agent_id] += 1
+        decided = turns_after_agent(fold, first, agents, max_depth=4, at=AT)
+        fold.apply(decided.events(agents), first.id)
+        waiting += [one for one in decided.turns if one not in decided.refused]
+        refused.update(one.agent_id for one in decided.refused)
+    assert calls == {"a": 4, "b": 4, "c": 4}
+    assert refused == {"a": 1, "b": 1, "c": 1}
+    fold.apply([said("v", "More")], "v")
+    [again] = turns_after_message("v", agents[:1], max_depth=4, at=AT).turns
+    fold.apply([turn_event(again)], "w")
+    assert turns_after_agent(fold, again, agents, max_depth=4, at=AT).refused == (), "another message counts anew"

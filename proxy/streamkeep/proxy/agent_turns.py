@@ -225,7 +225,7 @@ class AgentTurn:
         further: list[events.Event] = []
         if answer.is_last_word:
             agents, at = (await self._book()).listening, _now()
-            decided = turns_after_agent(self._turn, agents, max_depth=self._parts.max_turns, at=at)
+            decided = turns_after_agent(self._kept.fold, self._turn, agents, max_depth=self._parts.max_turns, at=at)
             further = decided.events(agents)
             for turn in decided.refused:
                 logger.warning(

@@ -179,11 +179,19 @@ class Sessions:
         self._registry.streams_changed()
         with suppress(SessionNotFound):
             await self._store.sessions.delete(key)
+        try:
+            await self._store.sessions.session(key)
+        except SessionNotFound:
+            # Somebody who made the session at the same time found the record, and made a stream for it.
+            await self._remove_stream(key)
         return erased.rows_remaining
 
     async def delete_stream(self, key: SessionKey) -> None:
         """Delete what was said in a session. Raises: SessionNotFound: there is none."""
         await self._store.sessions.session(key)
+        await self._remove_stream(key)
+
+    async def _remove_stream(self, key: SessionKey) -> None:
         with suppress(StreamNotFound, StreamGone):
             stream = await self._store.stream(stream_of(key), is_touched=False)
             await self._store.delete_stream(stream_of(key))
@@ -304,7 +312,8 @@ class Sessions:
         cut = _cut(fold, wanted)
         gone = removals(fold, cut.message_ids, cut.turns)
         added = [*([] if message is None else [message]), *decided.events(agents)]
-        writer = writer_id("turn", decided.turns[0].id) if message is None else writer_id("message", message_id)
+        # A message is rewritten once: of two who do it at once, the second finds it gone.
+        writer = writer_id("turn", decided.turns[0].id) if message is None else writer_id("rewrite", cut.cause.id)
         appended = await self._write(key, with_txid([*gone, *added], wanted.txid), decided, Producer(writer, 0, 0))
         if appended.is_duplicate and (await self.folds.current(key)).turn(decided.turns[0].id) is None:
             raise _message_exists()

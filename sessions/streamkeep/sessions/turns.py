@@ -4,13 +4,15 @@ A person's message calls every agent that takes part, and the one that comes wit
 other agents that listen to all. When all tool calls of an answer are settled, by people or their tools, its own agent goes on.
 
 A turn's ids are made of what it answers and of who answers, so whoever decides the same decides on the same turn: it is
-written, and its agent called, once. `depth` counts turns from a person's message on, tool loops too. A turn beyond the limit is
-refused: it is written together with the error that ends it, and wakes nobody.
+written, and its agent called, once. `depth` counts turns from a person's message on, tool loops too. Agents that call each other
+branch out, so none is called oftener for one message than the limit on depth, either. A turn beyond a limit is refused: it is
+written together with the error that ends it, and wakes nobody.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -106,12 +108,34 @@ def turn_again(turn: Turn, agents: Sequence[Listening], *, max_depth: int, at: s
     return _decided([_turn("regenerate", turn.cause_id, one, turn.depth, at, nonce) for one in found], found, max_depth)
 
 
-def turns_after_agent(turn: Turn, agents: Sequence[Listening], *, max_depth: int, at: str) -> Decided:
+def turns_after_agent(
+    fold: SessionFold, turn: Turn, agents: Sequence[Listening], *, max_depth: int, at: str
+) -> Decided:
     """The other agents that listen to all answer an agent's answer: a whole one, none of whose tool calls is open. Whoever
     ends it knows, and writes this together with its end."""
     found = [one for one in _each_once(agents) if one.triggers == "all" and one.spec_id is None]
     found = [one for one in found if one.id != turn.agent_id]
-    return _decided([_turn("agent", turn.message_id, one, turn.depth + 1, at) for one in found], found, max_depth)
+    if not found:
+        return Decided()
+    calls, limits = _calls_behind(fold, turn), _limits(found, max_depth)
+    # One that was refused already is not told so again by every branch.
+    found = [one for one in found if calls[one.id] <= limits[one.id]]
+    turns = tuple(_turn("agent", turn.message_id, one, turn.depth + 1, at) for one in found)
+    refused = (one for one in turns if max(one.depth, calls[one.agent_id] + 1) > limits[one.agent_id])
+    return Decided(turns, tuple(refused))
+
+
+def _calls_behind(fold: SessionFold, turn: Turn) -> Counter[str]:
+    """How often each agent was called for the person's message that a turn goes back to."""
+    before = turn
+    while (cause := fold.turn_of(before.cause_id)) is not None and cause.depth < before.depth:
+        before = cause
+    calls, chain = Counter[str](), {before.cause_id}
+    for one in fold.turns:
+        if one.cause_id in chain:
+            chain.add(one.message_id)
+            calls[one.agent_id] += 1
+    return calls
 
 
 def _called(fold: SessionFold) -> set[tuple[str, str]]:
@@ -130,8 +154,12 @@ def _gone_on(before: Iterable[Turn], agents: Sequence[Listening], max_depth: int
 
 
 def _decided(turns: Sequence[Turn], agents: Iterable[Listening], max_depth: int) -> Decided:
-    limits = {agent.id: min(agent.max_turns or max_depth, max_depth) for agent in agents}
+    limits = _limits(agents, max_depth)
     return Decided(tuple(turns), tuple(turn for turn in turns if turn.depth > limits[turn.agent_id]))
+
+
+def _limits(agents: Iterable[Listening], max_depth: int) -> dict[str, int]:
+    return {agent.id: min(agent.max_turns or max_depth, max_depth) for agent in agents}
 
 
 def _turn(kind: TurnKind, cause_id: str, agent: Listening, depth: int, at: str, nonce: str = "") -> Turn:
