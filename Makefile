@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 REFERENCE ?= build/reference
 # Tests mostly wait: for leases, for databases to come back. So there are more processes than cores.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 # A browser is several processes itself.
 BROWSER_TEST_PROCESSES ?= 2
 

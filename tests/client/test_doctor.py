@@ -178,4 +178,4 @@ async def test_without_a_stream_there_is_nothing_to_measure(run: Program, proxy:
         ended = await run("doctor", url)
     assert (ended.code, ended.out, "405" in ended.err or "refused" in ended.err) == (5, b"", True)
     assert (await run("doctor", "http://127.0.0.1:1")).code == 1
-    assert (await run("doctor", "nonsense")).code == 1
+    assert (await run("doctor", "nonsense")).code == 2

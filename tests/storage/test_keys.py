@@ -58,7 +58,7 @@ async def test_an_id_belongs_to_one_key(keys: KeyStore) -> None:
 
 
 async def test_of_many_first_keys_one_is_made(keys: KeyStore) -> None:
-    made = await asyncio.gather(*(keys.create(replace(KEY, id=f"k{i}"), if_first=True) for i in range(8)))
+    made = await asyncio.gather(*(keys.create(replace(KEY, id=f"first-{i}"), if_first=True) for i in range(8)))
     assert made.count(True) == 1
     assert len(await keys.all()) == 1
     assert await keys.create(WHOLE)
