@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from streamkeep.proxy.rules.upstreams import Upstreams
-from streamkeep.storage import MemoryStore
+from streamkeep.storage import GenerationKey, MemoryStore
 from streamkeep.storage.postgres import PostgresStore
 from tests.end_to_end.test_departures import Watcher, until
 from tests.serving import Proxy, served_process, serving
@@ -77,6 +77,16 @@ async def cancelled(proxy: Proxy, request_id: str) -> None:
     async with asyncio.timeout(40):
         while await state(proxy, request_id) != "cancelled":
             await asyncio.sleep(0.05)
+
+
+async def told_of_a_reader(proxy: Proxy, request_id: str) -> None:
+    """Until the store knows of one, which is told beside its answer: whoever was killed sooner had no readers."""
+    store = proxy.service.store
+    generation = await store.generation(GenerationKey("default", "chat", request_id))
+    assert generation is not None
+    async with asyncio.timeout(20):
+        while not await store.readerless_seconds([generation.id]):
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("politely", [True, False])
@@ -295,6 +305,7 @@ async def test_t22_a_killed_instance_gives_back_its_places_and_its_readers_count
         reader = await Watcher.open(process.url, "/v1/stream/generations/chat/2/data")
         await reader.see(b"Hi")
         assert (await survivor.create("chat", "3", url)).status_code == 429
+        await told_of_a_reader(survivor, "2")
         process.kill()
         await cancelled(survivor, "2")
         assert (await survivor.ending("chat", "1"))["code"] == "owner_lost"

@@ -29,7 +29,7 @@ export class Contents {
     this.output = h("div", { class: "output", tabindex: "0", role: "region", "aria-label": "Contents" })
     this.modes = h("div", { class: "modes", role: "group", "aria-label": "Show as" })
     this.count = h("span", { class: "count" })
-    this.timeline = svg("svg", { class: "timeline", viewBox: `0 0 ${BARS} 24`, preserveAspectRatio: "none", role: "img" })
+    this.timeline = svg("svg", { class: "timeline", viewBox: `0 0 ${BARS} 24`, preserveAspectRatio: "none", role: "img", "aria-label": "Nothing yet" })
     this.slider = h("input", { type: "range", min: 0, max: 1000, value: 1000, "aria-label": "Moment", on: { input: () => this.go(Number(this.slider.value)) } })
     this.play = h("button", { type: "button", on: { click: () => this.toggle() } }, "Replay")
     this.speed = h("select", { "aria-label": "Speed" }, [1, 2, 8].map((times) => h("option", { value: times }, `${times}×`)))
