@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from streamkeep.storage import Append, GenerationKey, ItemRefused, MemoryStore
+from streamkeep.storage import Append, Generation, GenerationKey, ItemRefused, MemoryStore, StoreUnavailable
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, full_server, upstream, whole
 
@@ -664,6 +664,38 @@ async def test_t29_a_model_that_thinks_for_less_than_its_limit_is_not(pings: lis
     async with serving(MemoryStore(), idle_seconds=1.5) as proxy, upstream(play) as server:
         await proxy.create("chat", "1", server.url)
         assert (await proxy.ending("chat", "1"))["code"] == "complete"
+
+
+class Forgetful(MemoryStore):
+    """Finds no generation while it `is_away`."""
+
+    is_away = False
+
+    async def generation(self, key: GenerationKey) -> Generation | None:
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return await super().generation(key)
+
+
+async def test_who_records_a_generation_finds_it_without_the_store_until_it_ends() -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/event-stream"})
+        await exchange.chunk(CHAT)
+        await exchange.is_gone.wait()
+
+    store = Forgetful()
+    async with serving(store) as proxy, upstream(play) as server:
+        created = await proxy.create("chat", "1", server.url)
+        assert await proxy.available(len(CHAT)) == CHAT
+        store.is_away = True
+        found = await proxy.client.get("/api/chat/1")
+        assert (found.status_code, found.json()["state"]) == (200, "running")
+        assert found.json()["createdAt"] == created.json()["createdAt"]
+        assert (await proxy.read("chat", "1")).content == CHAT
+        assert (await proxy.read("chat", "2")).status_code == 503
+        store.is_away = False
+        assert (await proxy.client.post("/api/chat/1/cancel")).json() == {"state": "cancelled"}
+        assert (await proxy.client.get("/api/chat/1")).json()["state"] == "cancelled"
 
 
 async def test_silence_after_the_end_mark_is_a_finished_answer() -> None:

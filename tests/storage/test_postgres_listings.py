@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from streamkeep.storage import DEFAULT_TENANT, State, Wanted
+from streamkeep.storage import DEFAULT_TENANT, GenerationKey, State, Wanted
 from tests.postgres import connected, opened
 
 _MANY = """
@@ -50,7 +50,18 @@ async def test_pages_walk_an_index(database_url: str) -> None:
         await plain.execute(_MANY)
         await store.list_generations(Wanted("other"), limit=10)
         plan = await plain.fetch(
-            "explain select * from (select * from streamkeep.generations where tenant = 'other' and id < 9000"
+            "explain select * from (select * from streamkeep.generations where tenant = 'other' and id > 0 and id < 9000"
             " order by id desc limit 5000) as looked_at limit 10"
         )
         assert "generations_by_tenant" in "\n".join(row[0] for row in plan)
+
+
+async def test_one_generation_is_not_found_by_reading_all_of_its_tenant(database_url: str) -> None:
+    async with opened(database_url) as store, connected(database_url) as plain:
+        owner = await store.register_owner()
+        await store.claim(owner, GenerationKey("default", "s", "r"), None)
+        plan = await plain.fetch(
+            "explain select * from streamkeep.generations"
+            " where tenant = 'default' and session_id = 's' and request_id = 'r'"
+        )
+        assert "generations_key" in "\n".join(row[0] for row in plan)

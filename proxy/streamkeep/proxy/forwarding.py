@@ -17,6 +17,7 @@ from streamkeep.proxy.rules.allowlist import OTHER, Refused
 from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.headers import forwarded_headers
 from streamkeep.proxy.settings import Settings
+from streamkeep.proxy.upstream import parsed_url
 from streamkeep.storage import Generation, GenerationKey, Terms
 
 # Whom limits are counted for where there are no keys.
@@ -39,7 +40,7 @@ class Destination:
     @property
     def shown(self) -> str:
         """The name for people: of a URL no more than the host, since paths and queries may hold secrets."""
-        return httpx.URL(self.url).netloc.decode("ascii", "replace") if self.label == OTHER else self.label
+        return parsed_url(self.url).netloc.decode("ascii", "replace") if self.label == OTHER else self.label
 
 
 class Forwarder:
@@ -53,7 +54,7 @@ class Forwarder:
     def allowed(self, principal: Principal, url: str) -> Destination:
         """The destination that a caller's URL names. Raises: ApiError (400, 403)."""
         try:
-            httpx.URL(url)
+            parsed_url(url)
         except httpx.InvalidURL as exc:
             raise problem(400, "invalid_upstream_url", f"the URL cannot be called: {exc}") from exc
         decision = self._settings.allow.decide(url)
@@ -63,7 +64,7 @@ class Forwarder:
             raise problem(403, "upstream_not_allowed", decision.message)
         if not principal.may_call(url):
             raise problem(403, "not_permitted", "the key that was used may not call this upstream")
-        return Destination(url, decision.private, label=self._settings.allow.label(url))
+        return Destination(url, decision.private, label=decision.label)
 
     async def forward(
         self,

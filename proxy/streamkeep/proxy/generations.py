@@ -54,7 +54,7 @@ from streamkeep.proxy.rules.endings import EndingObserver
 from streamkeep.proxy.rules.headers import kept_headers
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.tallies import GenerationTally
-from streamkeep.proxy.upstream import AddressRefused, Resolver, UpstreamTransport
+from streamkeep.proxy.upstream import AddressRefused, Resolver, UpstreamTransport, parsed_url
 from streamkeep.storage import (
     Claim,
     Code,
@@ -198,6 +198,14 @@ class Call:
         if self.has_begun and self.task is not None:
             self.task.cancel()
 
+    @property
+    def is_streaming(self) -> bool:
+        """Whether upstream's acceptance is stored, and nothing is known that would end the generation: `generation` is then
+        the row that the store has."""
+        if self.is_settled or self.is_abandoned or self.stop_reason is not None:
+            return False
+        return self.generation.state is State.RUNNING
+
     def overdue(self, now: float) -> Code | None:
         """Which clock has run out, if any. Only waiting for upstream counts against it."""
         relay, clocks = self.relay, self.clocks
@@ -241,6 +249,7 @@ class Generations:
         self._audiences = audiences
         self._settings = settings
         self._calls: dict[int, Call] = {}
+        self._calls_by_key: dict[GenerationKey, Call] = {}
         self._claiming: Counter[GenerationKey] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._owner: Owner | None = None
@@ -333,6 +342,9 @@ class Generations:
             ApiError: 404 when there is none or upstream refused it, 410 when its data are gone.
         """
         GENERATION.set(key)
+        call = self._calls_by_key.get(key)
+        if call is not None and call.is_streaming:
+            return call.generation
         row = await self._store.generation(key)
         if row is None or row.state is State.REFUSED:
             raise not_found()
@@ -376,7 +388,7 @@ class Generations:
         Raises:
             ApiError: 404, 410.
         """
-        call = next((call for call in self._calls.values() if call.generation.key == key), None)
+        call = self._calls_by_key.get(key)
         if call is not None:
             self._cancel(call, "request")
             with suppress(TimeoutError):
@@ -539,7 +551,7 @@ class Generations:
         if self._tracing is not None:
             span, request = self._tracing.begin(generation.key, request)
         call = Call(generation, self._writer.recorder(generation), request.clocks, request.label, span)
-        self._calls[generation.id] = call
+        self._calls[generation.id] = self._calls_by_key[generation.key] = call
         self._readers.recorded_here((generation.data_stream, generation.control_stream))
         call.task = asyncio.create_task(self._record(call, request), name=f"generation {generation.id}")
         return call
@@ -643,7 +655,7 @@ class Generations:
         if call.span is not None:
             call.span.lost()
         if self._calls.get(generation.id) is call:
-            del self._calls[generation.id]
+            del self._calls[generation.id], self._calls_by_key[generation.key]
         call.relay = None  # It knows the call, too.
         if not call.recorder.has_ended:
             call.recorder.abandon()
@@ -693,7 +705,7 @@ class Generations:
         timeout = httpx.Timeout(None, connect=clocks.connect_seconds)
         sent = httpx.Request(
             request.method,
-            request.url,
+            parsed_url(request.url),
             headers=request.headers,
             content=content,
             extensions={"timeout": timeout.as_dict(), "streamkeep.private": request.may_be_private},
@@ -762,11 +774,11 @@ class Generations:
             within_seconds=self._settings.storage_outage_seconds,
         )
         self.tally.acceptance_seconds.observe(time.monotonic() - began_at)
-        call.generation = replace(generation, state=State.RUNNING, head=head, fingerprint=fingerprint)
+        call.generation = row or replace(generation, state=State.RUNNING, head=head, fingerprint=fingerprint)
         observer = None
         if self._settings.observe_endings:
             observer = EndingObserver(head.content_type, head.content_encoding)
-        _answer(call, row or call.generation)
+        _answer(call, call.generation)
         return Relay(
             call.recorder,
             observer,

@@ -25,6 +25,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import httpx
 
@@ -60,6 +61,12 @@ class RequestRefused(httpx.LocalProtocolError):
 
 class AddressRefused(httpx.ConnectError):
     """The host leads to an address that is not public, and the request may not go to one. Nothing was sent."""
+
+
+@lru_cache(maxsize=256)
+def parsed_url(url: str) -> httpx.URL:
+    """A URL taken apart, once for the few that callers use again and again. Raises: httpx.InvalidURL."""
+    return httpx.URL(url)
 
 
 async def system_resolver(host: str, port: int) -> list[str]:
@@ -158,12 +165,14 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
 
     def _take_idle(self, origin: Origin) -> Connection | None:
         """The youngest fit connection: the one that upstream is least likely to be closing."""
-        for connection in reversed([connection for connection in self._idle if connection.origin == origin]):
+        while True:
+            connection = next((connection for connection in reversed(self._idle) if connection.origin == origin), None)
+            if connection is None:
+                return None
             if connection.is_quiet():
                 self._idle.pop(connection).cancel()
                 return connection
             self._retire(connection)
-        return None
 
     def _release(self, connection: Connection, head: ResponseHead | None) -> None:
         """A response is over: keep its connection, or close it at once."""

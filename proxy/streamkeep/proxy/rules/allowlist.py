@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 import idna
@@ -73,9 +73,11 @@ class AllowlistError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """The URL may be called; `private` says whether it may lead to an address that is not public."""
+    """The URL may be called; `private` says whether it may lead to an address that is not public. `label` is its host if a
+    glob spells it, else `other`: a name of which there are only as many as there are globs."""
 
     private: bool
+    label: str = field(default=OTHER, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class Allowlist:
         matching = [rule for rule in self._rules if rule.matches(target)]
         private = any(rule.is_private for rule in matching)
         if matching and (private or not is_private_host(target.host)):
-            return Allowed(private)
+            return Allowed(private, self._label(target.host))
         why = "is on a private host, which only a glob that spells it admits" if matching else "is not allowed"
         return Refused(f"{_cut(target.origin + target.path)} {why}; {self._remedy(f'{target.origin}/**')}")
 
@@ -128,12 +130,7 @@ class Allowlist:
             return f"this would allow it: {VARIABLE}={','.join((*self.globs, glob))}"
         return f"adding this to {VARIABLE} would allow it: {glob}"
 
-    def label(self, url: str) -> str:
-        """A URL's host if a glob spells it, else `other`: a name of which there are only as many as there are globs."""
-        try:
-            host = _Target.parse(url).host
-        except _Malformed:
-            return OTHER
+    def _label(self, host: str) -> str:
         return host if any(rule.host.pattern == re.escape(host) for rule in self._rules) else OTHER
 
 
@@ -314,7 +311,8 @@ def _normalize_host(text: str) -> str:
 
 
 def _check_characters(text: str) -> None:
-    if "\\" in text or any(not character.isprintable() or character.isspace() for character in text):
+    # Of all white space only this one is printable.
+    if "\\" in text or " " in text or not text.isprintable():
         raise _Malformed("it holds a backslash, white space or a control character")
 
 

@@ -29,6 +29,8 @@ class Clocks:
 
     def with_times(self, times: Mapping[str, object]) -> Clocks:
         """These clocks with other times, by the names that `shortened` takes. Raises: ValueError."""
+        if not times:
+            return self
         chosen: dict[str, float] = {}
         for name, seconds in times.items():
             if name not in _FIELDS:

@@ -7,7 +7,6 @@ no two different grants have the same text. It begins with the number of the key
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -111,7 +110,7 @@ class Signer:
     def _signature(self, key_id: int, subject: Signed, rights: str, expires: str) -> str:
         parts = (str(key_id), subject.tenant, *_name(subject), rights, expires)
         text = "".join(f"{len(part.encode())}:{part}" for part in parts)
-        digest = hmac.new(self.secrets[key_id], text.encode(), hashlib.sha256).digest()
+        digest = hmac.digest(self.secrets[key_id], text.encode(), "sha256")
         return f"{key_id}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
 
 

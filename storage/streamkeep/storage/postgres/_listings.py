@@ -124,7 +124,7 @@ def _scope(wanted: Wanted) -> str:
     if wanted.tenant is None:
         return "true"
     if wanted.session_id is None:
-        return "tenant = $1"
+        return "tenant = $1 and id > 0"
     of_session = "tenant = $1 and session_id = $2"
     return of_session if wanted.request_id is None else f"{of_session} and request_id = $3"
 
