@@ -6,15 +6,16 @@ import asyncio
 import random
 import traceback
 
+import asyncpg
 import pytest
 import zstandard
 
 from streamkeep.storage import Append, Generation, Owner, Refusal, Retention, StoreError, Tail
 from streamkeep.storage.contract import EVERY_BYTE, FINGERPRINT, HEAD, ended, ending, key, raised, read_on, running
-from streamkeep.storage.encryption import Keyring
+from streamkeep.storage.encryption import OVERHEAD_BYTES, Keyring
 from streamkeep.storage.postgres import PostgresStore
 from streamkeep.storage.postgres._database import Database
-from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, ZSTD, Codec, Segment
+from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, ZSTD, Codec, Segment, size_of
 from streamkeep.storage.postgres._upkeep import PIECE_BYTES
 from tests.postgres import Connection, connected, opened
 
@@ -141,6 +142,17 @@ async def test_the_position_is_compared_also_when_the_store_wrote_before(databas
         await store.commit(owner, [Append(generation.data_stream, 4, b"5")], [ending(generation, 5)])
         await raised(StoreError, store.commit(owner, [Append(generation.data_stream, 5, b"x")], []))
         assert await read_on(store, generation.data_stream) == b"12345"
+
+
+@pytest.mark.parametrize("is_sealed", ["false", "true"])
+async def test_a_chunk_that_holds_nothing_is_refused(database_url: str, is_sealed: str) -> None:
+    size, empty = size_of("data", is_sealed), b"" if is_sealed == "false" else b"\0" * OVERHEAD_BYTES
+    statement = f"insert into streamkeep.chunks select 1, 0, {size}, 0, data from (select $1::bytea as data) as written"
+    async with connected(database_url) as third:
+        with pytest.raises(asyncpg.NotNullViolationError):
+            await third.execute(statement, empty)
+        await third.execute(statement, empty + b"x")
+        assert await third.fetchval("select size from streamkeep.chunks where stream_id = 1") == 1
 
 
 # Merging
@@ -317,7 +329,7 @@ def test_a_damaged_segment_is_never_unpacked() -> None:
 @pytest.mark.parametrize(
     ("statement", "value"),
     [
-        ("insert into streamkeep.chunks (stream_id, position, size, data) values (1, 0, 0, $1)", b"row-secret"),
+        ("insert into streamkeep.chunks (stream_id, position, size, data) values (1, 0, null, $1)", b"row-secret"),
         ("insert into streamkeep.generations (tenant, fingerprint) values ('t', $1)", b"row-secret"),
         ("select $1::text::int", "row-secret"),
         ("select $1::int", "row-secret"),

@@ -162,7 +162,22 @@ class Database:
     async def execute(self, statement: str, *args: object, is_urgent: bool = False) -> int:
         """Run a statement that writes; return how many rows it wrote."""
         status = await self._run(lambda connection: connection.execute(statement, *args), is_urgent=is_urgent)
-        return int(status.rpartition(" ")[2])
+        return _rows_written(status)
+
+    async def execute_at_once(self, statement: str, *args: object) -> int:
+        """As an urgent `execute`, for what is run all the time: on the connection that is held, if there is one, nothing
+        but the statement is to be waited for, and the driver's own deadline is enough."""
+        pool, held = self._pool, self._held
+        if pool is None or held is None or not _is_open(held):
+            return await self.execute(statement, *args, is_urgent=True)
+        self._held = None
+        try:
+            status = await self._on(pool, held, held.execute(statement, *args, timeout=self._deadline_seconds))
+        except _ROLLED_BACK:
+            return await self.execute(statement, *args, is_urgent=True)
+        except DRIVER_ERRORS as exc:
+            raise await self._failure(pool, exc) from exc
+        return _rows_written(status)
 
     async def transact(
         self,
@@ -209,19 +224,28 @@ class Database:
                             continue
                     return await self._once(pool, work)
         except DRIVER_ERRORS as exc:
-            if isinstance(exc, TimeoutError) and not pool.is_closing():
-                # The network may have swallowed the idle connections as well, and only new ones can tell.
-                await pool.expire_connections()
-                held, self._held = self._held, None
-                if held is not None and _is_open(held):
-                    held.terminate()
-            raise translated(exc) from exc
+            raise await self._failure(pool, exc) from exc
+
+    async def _failure(self, pool: asyncpg.Pool[asyncpg.Record], error: BaseException) -> StoreError:
+        if isinstance(error, TimeoutError) and not pool.is_closing():
+            # The network may have swallowed the idle connections as well, and only new ones can tell.
+            await pool.expire_connections()
+            held, self._held = self._held, None
+            if held is not None and _is_open(held):
+                held.terminate()
+        return translated(error)
 
     async def _once(self, pool: asyncpg.Pool[asyncpg.Record], work: Callable[[Connection], Awaitable[T]]) -> T:
         connection = await self._acquire(pool)
+        return await self._on(pool, connection, work(connection))
+
+    async def _on(
+        self, pool: asyncpg.Pool[asyncpg.Record], connection: PoolConnectionProxy[asyncpg.Record], call: Awaitable[T]
+    ) -> T:
+        """Wait for a call on a connection; then the connection is held, or given back."""
         is_held = False
         try:
-            result = await work(connection)
+            result = await call
             if self._held is None and not self._waiting and self._pool is pool:
                 self._held, is_held = connection, True
             return result
@@ -266,6 +290,10 @@ class _Lane:
 
     async def __aexit__(self, *_: object) -> None:
         self._places.release()
+
+
+def _rows_written(status: str) -> int:
+    return int(status.rpartition(" ")[2])
 
 
 def _is_open(connection: PoolConnectionProxy[asyncpg.Record]) -> bool:

@@ -36,8 +36,8 @@ class Segment:
 
 
 def size_of(data: str, is_sealed: str) -> str:
-    """How many raw bytes a value holds that was written just now, as an expression."""
-    return f"(length({data}) - case when {is_sealed} then {OVERHEAD_BYTES} else 0 end)"
+    """How many raw bytes a value holds that was written just now, as an expression; null, which no row may have, if none."""
+    return f"nullif(length({data}) - case when {is_sealed} then {OVERHEAD_BYTES} else 0 end, 0)"
 
 
 def encoding_of(is_sealed: str) -> str:

@@ -98,17 +98,22 @@ _COLUMNS = """id, tenant, session_id, request_id, epoch, state, owner_id, owner_
     cancel_after_seconds, retention_seconds, gone_at, gone_reason, upstream, usage"""
 
 
-def _fence(condition: str = "") -> str:
-    """The first part of every statement that writes for an owner: its row, locked, or nothing.
+def _locked_owner(condition: str = "") -> str:
+    """What every statement that writes for an owner begins with: its row, locked, or nothing.
 
     Durability is said here because a role's default may be otherwise.
     """
-    return f"""fence as materialized (
+    return f"""
         select id, epoch, set_config('synchronous_commit', 'on', true)
         from streamkeep.owners
         where id = $1 and epoch = $2 {condition}
         for share
-    )"""
+    """
+
+
+def _fence(condition: str = "") -> str:
+    """The owner's row for all parts of a statement."""
+    return f"fence as materialized ({_locked_owner(condition)})"
 
 
 # Spelled so that no index serves it: the row is found by its id, and an owner may have thousands.
@@ -130,16 +135,21 @@ def _expected(stream_id: str, position: str) -> str:
     end"""
 
 
-# Arrays in the order of their streams. They hide their lengths, for which the server would make a plan each time; and they
-# are unnested side by side as they are read: as a table, they would be stored once more.
+# Arrays in the order of their streams, unnested side by side as they are read: as a table, they would be stored once more.
 _ITEMS = """
-    unnest((select $4::bigint[])) as stream_id, unnest((select $5::bigint[])) as position,
-    unnest((select $6::bytea[])) as data, unnest((select $7::boolean[])) as is_sealed
+    unnest($4::bigint[]) as stream_id, unnest($5::bigint[]) as position,
+    unnest($6::bytea[]) as data, unnest($7::boolean[]) as is_sealed
 """
-_DOUBTFUL_ITEMS = f"{_ITEMS}, unnest((select $8::boolean[])) as is_known"
+
+# Where there is more to do for each of them, they hide their lengths: the server would make a plan for each.
+_DOUBTFUL_ITEMS = """
+    unnest((select $4::bigint[])) as stream_id, unnest((select $5::bigint[])) as position,
+    unnest((select $6::bytea[])) as data, unnest((select $7::boolean[])) as is_sealed,
+    unnest((select $8::boolean[])) as is_known
+"""
 
 
-def _write(items: str, position: str) -> str:
+def _write(items: str, position: str, fence: str = "fence") -> str:
     """Insert a row for each item, at a position that is an expression over it."""
     return f"""
         insert into streamkeep.chunks (stream_id, position, size, encoding, data)
@@ -148,7 +158,7 @@ def _write(items: str, position: str) -> str:
                {size_of("item.data", "item.is_sealed")},
                {encoding_of("item.is_sealed")},
                item.data
-        from (select {items} from fence) as item
+        from (select {items} from {fence}) as item
     """
 
 
@@ -621,7 +631,7 @@ class PostgresStore:
 
     # What nearly every commit is. The comparison's estimated cost makes the server plan each of them anew, for as long as
     # all the rest of it takes; without it one plan serves all.
-    _APPEND_TO_KNOWN = f"with {_fence('and settled = $3')} {_write(_ITEMS, 'item.position')}"
+    _APPEND_TO_KNOWN = _write(_ITEMS, "item.position", fence=f"({_locked_owner('and settled = $3')}) as fence")
 
     # One snapshot for all: an ending's `position` is the data stream's tail before this statement.
     _APPEND_AND_END = f"""
@@ -665,8 +675,9 @@ class PostgresStore:
 
     async def commit(self, owner: Owner, appends: Sequence[Append], endings: Sequence[Ending]) -> frozenset[int]:
         appends = sorted([append for append in appends if append.data], key=_STREAM_ID)
+        tails = self._tails
         # Forgotten until this commit is known to have happened.
-        known = [self._tails.pop(append.stream_id, None) == append.position for append in appends]
+        known = [tails.pop(append.stream_id, None) == append.position for append in appends]
         if not self._codec.is_plain:
             tenants = {append.tenant for append in appends} | {ending.generation.key.tenant for ending in endings}
             await self._key_log.note(tenants)
@@ -674,7 +685,7 @@ class PostgresStore:
         ended: frozenset[int] = frozenset()
         if appends and not endings:
             if all(known):
-                written = await self._database.execute(self._APPEND_TO_KNOWN, *values[:-1], is_urgent=True)
+                written = await self._database.execute_at_once(self._APPEND_TO_KNOWN, *values[:-1])
             else:
                 written = await self._database.execute(self._APPEND, *values, is_urgent=True)
             is_fresh = written > 0
@@ -694,9 +705,9 @@ class PostgresStore:
                 raise self._fenced(owner)
             raise StoreUnavailable("a later settle overtook this commit")
         for append in appends:
-            self._tails[append.stream_id] = append.position + len(append.data)
+            tails[append.stream_id] = append.position + len(append.data)
         for ending in endings:
-            self._tails.pop(ending.generation.data_stream, None)
+            tails.pop(ending.generation.data_stream, None)
         if self._has_company:
             changed = [append.stream_id for append in appends]
             for ending in endings:
