@@ -296,6 +296,13 @@ def test_end_mark_far_before_the_end_is_seen() -> None:
     assert observe([stream(CHAT)] * 101 + pings).ended is False
 
 
+@pytest.mark.parametrize("first", [stream('{"hello":1}') * 100, stream(json.dumps({"hello": "x" * 20_000}))])
+def test_a_dialect_that_shows_only_behind_the_first_block_is_known(first: bytes) -> None:
+    body = first + stream(CHAT, CHAT_STOP) + b": ping\n\n" * 5000
+    seen = observe(body[start : start + 200] for start in range(0, len(body), 200))
+    assert (seen.dialect, seen.ended) == (Dialect.OPENAI_CHAT, True)
+
+
 def test_has_ended_is_known_before_the_end() -> None:
     observer = EndingObserver(SSE)
     observer.feed(stream(CHAT))

@@ -5,10 +5,10 @@ labels: it never changes a byte, what it does not know is unknown, and a generat
 label alone.
 
 How it keeps off the hot path. `feed` collects chunks. When a few KiB have gathered, they are cut at the last end of an
-event. The first such blocks are read event by event until the dialect is known. From then on a block is kept until the
-next one displaces it, and a displaced block is read only if it contains one of a few words that end marks consist of:
-a search, not a parse. What a stream ends with (end mark, error, usage) stands in its last block and what came after it,
-which `finish` reads in full. An event that grows past a limit is not kept: its name, or the `type` that its data begin
+event. The first such blocks, which are smaller, are read event by event until the dialect is known. From then on a block
+is kept until the next one displaces it, and a displaced block is read only if it contains one of a few words that end
+marks consist of: a search, not a parse. What a stream ends with (end mark, error, usage) stands in its last block and
+what came after it, which `finish` reads in full. An event that grows past a limit is not kept: its name, or the `type` that its data begin
 with, still counts once the event is complete.
 
 Beside that, each chunk is looked at for whether it holds content, or only what keeps a connection open: comments, empty
@@ -26,7 +26,10 @@ from enum import StrEnum
 from streamkeep.proxy.rules.genai import clean_name
 from streamkeep.storage import Usage
 
-_BATCH_BYTES = 8 * 1024
+# An event takes as long to read as twenty to search: the end of a stream is read whole, so what is kept for it is small,
+# and its beginning only as far as the first events that tell the dialect.
+_BATCH_BYTES = 4 * 1024
+_FIRST_BATCH_BYTES = 512
 _MAX_EVENT_BYTES = 1024 * 1024
 _LABEL_BYTES = 1024
 _HEAD_BYTES = 64 * 1024
@@ -151,6 +154,7 @@ class _EventStream:
         "_fresh",
         "_fresh_size",
         "_head_size",
+        "_later_batch_bytes",
         "_open",
         "_open_size",
         "_pulse",
@@ -159,7 +163,8 @@ class _EventStream:
     )
 
     def __init__(self, batch_bytes: int) -> None:
-        self._batch_bytes = batch_bytes
+        self._batch_bytes = min(batch_bytes, _FIRST_BATCH_BYTES)
+        self._later_batch_bytes = batch_bytes
         self._signs = _Signs()
         self._pulse = _Pulse()
         self._head_size = 0
@@ -229,7 +234,9 @@ class _EventStream:
         if self._signs.dialect is None and self._head_size < _HEAD_BYTES:
             self._head_size += len(block)
             self._read_recent()
-        elif displaced:
+            return
+        self._batch_bytes = self._later_batch_bytes
+        if displaced:
             self._signs.forget_unconfirmed()
             if any(word in displaced for word in self._signs.words):
                 self._read(displaced)
