@@ -87,7 +87,7 @@ class Room:
         fold.apply(await self.rows(), "1")
         return fold
 
-    async def when(self, condition: Callable[[SessionFold], bool], within_seconds: float = 20) -> SessionFold:
+    async def when(self, condition: Callable[[SessionFold], bool], within_seconds: float = 60) -> SessionFold:
         """The session once something is so."""
         fold = SessionFold()
         try:
@@ -100,12 +100,12 @@ class Room:
         except TimeoutError:
             raise AssertionError(f"it did not come to that: {fold.turns} {fold.messages}") from None
 
-    async def settled(self, turns: int = 1, within_seconds: float = 20) -> SessionFold:
+    async def settled(self, turns: int = 1, within_seconds: float = 60) -> SessionFold:
         """The session once so many turns have begun, and all have ended."""
         return await self.when(lambda fold: len(fold.turns) >= turns and not fold.pending_turns, within_seconds)
 
 
-async def until(condition: Callable[[], Awaitable[bool]], within_seconds: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], within_seconds: float = 60) -> None:
     async with asyncio.timeout(within_seconds):
         while not await condition():
             await asyncio.sleep(0.02)

@@ -20,7 +20,7 @@ from streamkeep.storage.postgres import PostgresStore
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 Wire: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 60.0
 
 
 @asynccontextmanager

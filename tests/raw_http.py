@@ -31,7 +31,7 @@ from typing import Self
 
 Script = Callable[["Peer"], Awaitable[None]]
 
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 30.0
 _READ_BYTES = 64 * 1024
 
 # Good for `localhost` and 127.0.0.1, from 2020 to 2119, and worth nothing: it signs for nobody but these tests.

@@ -70,7 +70,7 @@ class Receiver:
         self._queue: asyncio.Queue[Received] = asyncio.Queue()
 
     async def get(self) -> Received:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return await self._queue.get()
 
     @property
@@ -94,7 +94,7 @@ async def receiving() -> AsyncIterator[Receiver]:
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not server.started:
                 await asyncio.sleep(0.005)
         yield receiver

@@ -24,6 +24,9 @@ from streamkeep.proxy.upstream import Resolver, system_resolver
 from streamkeep.storage import MemoryStore, Store
 from streamkeep.storage.remote import RemoteStore
 
+# A generation has ended within 15 s of its owner's death; and time for a busy machine.
+AFTER_DEATH_SECONDS = 30.0
+
 ANY_LOCAL = Allowlist.parse(["http://127.0.0.1:*/**", "http://localhost:*/**"])
 
 
@@ -74,12 +77,21 @@ class Shorthands:
 
     async def available(self, size: int, session_id: str = "chat", request_id: str = "1") -> bytes:
         """Wait until so many bytes are readable; those bytes."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 answer = await self.read(session_id, request_id)
                 if answer.status_code == 200 and len(answer.content) >= size:
                     return answer.content
                 await asyncio.sleep(0.02)
+
+    async def cancel(self, session_id: str, request_id: str) -> str:
+        """Cancel, and ask again while the end is not written yet; the state."""
+        async with asyncio.timeout(60):
+            while True:
+                answer = await self.client.post(f"/api/{session_id}/{request_id}/cancel")
+                assert answer.status_code == 200, answer.text
+                if (state := answer.json()["state"]) != "cancelling":
+                    return str(state)
 
     async def ending(self, session_id: str, request_id: str) -> dict[str, Any]:
         """Wait for the one terminal event."""

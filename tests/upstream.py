@@ -83,7 +83,7 @@ class Upstream:
 
     async def called(self, times: int = 1) -> Exchange:
         """Wait until upstream was called so often; the last call."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.calls) < times:
                 await asyncio.sleep(0.005)
         return self.calls[times - 1]

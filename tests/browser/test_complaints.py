@@ -26,7 +26,7 @@ async def test_a_page_that_complains_fails_its_test(
     page: Page, pages: Pages, complaints: list[str], body: str, complaint: str
 ) -> None:
     await page.goto(pages.put("/page", f"<!doctype html><title>page</title>{body}"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not complaints:
             await page.wait_for_timeout(10)
     assert complaint in complaints[0]

@@ -9,7 +9,7 @@ import json
 import wave
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.storage.postgres import PostgresStore
@@ -91,10 +91,9 @@ async def test_a_running_generation_is_stopped_from_the_list_and_deleted(proxy: 
     control = page.get_by_role("region", name="Control stream")
     await expect(data).to_contain_text("Hello")
     await expect(control).to_contain_text("cancelled")
-    left, right = await data.bounding_box(), await control.bounding_box()
-    assert left is not None
-    assert right is not None
-    assert left["y"] == right["y"]
+    tops = "(element, other) => [element, other].map((each) => each.getBoundingClientRect().top)"
+    left, right = await data.evaluate(tops, await control.element_handle())
+    assert left == right
     await page.get_by_role("button", name="Delete…").click()
     await page.get_by_role("button", name="Delete", exact=True).click()
     await expect(page.get_by_role("heading", name="No generations yet")).to_be_visible()
@@ -337,6 +336,16 @@ async def test_long_lists_are_paged_filtered_and_never_drawn_whole(
 
 @pytest.mark.parametrize("width", [320, 390])
 async def test_the_whole_navigation_is_seen_on_phones(proxy: Proxy, page: Page, width: int) -> None:
+    may_go_on, answered = asyncio.Event(), 0
+
+    async def hold(route: Route) -> None:
+        nonlocal answered
+        if answered:
+            await may_go_on.wait()
+        answered += 1
+        await route.continue_()
+
+    await page.route("**/metrics", hold)
     await page.set_viewport_size({"width": width, "height": 700})
     await page.goto(f"{proxy.url}/#/health")
     for link in await page.get_by_role("navigation", name="Console").get_by_role("link").all():
@@ -346,6 +355,7 @@ async def test_the_whole_navigation_is_seen_on_phones(proxy: Proxy, page: Page, 
         assert box["x"] + box["width"] <= width
     chart = page.get_by_role("region", name="Requests")
     await expect(chart.locator("strong")).to_have_text("…")
+    may_go_on.set()
     await expect(chart.locator("strong")).not_to_have_text("…")
     await expect(chart.locator("polyline")).to_be_attached()
     await page.goto("about:blank")

@@ -49,7 +49,7 @@ def running(name: str) -> Iterator[Demo]:
             yield Demo(name, lines["open"], lines["model"])
         finally:
             process.send_signal(signal.SIGINT)
-            _, complaints = process.communicate(timeout=20)
+            _, complaints = process.communicate(timeout=60)
     assert (process.returncode, complaints) == (0, "")
 
 
@@ -130,7 +130,7 @@ async def test_a_chat_shows_tools_and_what_was_stopped_stays_stopped(chat: Demo,
     await page.reload()
     await expect(page.locator("#badge")).to_have_text("connected")
     await is_ready(page)
-    assert await page.locator("article.assistant").inner_text() == text
+    await expect(page.locator("article.assistant")).to_have_text(text, use_inner_text=True)
     assert [call["state"] for call in chat.calls()] == ["complete", "aborted"]
     await press(page, "Retry")
     await expect(page.locator("article.assistant h3")).to_be_visible()

@@ -124,7 +124,7 @@ async def test_a_chat_that_is_mounted_again_goes_on(proxy: Proxy, pages: Pages, 
         agent.go_on(1)
         await shows(page, "Hello", "It is ")
         await press(page, "Stop")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await server.calls[0].is_gone.wait()
         await expect(page.locator("output")).to_have_text("connected")
         assert len(server.calls) == 1

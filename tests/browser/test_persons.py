@@ -99,7 +99,7 @@ async def test_a_tab_that_comes_back_to_a_dead_connection_does_not_wait_for_it(
         give(turn, 2)
         (listed,) = (await proxy.client.get("/api/my-chat/active")).json()
         await proxy.available(len("".join(PIECES[:3]).encode()), "my-chat", listed["requestId"])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await page.evaluate("found.text") != "".join(PIECES[:3]):
                 await page.evaluate(HIDDEN_AND_BACK)
                 await page.wait_for_timeout(100)

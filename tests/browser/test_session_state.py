@@ -49,7 +49,7 @@ async def shows(page: Page, room: Room) -> None:
     wanted = expected(await room.rows())
     found: dict[str, Any] = {}
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while found != {"npm": wanted, "own": wanted}:
                 await asyncio.sleep(0.02)
                 texts = {name: await page.locator(f"#{name}").inner_text() for name in ("npm", "own")}

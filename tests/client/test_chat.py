@@ -39,7 +39,7 @@ from tests.upstream import Exchange, upstream
 
 Chat = DurableChat | AsyncDurableChat
 
-SECONDS = 20.0
+SECONDS = 60.0
 QUICK = Patience(send_seconds=60, silence_seconds=60, pause_seconds=0.05)
 SECRET = "a secret of 32 characters or more"
 CALLED = Agent("a1", actor_id="gpt")

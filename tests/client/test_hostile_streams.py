@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,7 +15,7 @@ import pytest
 from streamkeep.client import ConnectionFailed, ProtocolError, ServerError, StreamkeepError
 from streamkeep.client._rules import reading
 from tests.client.both import Kind
-from tests.client.streaming import call, created, items, opened
+from tests.client.streaming import HASTY, call, created, items, opened
 from tests.upstream import Exchange, Script, upstream
 
 WHOLE = "a日🌊\r\nb\rc\n\x00é".encode()
@@ -58,7 +59,7 @@ async def begin_events(exchange: Exchange) -> None:
 
 async def read_all(kind: Kind, script: Script, **options: Any) -> tuple[bytes, list[str | None]]:
     """Everything that a reader gets, and the modes in which it asked."""
-    async with asyncio.timeout(20), upstream(script) as server:
+    async with asyncio.timeout(60), upstream(script) as server:
         async with opened(kind, f"{server.url}/s", **options) as response:
             data = b"".join(await items(response.iter_bytes()))
         return data, [live(exchange) for exchange in server.calls]
@@ -190,8 +191,6 @@ def eventing(*frames: bytes) -> Script:
 @pytest.mark.parametrize(
     ("script", "error"),
     [
-        (answer_nothing, ConnectionFailed),
-        (promise_much, ConnectionFailed),
         (answering(500), ServerError),
         (answering(302, Location="/elsewhere"), ProtocolError),
         (answering(200, b"<html>", Content_Type="text/html"), ProtocolError),
@@ -221,6 +220,12 @@ async def test_what_cannot_be_right_is_an_exception_of_ours(
         await read_all(kind, script, live="sse")
 
 
+@pytest.mark.parametrize("script", [answer_nothing, promise_much])
+async def test_a_server_that_falls_silent_again_and_again_is_given_up(kind: Kind, script: Script) -> None:
+    with pytest.raises(ConnectionFailed):
+        await read_all(kind, script, live="sse", patience=replace(HASTY, stall_seconds=0.3, max_reconnects=2))
+
+
 @pytest.mark.parametrize("has_head", [True, False])
 async def test_swallowed_events_are_replaced_by_long_polls(kind: Kind, has_head: bool) -> None:
     async def play(exchange: Exchange) -> None:
@@ -234,7 +239,7 @@ async def test_swallowed_events_are_replaced_by_long_polls(kind: Kind, has_head:
         else:
             await exchange.send(page(WHOLE, len(WHOLE), closed=True))
 
-    data, modes = await read_all(kind, play, live="sse")
+    data, modes = await read_all(kind, play, live="sse", patience=replace(HASTY, stall_seconds=1.0))
     assert (data, modes) == (WHOLE, [None, "sse", "long-poll"])
 
 

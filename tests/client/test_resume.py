@@ -132,7 +132,7 @@ async def test_t19_stopping_what_was_resumed_ends_it_here_and_upstream(
         assert await resumed.at_least(len(WAVES)) == WAVES
         rest = asyncio.create_task(resumed.failing_rest())
         assert await client.cancel(session, "1") == "cancelled"
-        await asyncio.wait_for(server.calls[0].is_gone.wait(), 1)
+        await asyncio.wait_for(server.calls[0].is_gone.wait(), 30)
         got, raised = await rest
         assert (got, type(raised)) == (b"", GenerationCancelled)
         assert await nothing(await client.fetch(session_id=session, resume=True)) == "ended"
@@ -241,7 +241,7 @@ async def test_a_resume_before_upstreams_answer_waits_for_it(
         await server.called()
         resuming = asyncio.create_task(client.fetch(session_id=session, resume=True))
         with pytest.raises(httpx.ReadTimeout):
-            await client.fetch(session_id=session, resume=True, timeout=0.3)
+            await client.fetch(session_id=session, resume=True, timeout=1.0)
         gate.set()
         resumed = await resuming
         assert resumed.response.status_code == 202
@@ -305,7 +305,7 @@ async def test_swept_data_are_expired(make_client: MakeClient, session: str) -> 
         client = make_client(proxy.url, store=store)
         await (await client.fetch(server.url, session_id=session, request_id="1")).close()
         (record,) = store.records(proxy.url, session)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await proxy.client.get(f"/api/{session}/1")).status_code != 410:
                 await streams.sweep()
                 await asyncio.sleep(0.01)

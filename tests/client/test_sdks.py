@@ -220,7 +220,9 @@ async def test_a_proxy_that_vanishes_is_a_connection_error_of_the_sdks(http: str
     event = b'data: {"id":"1","object":"chat.completion.chunk","created":1,"model":"m","choices":[]}\n\n'
     async with scripted_proxy(event * 2) as proxy:
         proxy.data = [proxy.sending(data_event(event, len(event)), then="reset"), reset]
-        transport = DurableTransport(proxy.url, store=MemoryStore(), patience=Patience(silence_seconds=0.2))
+        transport = DurableTransport(
+            proxy.url, store=MemoryStore(), patience=Patience(max_reconnects=3, pause_seconds=0.05)
+        )
         async with sdk("openai", http, "http://127.0.0.1:9", transport) as client:
             stream = await call(client.chat.completions.create, **QUESTION, stream=True)
             with pytest.raises(openai.APIConnectionError):
@@ -330,7 +332,7 @@ async def test_what_comes_out_is_of_the_package_that_asked(library: Any) -> None
                 assert type(response) is library.Response
                 assert await response.aread() == b"0123456789"
             proxy.data = [proxy.sending(data_event(b"0123", 4), then="silence")]
-            async with client.stream("GET", "http://vendor.test/", timeout=0.2) as response:
+            async with client.stream("GET", "http://vendor.test/", timeout=1.0) as response:
                 with pytest.raises(library.ReadTimeout) as caught:
                     await response.aread()
                 assert str(caught.value.request.url) == "http://vendor.test/"

@@ -74,12 +74,12 @@ async def working(kind: Kind, subscriptions: Any, do: Callable[[Any], None], nam
         yield running
     finally:
         worker.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(running, return_exceptions=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -131,7 +131,7 @@ async def test_a_worker_does_what_is_pending_and_what_comes(kind: Kind, root: st
                 streams = (await call(subscriptions.get, "jobs")).streams
                 return bool(streams[0].acked_offset == (await call(jobs.head)).offset)
 
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not await acknowledged():
                     await asyncio.sleep(0.02)
         for handle in (wakes, jobs):
@@ -178,7 +178,7 @@ async def test_a_lease_is_renewed_while_a_handler_works(kind: Kind, root: str) -
     def do(work: Any) -> None:
         seen.append("began")
         began.set()
-        gate.wait(20)
+        gate.wait(60)
 
     async with subscriber(kind, root) as subscriptions:
         wakes = await json_stream(kind, f"{root}/wakes")

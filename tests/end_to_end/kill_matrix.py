@@ -272,7 +272,7 @@ async def a_world(scale: Scale, home: Path) -> AsyncIterator[World]:
             instances = []
             for _ in range(scale.instances):
                 back = await stack.enter_async_context(wire_to(database.url))
-                environ = {"STREAMKEEP_DRAIN_SECONDS": "10", "STREAMKEEP_LOG_LEVEL": "error"}
+                environ = {"STREAMKEEP_DRAIN_SECONDS": "60", "STREAMKEEP_LOG_LEVEL": "error"}
                 process = await stack.enter_async_context(served_process(database_url=back.url, environ=environ))
                 front = await stack.enter_async_context(wire_to(process.url))
                 instances.append(Instance(process, back, front))

@@ -17,9 +17,10 @@ import httpx
 import pytest
 
 from streamkeep.proxy.rules.upstreams import Upstreams
-from streamkeep.storage import GenerationKey, MemoryStore
+from streamkeep.storage import MemoryStore
 from streamkeep.storage.postgres import PostgresStore
-from tests.end_to_end.test_departures import Watcher, until
+from tests.end_to_end.test_departures import Watcher
+from tests.postgres import connected
 from tests.serving import Proxy, served_process, serving
 from tests.upstream import Exchange, Upstream, upstream
 
@@ -74,18 +75,22 @@ async def state(proxy: Proxy, request_id: str) -> str:
 
 
 async def cancelled(proxy: Proxy, request_id: str) -> None:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while await state(proxy, request_id) != "cancelled":
             await asyncio.sleep(0.05)
 
 
-async def told_of_a_reader(proxy: Proxy, request_id: str) -> None:
-    """Until the store knows of one, which is told beside its answer: whoever was killed sooner had no readers."""
-    store = proxy.service.store
-    generation = await store.generation(GenerationKey("default", "chat", request_id))
-    assert generation is not None
-    async with asyncio.timeout(20):
-        while not await store.readerless_seconds([generation.id]):
+_AUDIENCES = """
+select count(*)
+from streamkeep.audiences join streamkeep.generations on id = generation_id
+where request_id = $1 and counts_until > clock_timestamp()
+"""
+
+
+async def told_of_readers(database_url: str, request_id: str, *, instances: int) -> None:
+    """Until the database knows of readers on so many instances; it is told of them beside their answers."""
+    async with connected(database_url) as third, asyncio.timeout(60):
+        while await third.fetchval(_AUDIENCES, request_id) != instances:
             await asyncio.sleep(0.01)
 
 
@@ -94,7 +99,7 @@ async def test_t22_a_generation_goes_on_without_its_readers_to_the_end(politely:
     async with Answers.served() as answers, serving(MemoryStore()) as proxy:
         await answers.create(proxy, "1", "continue")
         (await watching(proxy, "1")).leave(politely=politely)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while proxy.service.readers.count:
                 await asyncio.sleep(0.01)
         answers.go_on.set()
@@ -110,7 +115,7 @@ async def test_t22_a_generation_is_cancelled_some_time_after_its_last_reader_lef
         watcher = await watching(proxy, "1")
         left_at = time.monotonic()
         watcher.leave(politely=politely)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await answers.server.calls[0].is_gone.wait()
         assert time.monotonic() - left_at >= 1
         event = await proxy.ending("chat", "1")
@@ -151,7 +156,7 @@ async def test_t26_usage_is_upstreams_last_word_though_all_readers_left_long_bef
         ids = {"X-Session-ID": "chat", "X-Request-ID": "1"}
         async with proxy.client.stream("POST", "/u/vendor/v1/chat", headers=ids) as answer:
             assert len(await anext(answer.aiter_raw())) > 1000
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while proxy.service.readers.count:
                 await asyncio.sleep(0.01)
         go_on.set()
@@ -179,7 +184,7 @@ async def test_t22_callers_of_a_named_upstream_are_readers_while_they_wait(datab
             first = asyncio.create_task(ask(one, "joined"))
             await server.called()
             second = asyncio.create_task(ask(two, "joined"))
-            await until(lambda: repr(two.service.audiences).startswith("Audiences(1 "))
+            await told_of_readers(database_url, "joined", instances=2)
             alone = asyncio.create_task(ask(one, "alone"))
             await server.called(2)
             for leaving in (first, alone):
@@ -235,11 +240,19 @@ async def test_t22_a_reader_between_two_polls_or_connections_is_still_there(data
             await answers.create(proxy, request_id, "cancel")
         await answers.create(other, "clock", "cancel")
         clock = await watching(other, "clock")
-        assert (await proxy.read("chat", "catch-up")).status_code == 200
-        assert (await proxy.read("chat", "long-poll", live="long-poll", offset="-1")).status_code == 200
-        await proxy.read("chat", "rotated", live="sse", offset="-1")
+
+        async def look_in() -> None:
+            assert (await proxy.read("chat", "catch-up")).status_code == 200
+            assert (await proxy.read("chat", "long-poll", live="long-poll", offset="-1")).status_code == 200
+            assert (await proxy.read("chat", "rotated", live="sse", offset="-1")).status_code == 200
+
+        await look_in()
         clock.leave(politely=True)
-        await cancelled(other, "clock")
+        is_over = asyncio.create_task(cancelled(other, "clock"))
+        # At once, unless the machine is so busy that nobody is judged for a while.
+        while not (await asyncio.wait([is_over], timeout=4))[0]:
+            await look_in()
+        await is_over
         for request_id in ("catch-up", "long-poll", "rotated"):
             assert await state(proxy, request_id) == "running"
 
@@ -259,7 +272,7 @@ async def test_t22_a_reader_that_takes_nothing_is_cut_and_counts_no_more() -> No
             host, _, port = proxy.url.removeprefix("http://").partition(":")
             peer.connect((host, int(port)))
             peer.sendall(b"GET /stream/data?sessionId=chat&requestId=1&live=sse HTTP/1.1\r\nHost: x\r\n\r\n")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await server.calls[0].is_gone.wait()
         assert (await proxy.ending("chat", "1"))["code"] == "cancelled"
 
@@ -305,7 +318,7 @@ async def test_t22_a_killed_instance_gives_back_its_places_and_its_readers_count
         reader = await Watcher.open(process.url, "/v1/stream/generations/chat/2/data")
         await reader.see(b"Hi")
         assert (await survivor.create("chat", "3", url)).status_code == 429
-        await told_of_a_reader(survivor, "2")
+        await told_of_readers(database_url, "2", instances=1)
         process.kill()
         await cancelled(survivor, "2")
         assert (await survivor.ending("chat", "1"))["code"] == "owner_lost"

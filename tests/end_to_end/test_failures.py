@@ -17,7 +17,7 @@ import pytest
 from streamkeep.storage.postgres import PostgresStore
 from tests.cutting import wire_to
 from tests.database import PrivateServer
-from tests.serving import ServedProcess, served_process, serving
+from tests.serving import AFTER_DEATH_SECONDS, ServedProcess, served_process, serving
 from tests.upstream import Exchange, ticking, upstream
 
 BODY = random.Random(7).randbytes(40_000)
@@ -32,13 +32,12 @@ async def test_t12_a_killed_proxy_loses_no_acknowledged_byte_and_leaves_no_reade
             process.kill()
             await process.exit_code()
         async with served_process(database_url=database_url) as process:
-            ready_at = time.monotonic()
             path = httpx.URL(created["streamUrl"]).raw_path.decode()
             again = await process.client.get(path)
             assert again.status_code == 200, "the signing key outlives the process"
             assert again.content[: len(seen)] == seen
-            event = await process.ending("chat", "1")
-            assert time.monotonic() - ready_at < 15
+            async with asyncio.timeout(AFTER_DEATH_SECONDS):
+                event = await process.ending("chat", "1")
             assert (event["event"], event["code"], event["retryable"]) == ("error", "owner_lost", True)
             assert "sha256" not in event
             body = await process.read_all("chat", "1")
@@ -67,7 +66,7 @@ async def test_t12_every_reader_of_a_killed_process_gets_all_bytes_and_its_loss(
             for proxy in survivors:
                 await proxy.available(len(BODY))
             process.kill()
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(AFTER_DEATH_SECONDS):
                 await asyncio.gather(*bodies, *events, *pushed)
         late = [await proxy.read_all("chat", "1") for proxy in survivors]
         assert {task.result() for task in bodies} == {*late} == {BODY}
@@ -94,7 +93,7 @@ async def test_a_frozen_owner_is_fenced_and_writes_nothing_when_it_wakes(databas
         finally:
             process.process.send_signal(signal.SIGCONT)
         assert event["code"] == "owner_lost"
-        await server.calls[0].is_gone.wait()
+        await asyncio.wait_for(server.calls[0].is_gone.wait(), 60)
         events = (await survivor.read("chat", "1", "control")).json()
         assert [e["code"] for e in events] == ["owner_lost"]
         assert (await process.create("chat", "2", server.url)).status_code == 200
@@ -166,14 +165,18 @@ async def test_our_own_pause_is_not_blamed_on_upstream_and_what_it_sent_before_a
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "application/octet-stream"})
         await exchange.chunk(body[:1000])
-        await frozen.wait()
-        await exchange.chunk(body[1000:300_000])
+        sent = 1000
+        while not frozen.is_set():  # So that upstream is silent in our own pause alone.
+            await exchange.chunk(body[sent : sent + 1])
+            sent += 1
+            await asyncio.sleep(0.05)
+        await exchange.chunk(body[sent:300_000])
         await thawed.wait()
         await exchange.chunk(body[300_000:])
         exchange.writer.close()
 
     frozen, thawed = asyncio.Event(), asyncio.Event()
-    settings = {"idle_seconds": 1.0, "stream_budget_bytes": 32 * 1024}
+    settings = {"idle_seconds": 2.0, "stream_budget_bytes": 32 * 1024}
     async with serving(PostgresStore(private_server.url), **settings) as proxy, upstream(play) as server:
         await proxy.create("chat", "1", server.url)
         await proxy.available(1000)
@@ -227,7 +230,7 @@ async def test_t17_past_the_outage_limit_upstream_is_closed_and_the_end_is_writt
         await proxy.create("chat", "1", server.url)
         seen = await proxy.available(2_000)
         await asyncio.to_thread(private_server.stop)
-        await asyncio.wait_for(server.calls[0].is_gone.wait(), 10)
+        await asyncio.wait_for(server.calls[0].is_gone.wait(), 30)
         await asyncio.to_thread(private_server.start)
         body = await proxy.read_all_patiently("chat", "1")
         event = await proxy.ending("chat", "1")
@@ -300,7 +303,7 @@ async def test_the_embedded_databases_data_survive_a_restart_and_ctrl_c_stops_cl
             # As a terminal does: to the whole process group.
             os.killpg(process.process.pid, signal.SIGINT)
             assert await process.exit_code() == 0
-            _, alive = psutil.wait_procs(children, timeout=10)
+            _, alive = psutil.wait_procs(children, timeout=60)
             assert not alive
         async with served_process(data_dir=tmp_path / "data") as process:
             assert await process.read_all("chat", "1") == BODY
@@ -391,6 +394,6 @@ async def test_merged_streams_read_the_same_from_every_offset(database_url: str)
 
 
 async def _until(process: ServedProcess, path: str, status: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await process.client.get(path)).status_code != status:
             await asyncio.sleep(0.02)

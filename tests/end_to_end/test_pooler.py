@@ -65,7 +65,7 @@ def started(home: Path, server_port: int) -> Iterator[None]:
         command += ["--user", "nobody"]
     process = subprocess.Popen(command, start_new_session=True)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not (home / f".s.PGSQL.{_PORT}").exists():
             assert process.poll() is None, "pgbouncer did not start"
             assert time.monotonic() < deadline, "pgbouncer does not listen"
@@ -117,9 +117,9 @@ async def test_t34_behind_a_pooler_an_outage_of_twenty_seconds_costs_no_byte(pri
 
             resumed = await two.client.post("/api/chat/0", headers={"X-Resume-Active-Generation": "true"})
             assert resumed.json()["requestId"] == "0"
-            assert (await two.client.post("/api/chat/0/cancel")).json() == {"state": "cancelled"}
+            assert await two.cancel("chat", "0") == "cancelled"
             [cancelled] = [call for call in server.calls if call.path == "/0"]
-            await asyncio.wait_for(cancelled.is_gone.wait(), 1)
+            await asyncio.wait_for(cancelled.is_gone.wait(), 30)
 
             await asyncio.to_thread(private_server.stop)
             is_stopped.set()

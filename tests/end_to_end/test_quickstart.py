@@ -41,7 +41,7 @@ async def shell(line: str) -> str:
     process = await asyncio.create_subprocess_shell(
         line, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         output, _ = await process.communicate()
     assert process.returncode == 0, line
     return output.decode().replace("\r", "")

@@ -11,13 +11,10 @@ import pytest
 from streamkeep.storage.postgres import PostgresStore
 from tests.agents import FINISH, SSE, Room, answer, body, saying, sse, text, until
 from tests.database import PrivateServer
-from tests.serving import served_process, serving
+from tests.serving import AFTER_DEATH_SECONDS, served_process, serving
 from tests.upstream import Exchange, upstream
 
 pytestmark = pytest.mark.slow
-
-# Ended within 15 s of the death, as the design has it, and time for a busy machine.
-_AFTER_DEATH_SECONDS = 30.0
 
 
 async def test_an_answer_whose_process_died_ends_and_a_turn_that_waited_is_taken(database_url: str) -> None:
@@ -47,9 +44,9 @@ async def test_an_answer_whose_process_died_ends_and_a_turn_that_waited_is_taken
             room = Room(second.client)
             fold = await room.when(
                 lambda fold: {message.text for message in fold.messages if message.is_complete} >= {"Here I am"},
-                _AFTER_DEATH_SECONDS,
+                AFTER_DEATH_SECONDS,
             )
-            fold = await room.settled(3, _AFTER_DEATH_SECONDS)
+            fold = await room.settled(3, AFTER_DEATH_SECONDS)
     told = next(message for message in fold.messages if message.role == "assistant")
     assert (told.text, told.ended_by) == ("Once upon", "error")
     assert "died" in (told.error or "")
@@ -99,7 +96,7 @@ async def test_an_answer_is_stopped_from_another_process(database_url: str) -> N
         there = Room(second.client)
         await there.post("stop")
         fold = await there.settled()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await agent.calls[0].is_gone.wait()
     assert (fold.messages[1].text, fold.messages[1].ended_by) == ("Well", "stop")
 
@@ -149,9 +146,9 @@ async def test_a_session_that_could_not_be_let_go_is_taken_up_again(private_serv
         await room.settled()
         assert not await is_idle()
         await asyncio.to_thread(private_server.stop)
-        await until(is_idle, _AFTER_DEATH_SECONDS)
+        await until(is_idle, AFTER_DEATH_SECONDS)
         await asyncio.to_thread(private_server.start)
         await room.say("More", "m2")
-        fold = await room.settled(2, _AFTER_DEATH_SECONDS)
+        fold = await room.settled(2, AFTER_DEATH_SECONDS)
     assert [message.text for message in fold.messages] == ["Hi", "Hello", "More", "Hello"]
     assert len(agent.calls) == 2

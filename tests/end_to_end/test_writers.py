@@ -181,7 +181,7 @@ async def fork(fleet: Fleet, is_over: asyncio.Event) -> dict[str, tuple[str, int
 @pytest.mark.slow
 async def test_writers_over_processes_that_are_killed_lose_and_double_nothing(database_url: str) -> None:
     is_over = asyncio.Event()
-    async with running_fleet(database_url, seed=11) as fleet, asyncio.timeout(90):
+    async with running_fleet(database_url, seed=11) as fleet, asyncio.timeout(180):
         paths = [stream_path(number) for number in range(STREAMS)]
         for path in paths:
             assert (await fleet.send("PUT", path)).status_code == 201

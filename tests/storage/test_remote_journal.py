@@ -198,14 +198,16 @@ async def test_an_append_whose_answer_is_lost_is_stored_once(url: str) -> None:
 
 
 async def test_what_was_unknown_is_known_once_the_owner_has_settled(url: str) -> None:
-    async with Relay.to(url) as relay, opened(_through(url, relay), deadline_seconds=0.5) as store:
+    async with Relay.to(url) as relay, opened(_through(url, relay), deadline_seconds=2.0) as store:
         owner = await store.register_owner()
         generation = await running(store, owner)
         stream = generation.data_stream
         relay.hold()
-        await raised(StoreUnavailable, store.commit(owner, [Append(stream, 0, b"unknown")], []))
-        await raised(StoreUnavailable, store.read(stream, 0, 9))
-        await raised(StoreUnavailable, store.ping())
+        await asyncio.gather(
+            raised(StoreUnavailable, store.commit(owner, [Append(stream, 0, b"unknown")], [])),
+            raised(StoreUnavailable, store.read(stream, 0, 9)),
+            raised(StoreUnavailable, store.ping()),
+        )
         # What was held goes on its way now, at the same time as what comes next.
         relay.release()
         async with asyncio.timeout(20):
@@ -237,7 +239,7 @@ async def test_the_token_is_sent_and_never_shown() -> None:
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        store = RemoteStore(f"http://127.0.0.1:{port}/v1/stream/x", token="s3cret", deadline_seconds=0.3)
+        store = RemoteStore(f"http://127.0.0.1:{port}/v1/stream/x", token="s3cret", deadline_seconds=2.0)
         error = await raised(StoreUnavailable, store.open())
         assert b"authorization: bearer s3cret" in sent[0].lower()
         assert "s3cret" not in f"{store!r} {error!r} {error.__cause__!r}"
@@ -347,7 +349,7 @@ async def test_a_process_that_was_away_for_journals_starts_over(other: Proxy, ur
     async with (
         Relay.to(url) as relay,
         opened(url, roll_bytes=100) as store,
-        opened(_through(url, relay), ears=ears, deadline_seconds=0.5) as lagging,
+        opened(_through(url, relay), ears=ears, deadline_seconds=2.0) as lagging,
     ):
         owner = await lagging.register_owner()
         relay.hold()
