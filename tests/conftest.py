@@ -9,11 +9,18 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("streamkeep.storage.contract", "streamkeep.storage.contract_streams")
 
 from streamkeep.proxy.vendor import create_vendor_app
 from tests import database
+
+# The same examples each time, however slow the machine; `--hypothesis-profile=default` looks for others.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

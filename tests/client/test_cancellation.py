@@ -44,7 +44,7 @@ async def none_is_left(url: str) -> None:
     """Wait until this process holds no connection to a server any more."""
     port = urlsplit(url).port
     me = psutil.Process()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while [found for found in me.net_connections("tcp") if found.raddr and found.raddr.port == port]:
             await asyncio.sleep(0.01)
 
@@ -88,7 +88,7 @@ async def test_a_cancelled_read_leaves_no_connection_and_loses_no_byte(
         with pytest.raises(asyncio.CancelledError):
             await task
         await none_is_left(scripted.url)
-        async with asyncio.timeout(10):  # What a cancelled call still has to write, it writes behind it.
+        async with asyncio.timeout(60):  # What a cancelled call still has to write, it writes behind it.
             while store.records(scripted.url, SESSION)[0].position != end:
                 await asyncio.sleep(0.005)
         assert await anext(pieces) == BODY[end:], "the same body can be read on"
@@ -194,7 +194,7 @@ async def test_closing_the_client_ends_reads_that_are_under_way(scripted: Script
     assert await anext(pieces) == BODY[:4]
     reading = asyncio.create_task(anext_of(pieces))
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await client.aclose()
     with pytest.raises(BodyConsumed):
         await reading

@@ -116,7 +116,7 @@ async def test_what_lingers_goes_without_a_flush(kind: Kind, url: str) -> None:
     handle = await created(kind, url, content_type="text/plain")
     producer = producing(handle, linger_seconds=0.01)
     await call(producer.append, "soon")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await call(handle.read)).data != b"soon":
             await asyncio.sleep(0.01)
     await call(producer.detach)

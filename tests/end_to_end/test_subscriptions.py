@@ -90,7 +90,7 @@ async def test_a_delivery_that_died_with_its_process_is_made_again(database_url:
 
         receiver.answer = hang
         async with served_process(database_url=database_url) as first:
-            await subscribe(first.client, receiver)
+            await subscribe(first.client, receiver, lease_ttl_ms=300_000)
             await create(first.client, "events/a")
             webhook = await receiver.get()
             first.kill()

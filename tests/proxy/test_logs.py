@@ -34,7 +34,7 @@ def written() -> Iterator[StringIO]:
 
 async def line_of(written: StringIO, is_meant: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The first line of a kind; it may come a little after the answer."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             lines: list[dict[str, Any]] = [json.loads(line) for line in written.getvalue().splitlines()]
             found = [line for line in lines if is_meant(line)]

@@ -41,7 +41,7 @@ def _shown(labels: Mapping[str, str]) -> str:
 
 
 async def until(proxy: Proxy, sample: str, value: float) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await scrape(proxy)).get(sample) != value:
             await asyncio.sleep(0.05)
 
@@ -181,7 +181,7 @@ async def test_what_a_dead_process_left_is_counted_where_it_is_ended() -> None:
 
 async def test_a_frozen_database_shows_in_the_metrics_and_in_ready(private_server: PrivateServer) -> None:
     async def until_ready_says(status: int, database: str) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (answer := await proxy.client.get("/ready")).status_code != status:
                 await asyncio.sleep(0.05)
         assert answer.json()["parts"] == {"process": "ok", "database": database}
@@ -223,7 +223,7 @@ async def test_probes_that_wait_share_one_ping() -> None:
         assert [(await probe).status_code for probe in probes] == [503] * 50
         assert store.pings == 1
         store.gate.set()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await proxy.client.get("/ready")).status_code != 200:
                 await asyncio.sleep(0.01)
 

@@ -48,7 +48,7 @@ async def half_sent(proxy: Proxy, target: str, *more: str) -> AsyncIterator[asyn
 
 
 async def until_held(proxy: Proxy, size_bytes: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while proxy.service.body_budget.held_bytes != size_bytes:
             await asyncio.sleep(0.002)
 

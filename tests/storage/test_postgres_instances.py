@@ -53,7 +53,7 @@ async def test_a_store_that_is_alone_does_not_notify(database_url: str) -> None:
         owner = await one.register_owner()
         quiet, loud = await running(one, owner, key("quiet")), await running(one, owner, key("loud"))
         # Until leases have been looked at, there may be others.
-        await until(lambda: any(str(loud.data_stream) in payload for payload in heard))
+        await until(lambda: {loud.data_stream, loud.control_stream} <= streams_of(heard))
         await one.leases()
         await one.commit(owner, [Append(quiet.data_stream, 0, b"x")], [])
         async with opened(database_url) as two:
@@ -62,8 +62,11 @@ async def test_a_store_that_is_alone_does_not_notify(database_url: str) -> None:
             await one.leases()
             await one.commit(owner, [Append(loud.data_stream, 0, b"x")], [])
             await until(lambda: heard)
-        sent = {stream for payload in heard for stream in parse_payload(payload)[1] or []}
-        assert sent == {loud.data_stream}
+        assert streams_of(heard) == {loud.data_stream}
+
+
+def streams_of(payloads: list[str]) -> set[int]:
+    return {stream for payload in payloads for stream in parse_payload(payload)[1] or []}
 
 
 async def test_the_wake_ups_of_one_commit_are_one_notification(database_url: str) -> None:
@@ -75,7 +78,7 @@ async def test_the_wake_ups_of_one_commit_are_one_notification(database_url: str
         await third.add_listener("streamkeep_streams", lambda *args: heard.append(str(args[3])))
         streams = {row.data_stream for row in rows}
         await one.commit(owner, [Append(stream, 0, b"x") for stream in sorted(streams)], [])
-        await until(lambda: {stream for payload in heard for stream in parse_payload(payload)[1] or []} >= streams)
+        await until(lambda: streams_of(heard) >= streams)
         # What is told of the last generation's start may come as late as this.
         named = [streams & set(parse_payload(payload)[1] or []) for payload in heard]
         assert [one for one in named if len(one) > 1] == [streams]
@@ -123,7 +126,7 @@ async def test_a_cancel_request_reaches_the_owner_in_another_instance(database_u
         owner = await one.register_owner()
         generation = await running(one, owner)
         await two.request_cancel(generation.key)
-        await until(lambda: ears_one.cancelled)
+        await until(lambda: ears_one.cancelled and ears_two.cancelled)
         assert ears_one.cancelled == ears_two.cancelled == [generation.id]
         assert await one.cancel_requests(owner) == [generation.id]
 
