@@ -58,7 +58,7 @@ class Backend:
         return await self.client.post(f"/{shape}/chat/{generation}", params=query, json={})
 
     async def messages(self, url: str) -> list[Any]:
-        async with asyncio.timeout(20), astream(str(httpx.URL(self.url).join(url))) as response:
+        async with asyncio.timeout(60), astream(str(httpx.URL(self.url).join(url))) as response:
             return [message async for message in response.iter_json()]
 
 
@@ -102,7 +102,7 @@ def routes(backend: Backend) -> FastAPI:
 async def backend_over(responses: DurableResponses) -> AsyncIterator[Backend]:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with responses, httpx.AsyncClient(base_url=url, timeout=20) as client:
+    async with responses, httpx.AsyncClient(base_url=url, timeout=60) as client:
         backend = Backend(url, responses, client, asyncio.Semaphore(0))
         server = uvicorn.Server(uvicorn.Config(routes(backend), log_config=None, timeout_graceful_shutdown=1))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -133,7 +133,7 @@ def chunks(*words: str) -> list[dict[str, Any]]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -368,7 +368,7 @@ async def test_the_generation_of_a_killed_process_is_ended_for_its_readers(proxy
         async with httpx.AsyncClient(base_url=found[0].decode()) as client:
             assert (await client.post("/chat/1")).status_code == 201
         assert (await other.client.get("/ai/chat/stream")).status_code == 200
-        async with asyncio.timeout(20), astream(other.url + "/streams/chat/1") as response:
+        async with asyncio.timeout(60), astream(other.url + "/streams/chat/1") as response:
             assert await anext(response.iter_json()) == {"type": "start"}
         reading = asyncio.create_task(other.messages("/streams/chat/1"))
         killed.kill()

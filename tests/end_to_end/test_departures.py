@@ -69,7 +69,7 @@ async def test_two_hundred_readers_that_leave_are_forgotten(database_url: str) -
 
 
 async def test_a_server_with_a_hundred_live_readers_stops_when_told(database_url: str) -> None:
-    async with served_process(database_url=database_url, environ={"STREAMKEEP_DRAIN_SECONDS": "30"}) as process:
+    async with served_process(database_url=database_url, environ={"STREAMKEEP_DRAIN_SECONDS": "300"}) as process:
         await process.client.put(STREAM, content=b"first", headers=TEXT)
         watchers = await asyncio.gather(*(Watcher.open(process.url) for _ in range(100)))
         try:
@@ -86,7 +86,7 @@ async def test_a_server_with_a_hundred_live_readers_stops_when_told(database_url
 
 @pytest.mark.parametrize("live", ["sse", "long-poll"])
 async def test_a_reader_that_comes_after_the_last_call_is_sent_away_too(live: str) -> None:
-    async with serving(MemoryStore(), long_poll_seconds=60.0) as proxy:
+    async with serving(MemoryStore(), long_poll_seconds=600.0, sse_seconds=600.0) as proxy:
         await proxy.client.put(STREAM, content=b"first", headers=TEXT)
         proxy.service.readers.close()
         read = {"offset": "-1", "live": live}

@@ -118,7 +118,7 @@ async def test_forks_go_with_a_deleted_generation_and_the_registry_tells(proxy: 
     async with asyncio.timeout(60):
         while True:
             told = (await proxy.client.get("/v1/stream/__registry__?offset=-1")).json()
-            if [(one["key"], one["headers"]["operation"]) for one in told][-1] == ("branch", "delete"):
+            if [(one["key"], one["headers"]["operation"]) for one in told[-1:]] == [("branch", "delete")]:
                 break
 
 

@@ -215,7 +215,7 @@ async def test_t8_a_backlog_comes_at_once_while_upstream_is_silent(way: str) -> 
                 method, path = "POST", "/u/vendor/v1/chat"
                 headers |= {"X-Session-ID": "chat", "X-Resume-Active-Generation": "true"}
             got = b""
-            async with asyncio.timeout(60), proxy.client.stream(method, path, headers=headers) as answer:
+            async with asyncio.timeout(30), proxy.client.stream(method, path, headers=headers) as answer:
                 async for piece in answer.aiter_bytes():
                     got += piece
                     if _carried(got, way) == backlog[start:]:
