@@ -104,7 +104,7 @@ async def test_a_closed_pipe_ends_it_quietly(run: Program) -> None:
         assert process.stdout is not None
         await process.stdout.readexactly(len(BODY))
         process.stdout._transport.close()  # type: ignore[attr-defined]  # the only way to close a pipe for reading
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.wait() == 141
         assert process.stderr is not None
         assert await process.stderr.read() == b""
@@ -282,7 +282,7 @@ async def test_the_body_comes_as_it_comes(run: Program) -> None:
         proxy.data = [slowly, proxy.serve]
         process = await run.start("fetch", "http://vendor.test/", "--server", proxy.url)
         assert process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await process.stdout.readexactly(5) == b"01234"
         gate.set()
         assert (await process.communicate())[0] == b"56789"

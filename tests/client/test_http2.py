@@ -197,5 +197,5 @@ async def test_many_generations_share_a_connection_and_are_read_whole(front: Fro
                 response = await client.resume(session, str(number))
             return b"".join([piece async for piece in response.aiter_raw()])
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await asyncio.gather(*map(whole, range(12))) == [BODY] * 12

@@ -233,7 +233,7 @@ async def test_a_stream_cancelled_at_random_moments_joins_up_and_leaves_nothing(
         await handle.close()
 
     seen, is_spared = b"", False
-    async with asyncio.timeout(30), handle, handle.stream(live=live) as response:
+    async with asyncio.timeout(60), handle, handle.stream(live=live) as response:
         writing = asyncio.create_task(write())
         while not response.is_closed:
             reading = asyncio.create_task(items(response.iter_bytes(), 1))

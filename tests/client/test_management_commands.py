@@ -51,7 +51,7 @@ async def test_a_link_does_what_it_says(run: Program, proxy: Proxy, session: str
         data, cancel = (await run.here("share", "--session", session, "--request", "1", "--cancel")).text.splitlines()
         reader = await elsewhere.start("read", data)
         assert reader.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await reader.stdout.readexactly(len(BODY)) == BODY
             assert (await proxy.client.post(cancel)).json() == {"state": "cancelled"}
             await reader.communicate()
@@ -86,7 +86,7 @@ async def test_a_worker_goes_on_after_failures_and_ends_at_sigterm(run: Program,
     worker = await run.start("work", session, "--", "sh", "-c", script)
     await run.here("write", f"{session}/jobs", "job")
     seen = tmp_path / "seen"
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         while not seen.exists() or seen.read_bytes() != b"jobjob":
             await asyncio.sleep(0.05)
         await run.here("write", f"{session}/jobs", ";more")
@@ -104,7 +104,7 @@ async def test_news_during_the_work_is_work_of_its_own(run: Program, session: st
     os.mkfifo(tmp_path / "gate")
     worker = await run.start("work", session, "--once", "--", "sh", "-c", f"cat; cat {tmp_path}/gate")
     assert worker.stdout is not None
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(60):
         assert await worker.stdout.readexactly(4) == b"one;"
         await run.here("write", f"{session}/jobs", "two;")
         await asyncio.to_thread((tmp_path / "gate").write_text, "")

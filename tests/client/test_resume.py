@@ -305,7 +305,7 @@ async def test_swept_data_are_expired(make_client: MakeClient, session: str) -> 
         client = make_client(proxy.url, store=store)
         await (await client.fetch(server.url, session_id=session, request_id="1")).close()
         (record,) = store.records(proxy.url, session)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await proxy.client.get(f"/api/{session}/1")).status_code != 410:
                 await streams.sweep()
                 await asyncio.sleep(0.01)
@@ -348,7 +348,7 @@ async def test_a_killed_process_is_followed_by_one_that_resumes(database_url: st
     async with served_process(database_url=database_url) as proxy, upstream(play) as server:
         command = [sys.executable, "-c", READER, proxy.url]
         reader = await asyncio.create_subprocess_exec(*command, server.url, *arguments, env=dict(os.environ))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not taken.exists() or taken.stat().st_size < len(body) // 3:
                 await asyncio.sleep(0.005)
         reader.send_signal(signal.SIGKILL)

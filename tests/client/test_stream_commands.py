@@ -103,10 +103,10 @@ async def test_follow_waits_until_the_stream_is_closed(run: Program, name: str) 
     await run("write", name, "one ")
     reader, tailing = await run.start("read", name, "--follow"), await run.start("tail", name)
     assert reader.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await reader.stdout.readexactly(4) == b"one "
     await run("write", name, "two", "--close")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert (await reader.communicate(), reader.returncode) == ((b"two", b""), 0)
         out, err = await tailing.communicate()
     # What came before it stood at the tail is not shown, if the machine was slow.
@@ -126,7 +126,7 @@ async def test_a_resume_file_goes_on_where_the_last_run_was(run: Program, name: 
     await run("write", name, "one ")
     reader = await run.start("read", name, "--follow", "--resume-file", str(kept))
     assert reader.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await reader.stdout.readexactly(4) == b"one "
         while not kept.exists():
             await asyncio.sleep(0.01)
@@ -150,7 +150,7 @@ async def test_what_is_no_resume_file_is_refused(run: Program, name: str, tmp_pa
         assert (refused.code, refused.err.count("\n"), kept.read_text()) == (2, 1, content)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         refused = await run("read", name, "--resume-file", str(pipe))
     assert (refused.code, refused.err.count("\n"), pipe.is_fifo()) == (2, 1, True)
 
@@ -195,7 +195,7 @@ async def test_list_tells_of_what_is_there(run: Program, session: str) -> None:
     for number in range(3):
         await run("create", f"{session}/{number}", "--content-type", "text/plain")
     await run("delete", f"{session}/1")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             listed = (await run("list", f"{session}/*")).text.splitlines()
             if [line.split("\t")[0] for line in listed] == [f"{session}/0", f"{session}/2"]:
@@ -211,7 +211,7 @@ async def test_list_is_the_same_page_by_page_and_by_the_registry(run: Program, s
     await proxy.client.delete(f"/v1/stream/{paths.pop()}")
     assert [line.split("\t")[0] for line in (await run("list", f"{session}/*")).text.splitlines()] == paths
     assert (await run("list", f"{session}/?")).text.count("\n") == 10
-    async with gateway(proxy.url, hides="/api/") as url, asyncio.timeout(30):
+    async with gateway(proxy.url, hides="/api/") as url, asyncio.timeout(60):
         other = Program({**run.environ, "STREAM_URL": url})
         while (listed := await other("list", f"{session}/*", "--json")).text.count("\n") != len(paths):
             pass
@@ -225,7 +225,7 @@ async def test_ctrl_c_is_quiet(run: Program, name: str) -> None:
     assert reader.stdout is not None
     await reader.stdout.readexactly(3)
     reader.send_signal(signal.SIGINT)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert (await reader.communicate(), reader.returncode) == ((b"", b""), 130)
 
 
@@ -239,7 +239,7 @@ async def test_head_may_leave_early(run: Program, name: str) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await shell.communicate() == (b"line 0\n", b"141\n")
 
 

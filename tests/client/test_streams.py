@@ -213,7 +213,7 @@ async def test_now_begins_at_the_tail(kind: Kind, url: str) -> None:
         first: list[Any] = await items(chunks, 1)
         assert (first[0].data, first[0].is_up_to_date) == (b"", True)
         await call(handle.append, "new")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (found := (await items(chunks, 1))[0]).data:
                 pass
         assert found.data == b"new"

@@ -232,7 +232,7 @@ Worker(Subscriptions({root!r}), "jobs", work, name="doomed").run()
         jobs = await json_stream("async", f"{root}/jobs/a", 1)
         doomed = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE)
         assert doomed.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await doomed.stdout.readline() == b"claimed\n"
         async with working("async", subscriptions, lambda work: done.extend(each.path for each in work.streams)):
             doomed.kill()
