@@ -46,7 +46,6 @@ class Relay:
         "_seen",
         "paused_seconds",
         "recorder",
-        "size_bytes",
         "waiting_since",
     )
 
@@ -59,7 +58,6 @@ class Relay:
         on_first_chunk: Callable[[], None] = lambda: None,
     ) -> None:
         self.recorder = recorder
-        self.size_bytes = 0
         self.waiting_since: float | None = None
         self.paused_seconds = 0.0
         self._observer = observer
@@ -68,6 +66,11 @@ class Relay:
         self._is_too_large = False
         self._on_first_chunk = on_first_chunk
         self._digest = hashlib.sha256()
+
+    @property
+    def size_bytes(self) -> int:
+        """How much of the body was taken."""
+        return self.recorder.position
 
     async def run(self, body: ResponseBody) -> End:
         """Relay until the body ends, one way or another.
@@ -118,18 +121,18 @@ class Relay:
 
     def _take(self, data: bytes) -> bool:
         """Take what upstream sent, in the event loop's own call; whether more may come now."""
-        if not self.size_bytes:
+        recorder, observer = self.recorder, self._observer
+        position = recorder.position
+        if not position:
             self._on_first_chunk()
-        if self.size_bytes + len(data) > self._max_bytes:
+        if position + len(data) > self._max_bytes:
             self._is_too_large = True
-            data = data[: self._max_bytes - self.size_bytes]
-        recorder = self.recorder
-        self.size_bytes += len(data)
+            data = data[: self._max_bytes - position]
         self._digest.update(data)
-        recorder.append(data)
-        if self._observer is None or self._observer.feed(data):
+        has_room = recorder.append(data)
+        if observer is None or observer.feed(data):
             self.waiting_since = time.monotonic()
-        return not (self._is_too_large or recorder.is_full or recorder.ended.done())
+        return has_room and not (self._is_too_large or recorder.ended.done())
 
     async def _pause(self) -> None:
         """Wait until there is room."""

@@ -83,13 +83,15 @@ class Recorder:
     def __repr__(self) -> str:
         return f"Recorder({self.generation.key}, position={self.position}, pending={self.pending_bytes})"
 
-    def append(self, data: bytes) -> None:
-        """Queue bytes for the data stream. Durable later; ask `is_full` before reading more from upstream."""
+    def append(self, data: bytes) -> bool:
+        """Queue bytes for the data stream, durable later. Returns whether there is room for more; if not, wait for `room`."""
+        writer, size = self._writer, len(data)
         self._chunks.append(data)
-        size = len(data)
         self.position += size
         self.pending_bytes += size
-        self._writer._queue(self, size)
+        writer._queue(self, size)
+        # What `is_full` tells, without two more calls for every chunk.
+        return self.pending_bytes < writer.stream_budget_bytes and writer._pending_bytes < writer.process_budget_bytes
 
     def end(self, terminal: Terminal) -> asyncio.Future[bool]:
         """Queue the end, behind all data. The future tells whether this call ended the generation."""
@@ -222,18 +224,15 @@ class Writer:
         """What is pending, of one owner and up to about `batch_bytes`, oldest first."""
         batch: list[_Item] = []
         size = 0
-        owner: Owner | None = None
-        for recorder in list(self._dirty):
-            if owner is None:
-                owner = recorder.owner
-            elif recorder.owner is not owner:
-                continue
-            del self._dirty[recorder]
-            item = recorder._take()
-            batch.append(item)
-            size += len(item.append.data)
-            if size >= self._batch_bytes:
-                break
+        dirty, self._dirty = self._dirty, {}
+        owner = next(iter(dirty)).owner
+        for recorder in dirty:
+            if size < self._batch_bytes and recorder.owner is owner:
+                item = recorder._take()
+                batch.append(item)
+                size += len(item.append.data)
+            else:
+                self._dirty[recorder] = None
         return batch
 
     async def _commit(self, owner: Owner, batch: list[_Item]) -> None:
