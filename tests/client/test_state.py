@@ -184,7 +184,7 @@ class Follower:
 
     async def __aenter__(self) -> Self:
         self.db.open()
-        await call(self.db.preload, timeout=20)
+        await call(self.db.preload, timeout=60)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -194,7 +194,7 @@ class Follower:
         return await call(self.db.write, *events, **options)
 
     async def until(self, is_true: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not is_true():
                 await asyncio.sleep(0.005)
 
@@ -313,7 +313,7 @@ async def test_who_waits_learns_that_a_stream_cannot_be_read(kind: Kind, proxy: 
     made = await follower(kind, proxy, session)
     await call(made.db._handle.delete)
     with pytest.raises(StreamNotFound):
-        await call(made.db.preload, timeout=20)
+        await call(made.db.preload, timeout=60)
     await call(made.db.close)
 
 

@@ -71,7 +71,7 @@ def calls(http: httpx.Client, key: str | None = None) -> list[dict[str, Any]]:
 
 
 def wait_for_state(http: httpx.Client, key: str, state: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = calls(http, key)
         if found and found[0]["state"] == state:
