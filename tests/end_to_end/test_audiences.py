@@ -287,7 +287,7 @@ async def test_t22_over_two_instances_those_who_come_back_in_time_keep_their_gen
         instances = (one, two)
 
         async def some_readers(request_id: str, *, returns: bool) -> Watcher | None:
-            await answers.create(chance.choice(instances), request_id, "cancel_after=4")
+            await answers.create(chance.choice(instances), request_id, "cancel_after=8")
             for _ in range(chance.randint(1, 3)):
                 readers = [await watching(chance.choice(instances), request_id) for _ in range(chance.randint(1, 2))]
                 for reader in readers:
