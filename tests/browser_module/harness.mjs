@@ -135,7 +135,7 @@ export class MemoryStorage {
 
 /** Wait until something holds. */
 export async function until(holds, what = String(holds)) {
-  const deadline = performance.now() + 15_000
+  const deadline = performance.now() + 45_000
   while (!(await holds())) {
     if (performance.now() > deadline) throw new Error(`never: ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 10))
