@@ -1,4 +1,8 @@
-"""The load side's HTTP: one connection, one request at a time, bytes handed on as they arrive. It costs little."""
+"""The load side's HTTP: one connection, one request at a time, bytes handed on as they arrive. It costs little.
+
+What belongs to a stream is read with its time and looked at behind all that can be read now: what one reader's bytes cost
+this process must not make those of the next one late.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +56,8 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._received_at_ns = 0
+        self._arrived: list[tuple[bytes, int]] = []
+        self._is_stream = False
         self._status = 0
         self._headers: dict[str, str] = {}
         self._deliver: Deliver = _ignore
@@ -98,6 +104,7 @@ class Connection(asyncio.Protocol):
         self._status = 0
         self._headers = {}
         self._on_head = on_head or _nothing
+        self._is_stream = deliver is not None
         self._deliver = lambda data, at_ns: (
             deliver(data, at_ns) if deliver is not None and self._status in wanted else collected.append(data)
         )
@@ -121,10 +128,24 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._look()
         self._fail(RequestFailed(f"the connection ended: {exc or 'closed by the server'}"))
 
     def data_received(self, data: bytes) -> None:
-        self._received_at_ns = time.monotonic_ns()
+        if not self._is_stream:
+            self._parse(data, time.monotonic_ns())
+            return
+        if not self._arrived:
+            asyncio.get_running_loop().call_soon(self._look)
+        self._arrived.append((data, time.monotonic_ns()))
+
+    def _look(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for data, at_ns in arrived:
+            self._parse(data, at_ns)
+
+    def _parse(self, data: bytes, at_ns: int) -> None:
+        self._received_at_ns = at_ns
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as exc:
