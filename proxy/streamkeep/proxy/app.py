@@ -20,7 +20,7 @@ from streamkeep.proxy.asgi import Guarded, RawRoutes
 from streamkeep.proxy.cors import Cors
 from streamkeep.proxy.errors import ApiError, Problem, problem_of
 from streamkeep.proxy.front import Front
-from streamkeep.proxy.routes import browser_modules, keys, listings, operations, sessions, transport
+from streamkeep.proxy.routes import browser_modules, keys, listings, operations, reference, sessions, transport
 from streamkeep.proxy.routes.console import Console
 from streamkeep.proxy.routes.drop_in import DropIn
 from streamkeep.proxy.routes.protocol import StreamByAnyPath
@@ -75,6 +75,7 @@ def create_app(
     app.include_router(sessions.router(service))
     app.include_router(operations.router(service))
     app.include_router(browser_modules.router())
+    app.include_router(reference.router())
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     for foreseen in _FORESEEN:
@@ -88,7 +89,14 @@ class _Application(FastAPI):
     knows the raw routes too and so can tell a wrong method from an unknown path."""
 
     def __init__(self, service: Service, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> None:
-        super().__init__(title="streamkeep", version=version("streamkeep"), lifespan=lifespan, redirect_slashes=False)
+        super().__init__(
+            title="streamkeep",
+            version=version("streamkeep"),
+            lifespan=lifespan,
+            redirect_slashes=False,
+            docs_url=None,
+            redoc_url=None,
+        )
         self.state.service = service
         routes = _raw_routes(service)
         self.router.routes.extend(routes)
