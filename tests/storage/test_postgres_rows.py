@@ -130,6 +130,18 @@ async def test_an_append_touches_no_row_but_its_own(database_url: str) -> None:
         assert await third.fetchval("select count(*) from streamkeep.chunks") == 5
 
 
+@pytest.mark.parametrize(
+    "statement", [PostgresStore._APPEND_AND_END, PostgresStore._APPEND_TO_KNOWN_AND_END], ids=["doubtful", "known"]
+)
+async def test_an_end_reads_no_table_whole_by_a_plan_from_when_it_was_empty(database_url: str, statement: str) -> None:
+    async with opened(database_url), connected(database_url) as plain:
+        await plain.execute(f"set plan_cache_mode = force_generic_plan; prepare ending as {statement}")
+        rows = await plain.fetch(f"explain execute ending({', '.join(['null'] * 18)})")
+        plan = "\n".join(row[0] for row in rows)
+        assert "Seq Scan" not in plan
+        assert plan.count("generations_pkey") == 1
+
+
 async def test_the_position_is_compared_also_when_the_store_wrote_before(database_url: str) -> None:
     """A tail that this store remembers spares the look-up, not the check."""
     async with opened(database_url) as store:
@@ -139,6 +151,10 @@ async def test_the_position_is_compared_also_when_the_store_wrote_before(databas
         for position in (1, 3, 0):
             await raised(StoreError, store.commit(owner, [Append(generation.data_stream, position, b"x")], []))
         await store.commit(owner, [Append(generation.data_stream, 2, b"34")], [])
+        for position in (4, 6):
+            last = Append(generation.data_stream, 4, b"5")
+            await raised(StoreError, store.commit(owner, [last], [ending(generation, position)]))
+            await raised(StoreError, store.commit(owner, [], [ending(generation, position + 1)]))
         await store.commit(owner, [Append(generation.data_stream, 4, b"5")], [ending(generation, 5)])
         await raised(StoreError, store.commit(owner, [Append(generation.data_stream, 5, b"x")], []))
         assert await read_on(store, generation.data_stream) == b"12345"

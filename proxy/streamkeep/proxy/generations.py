@@ -655,7 +655,10 @@ class Generations:
         if call.span is not None:
             call.span.lost()
         if self._calls.get(generation.id) is call:
-            del self._calls[generation.id], self._calls_by_key[generation.key]
+            del self._calls[generation.id]
+        # Once a row is deleted, another call under its key has another id.
+        if self._calls_by_key.get(generation.key) is call:
+            del self._calls_by_key[generation.key]
         call.relay = None  # It knows the call, too.
         if not call.recorder.has_ended:
             call.recorder.abandon()

@@ -162,6 +162,53 @@ def _write(items: str, position: str, fence: str = "fence") -> str:
     """
 
 
+# Behind a limit that the planner cannot see it expects a tenth of the rows, and looks up each of so few by its key. Otherwise it
+# would read all of a table that is small when the plan is made, and keep that plan while the table grows.
+_FEW = "limit (select null::bigint)"
+
+
+def _append_and_end(write: str, final_position: str) -> str:
+    """Append, and end generations, in one snapshot: an ending's `position` is the data stream's tail before this statement.
+    `final_position` is an expression for that of the data stream."""
+    return f"""
+    with {_fence("and settled = $3")}, written as ({write}), ending as (
+        select *
+        from unnest(
+            (select $9::bigint[]), (select $10::bigint[]), (select $11::text[]), (select $12::text[]),
+            (select $13::text[]), (select $14::bigint[]), (select $15::bigint[]), (select $16::bytea[]),
+            (select $17::boolean[]), (select $18::text[])
+        ) as ending (id, epoch, state, code, message, position, final_position, event, is_sealed, usage)
+        {_FEW}
+    ), ended as (
+        update streamkeep.generations
+        set state = ending.state, code = ending.code, message = ending.message, usage = ending.usage::json,
+            ended_at = clock_timestamp(), sweep_at = clock_timestamp() + make_interval(secs => retention_seconds)
+        from fence, ending
+        where generations.id = ending.id and generations.epoch = ending.epoch
+          and {_BELONGS_TO_FENCE} and {_IS_LIVE}
+        returning generations.id, data_stream, control_stream, ending.position, ending.final_position, ending.event,
+                  ending.is_sealed, {size_of("ending.event", "ending.is_sealed")} as event_size
+    ), event as (
+        insert into streamkeep.chunks (stream_id, position, size, encoding, data)
+        select control_stream, 0, event_size, {encoding_of("is_sealed")}, event from ended
+    ), closing as (
+        select data_stream as id, {final_position} as final_position, final_position > 0 as is_worth_merging
+        from ended
+        union all
+        select control_stream, event_size, false from ended
+        {_FEW}
+    ), closed as (
+        update streamkeep.streams
+        set final_position = closing.final_position,
+            closed_at = clock_timestamp(),
+            merged_at = case when not closing.is_worth_merging then clock_timestamp() end
+        from closing
+        where streams.id = closing.id
+    )
+    select exists (select from fence) as is_fresh, array(select id from ended) as ended
+    """
+
+
 class PostgresStore:
     """The store on one PostgreSQL server, 15 or newer; see `Store` for what each method means.
 
@@ -209,7 +256,6 @@ class PostgresStore:
         self._settled: dict[Owner, int] = {}
         # Tails that this store committed last and that nobody else can have moved; of what it started, 0 at first.
         self._tails: dict[int, int] = {}
-        self._endings = 0
         self._has_company = True
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
@@ -361,15 +407,9 @@ class PostgresStore:
         union all
         select control_stream, tenant, $8 from claimed
     )
-    select (select count(*) from fence) = 1 as is_owner, found.*
+    select exists (select from fence) as is_owner, claimed.*
     from (select 1) as one
-    left join (
-        select true as is_new, {_COLUMNS} from claimed
-        union all
-        select false, {_COLUMNS}
-        from streamkeep.generations
-        where tenant = $3 and session_id = $4 and request_id = $5 and not exists (select from claimed)
-    ) as found on true
+    left join claimed on true
     """
 
     _CLAIM_REFUSED = f"""
@@ -455,11 +495,13 @@ class PostgresStore:
             )
             if not row["is_owner"]:
                 raise self._fenced(owner)
-            if row["id"] is None:
-                continue  # Claimed by somebody after this statement had begun: the next one sees the row.
-            found = self._generation(row)
-            if row["is_new"]:
-                return Claim(found, is_new=True)
+            if row["id"] is not None:
+                return Claim(self._generation(row), is_new=True)
+            # A statement of its own: it sees a row that was made after the first one had begun.
+            existing = await fetch_row(self._GENERATION, key.tenant, key.session_id, key.request_id)
+            if existing is None:
+                continue  # It was deleted meanwhile.
+            found = self._generation(existing)
             if found.state is not State.REFUSED or found.gone is not None:
                 if fingerprint is not None and found.fingerprint is not None and fingerprint != found.fingerprint:
                     raise FingerprintMismatch(f"{key} belongs to another request")
@@ -633,45 +675,10 @@ class PostgresStore:
     # all the rest of it takes; without it one plan serves all.
     _APPEND_TO_KNOWN = _write(_ITEMS, "item.position", fence=f"({_locked_owner('and settled = $3')}) as fence")
 
-    # One snapshot for all: an ending's `position` is the data stream's tail before this statement.
-    _APPEND_AND_END = f"""
-    with {_fence("and settled = $3")}, written as ({_WRITE}), ending as (
-        select *
-        from unnest(
-            (select $9::bigint[]), (select $10::bigint[]), (select $11::text[]), (select $12::text[]),
-            (select $13::text[]), (select $14::bigint[]), (select $15::bigint[]), (select $16::bytea[]),
-            (select $17::boolean[]), (select $18::text[])
-        ) as ending (id, epoch, state, code, message, position, final_position, event, is_sealed, usage)
-    ), ended as (
-        update streamkeep.generations
-        set state = ending.state, code = ending.code, message = ending.message, usage = ending.usage::json,
-            ended_at = clock_timestamp(), sweep_at = clock_timestamp() + make_interval(secs => retention_seconds)
-        from fence, ending
-        where generations.id = any(array(select id from ending))
-          and generations.id = ending.id and generations.epoch = ending.epoch
-          and {_BELONGS_TO_FENCE} and {_IS_LIVE}
-        returning generations.id, data_stream, control_stream, ending.position, ending.final_position, ending.event,
-                  ending.is_sealed, {size_of("ending.event", "ending.is_sealed")} as event_size
-    ), event as (
-        insert into streamkeep.chunks (stream_id, position, size, encoding, data)
-        select control_stream, 0, event_size, {encoding_of("is_sealed")}, event from ended
-    ), closing as (
-        select data_stream as id,
-               final_position - position + {_expected("data_stream", "position")} as final_position,
-               final_position > 0 as is_worth_merging
-        from ended
-        union all
-        select control_stream, event_size, false from ended
-    ), closed as (
-        update streamkeep.streams
-        set final_position = closing.final_position,
-            closed_at = clock_timestamp(),
-            merged_at = case when not closing.is_worth_merging then clock_timestamp() end
-        from closing
-        where streams.id = any(array(select id from closing)) and streams.id = closing.id
-    )
-    select (select count(*) from fence) = 1 as is_fresh, array(select id from ended) as ended
-    """
+    _APPEND_AND_END = _append_and_end(_WRITE, f"final_position - position + {_expected('data_stream', 'position')}")
+
+    # What nearly every end is.
+    _APPEND_TO_KNOWN_AND_END = _append_and_end(_write(_DOUBTFUL_ITEMS, "item.position"), "final_position")
 
     async def commit(self, owner: Owner, appends: Sequence[Append], endings: Sequence[Ending]) -> frozenset[int]:
         appends = sorted([append for append in appends if append.data], key=_STREAM_ID)
@@ -690,10 +697,8 @@ class PostgresStore:
                 written = await self._database.execute(self._APPEND, *values, is_urgent=True)
             is_fresh = written > 0
         else:
-            # A plan is kept, and one that was made while the tables were small reads all of them: it is made anew whenever
-            # as many again have ended.
-            statement = f"{self._APPEND_AND_END} -- {self._endings.bit_length()}"
-            self._endings += len(endings)
+            is_known = self._are_at_tails(endings, appends) and all(known)
+            statement = self._APPEND_TO_KNOWN_AND_END if is_known else self._APPEND_AND_END
             row = _one(
                 await self._database.fetch_row(
                     statement, *values, *self._ending_arrays(endings, appends), is_urgent=True
@@ -714,6 +719,15 @@ class PostgresStore:
                 changed += (ending.generation.data_stream, ending.generation.control_stream)
             self._notifier.announce(changed)
         return ended
+
+    def _are_at_tails(self, endings: Sequence[Ending], appends: Sequence[Append]) -> bool:
+        """Whether the endings stand, behind the appends of their commit, where this store knows the tails; forgets these."""
+        tails = {append.stream_id: append.position + len(append.data) for append in appends}
+        for ending in endings:
+            stream_id = ending.generation.data_stream
+            if tails.setdefault(stream_id, self._tails.pop(stream_id, -1)) != ending.data_position:
+                return False
+        return True
 
     _SETTLE = "update streamkeep.owners set settled = settled + 1 where id = $1 and epoch = $2 returning settled"
 
