@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import random
+import re
 import time
 
 import pytest
 
-from streamkeep.proxy.readers import Piece, Reader, Readers, Telling
+from streamkeep.proxy.asgi import ChunkWriter
+from streamkeep.proxy.readers import Piece, Reader, Readers
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.storage import Append, GenerationKey, MemoryStore, Owner, UpstreamHead
 
@@ -64,32 +67,111 @@ async def test_what_came_between_the_read_and_the_wait_is_not_missed(log: Log) -
         assert await take(readers, reader) == b"late"
 
 
-async def test_news_that_is_seen_to_at_once_does_not_end_the_wait(log: Log) -> None:
-    readers = Readers(log.store)
-    delivered: list[list[bytes]] = []
-    is_peer_slow = False
+class Peer(asyncio.Transport):
+    """Takes chunks of an answer by server-sent events in base64, and puts together what they bring; nothing while it is slow."""
 
-    def deliver(telling: Telling) -> bool:
-        if is_peer_slow:
-            return False
-        delivered.append([piece.data for piece in readers.at_hand(reader)])
-        return True
+    def __init__(self) -> None:
+        super().__init__()
+        self.write_paused = False
+        self.got = b""
 
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.got += b"".join(base64.b64decode(found) for found in re.findall(rb"\ndata:([A-Za-z0-9+/=]+)\n", data))
+
+    async def wait(self, reader: Reader, cursor: str = "1") -> None:
+        writer = ChunkWriter(self, self)
+        await reader.wait_in_crowd(time.monotonic() + 120, Encoding.BASE64, cursor, writer)
+
+
+async def test_news_that_can_be_written_at_once_does_not_end_the_wait(log: Log) -> None:
+    readers, peer = Readers(log.store), Peer()
     with readers.reader(log.stream_id, 0, lambda: None) as reader:
         assert await take(readers, reader) == b""
-        waiting = asyncio.create_task(reader.wait(time.monotonic() + 120, deliver))
+        waiting = asyncio.create_task(peer.wait(reader))
         await asyncio.sleep(0)
         for data in (b"a", b"b"):
             readers.appended(log.stream_id, *await log.write(data))
         async with asyncio.timeout(30):
-            while not delivered:
+            while not peer.got:
                 await asyncio.sleep(0)
-        assert delivered == [[b"a", b"b"]]
+        assert peer.got == b"ab"
         assert not waiting.done()
-        is_peer_slow = True
+        peer.write_paused = True
         readers.appended(log.stream_id, *await log.write(b"c"))
         await asyncio.wait_for(waiting, 30)
         assert await take(readers, reader) == b"c"
+        assert not reader.feed.crowds
+    assert readers.tally.delivered_bytes == 2
+
+
+async def test_a_crowd_goes_on_without_a_slow_peer_which_stays_where_it_was(log: Log) -> None:
+    readers, quick, slow = Readers(log.store), Peer(), Peer()
+    with (
+        readers.reader(log.stream_id, 0, lambda: None) as first,
+        readers.reader(log.stream_id, 0, lambda: None) as second,
+    ):
+        assert await take(readers, first) == await take(readers, second) == b""
+        waits = [asyncio.create_task(peer.wait(reader)) for peer, reader in ((quick, first), (slow, second))]
+        await asyncio.sleep(0)
+        assert len(first.feed.crowds) == 1
+        readers.appended(log.stream_id, *await log.write(b"both "))
+        await asyncio.sleep(0)
+        slow.write_paused = True
+        readers.appended(log.stream_id, *await log.write(b"one "))
+        await asyncio.wait_for(waits[1], 30)
+        readers.appended(log.stream_id, *await log.write(b"more"))
+        assert (second.position, await take(readers, second)) == (len(b"both "), b"one more")
+        await asyncio.sleep(0)
+        assert not waits[0].done()
+        first.leave()
+        await asyncio.wait_for(waits[0], 30)
+        assert (quick.got, slow.got, first.position) == (b"both one more", b"both ", len(b"both one more"))
+        assert not first.feed.crowds
+
+
+async def test_peers_slow_and_quick_get_every_byte_once(log: Log) -> None:
+    rng = random.Random(7)
+    readers, body = Readers(log.store), b""
+    peers = [Peer() for _ in range(12)]
+    following: list[Reader] = []
+
+    async def follow(peer: Peer, cursor: str) -> None:
+        with readers.reader(log.stream_id, 0, lambda: None) as reader:
+            following.append(reader)
+            while not peer.got.endswith(b"!"):
+                pieces = await readers.pieces(reader)
+                if not pieces:
+                    await peer.wait(reader, cursor)
+                for piece in pieces:
+                    await asyncio.sleep(0)
+                    peer.got += piece.data
+
+    def wake(share: float) -> None:
+        """End waits, as heartbeats do."""
+        for reader in following:
+            if rng.random() < share:
+                reader.wake()
+
+    follows = [asyncio.create_task(follow(peer, str(number % 3))) for number, peer in enumerate(peers)]
+    for _ in range(500):
+        data = rng.randbytes(rng.randint(1, 30)).replace(b"!", b"?")
+        body += data
+        readers.appended(log.stream_id, *await log.write(data))
+        for _ in range(rng.randrange(4)):
+            await asyncio.sleep(0)
+        wake(0.2)
+        for peer in peers:
+            peer.write_paused = rng.random() < 0.3
+    readers.appended(log.stream_id, *await log.write(b"!"))
+    async with asyncio.timeout(60):
+        while not all(task.done() for task in follows):
+            wake(1)
+            await asyncio.sleep(0)
+    assert [peer.got for peer in peers] == [body + b"!"] * len(peers)
+    await asyncio.gather(*follows)
 
 
 async def test_a_stream_written_elsewhere_is_found_without_any_wake_up(log: Log) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -53,13 +55,25 @@ def chunk(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(body), body)
 
 
+class Flow(Protocol):
+    """Says whether a peer is slow: what it was sent waits in memory."""
+
+    write_paused: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ChunkWriter:
-    """A way to write chunks of an answer that has started, without awaiting it. It is blocked while the peer is slow, and
-    once it is gone; nothing is written then."""
+    """A way to write chunks of an answer that has started, without awaiting it."""
 
-    is_blocked: Callable[[], bool]
-    write: Callable[[bytes], object]
+    transport: asyncio.Transport
+    flow: Flow
+
+    def write(self, chunk: bytes) -> bool:
+        """False, and nothing is written, while the peer is slow and once it is gone."""
+        if self.flow.write_paused or self.transport.is_closing():
+            return False
+        self.transport.write(chunk)
+        return True
 
     @staticmethod
     def of(scope: Scope) -> ChunkWriter | None:

@@ -10,9 +10,9 @@ a slow poll, reads the log once for the whole process.
 
 A reader subscribes first, then reads, then waits. There is no await between looking at the feed and starting to wait.
 
-News is told once for each turn of the loop, after all that the turn brought. A reader that waits may have left a way to
-deliver it in the very call that tells of it, made once for all who stand at one place and read in one form; its task is woken
-for all else.
+News is told once for each turn of the loop, after all that the turn brought. Readers who wait at one place and read in one
+form are a crowd: what is theirs is made once and written to all of them in the very call that tells of it, and they move on
+together. Their tasks are woken for all else.
 
 Pieces of a message stream are whole messages, however the log is cut. A stream with a sliding TTL is touched for as long
 as it has a feed.
@@ -25,8 +25,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from streamkeep.proxy import asgi
+from streamkeep.proxy.asgi import ChunkWriter
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, problem
 from streamkeep.proxy.json_view import Decoding, Viewer
 from streamkeep.proxy.pages import Pages
@@ -119,65 +121,107 @@ class Piece:
         return sse.base64_frame(to_array(self.data), offset), offset, b""
 
 
-@dataclass(slots=True)
-class News:
-    """What comes next for all readers who stand at one place and read in one form: a `chunk` of their answers as it goes on
-    the wire, b"" when all of it is held back; how many bytes of the stream that are, known for how long; where the readers
-    stand then, and how many they are; and the ways to write to them."""
+Place = tuple[int, bytes, Encoding, str]
+"""Where readers stand in a stream, what they hold back, and the encoding and the cursor that they read with."""
 
-    chunk: bytes
-    size_bytes: int
-    known_at: float
-    position: int
-    held: bytes
-    readers: int = 0
-    writes: list[Callable[[bytes], object]] = field(default_factory=list)
+
+class Crowd:
+    """Readers of one feed who wait at one place, and so get the same from then on; with the ways to write to them, and the
+    monotonic instant at which they were last sent something."""
+
+    __slots__ = ("cursor", "encoding", "held", "position", "sent_at", "writers")
+
+    def __init__(self, place: Place) -> None:
+        self.position, self.held, self.encoding, self.cursor = place
+        self.sent_at = 0.0
+        self.writers: dict[Reader, ChunkWriter] = {}
+
+    def __repr__(self) -> str:
+        return f"Crowd({len(self.writers)} at {self.place})"
+
+    @property
+    def place(self) -> Place:
+        return self.position, self.held, self.encoding, self.cursor
+
+    def wake(self) -> None:
+        for reader in self.writers:
+            reader.wake()
+
+
+News = tuple[Crowd, Piece, bytes, bytes]
+"""A crowd, the piece that it is brought, and that as a chunk of its answers as it goes on the wire, b"" when all of it is held
+back; and what the crowd held back before."""
 
 
 class Telling:
-    """One telling of the readers of some feeds. What they get is made once for those who get the same, and goes out to some
-    dozens of sockets in a row: each system call drives all else out of the processor's caches.
-
-    Who leaves an entry in `news` is told; `at` is now.
-    """
+    """One telling of the readers of some feeds. What a crowd gets is made once, and what some dozens of crowds get goes out in
+    a row: each system call drives all else out of the processor's caches."""
 
     def __init__(self, tally: ReadTally) -> None:
-        self.at = time.monotonic()
-        self.news: dict[tuple[Feed, int, bytes, Encoding, str], News] = {}
+        self._at = time.monotonic()
         self._tally = tally
-        self._told = 0
+        self._told: list[Feed] = []
+        self._news: list[News] = []
 
     def tell(self, feed: Feed) -> None:
         """There may be news for everybody who reads here."""
-        for reader in feed.readers:
-            reader.wake(self)
-            self._told += 1
-            if self._told == _TOLD_AT_ONCE:
+        for reader in feed.alone:
+            reader.wake()
+        crowds, feed.crowds = feed.crowds, {}
+        for crowd in crowds.values():
+            if not self._move(feed, crowd):
+                crowd.wake()
+            elif len(self._news) == _TOLD_AT_ONCE:  # A feed alone may have many: cursors are the callers' to choose.
                 self.send()
-        feed.let_go()
+        self._told.append(feed)
 
     def send(self) -> None:
-        """Write what there is to write."""
+        """Write what there is to write. A peer that takes nothing now is left to its reader's task, which goes on from where
+        it was."""
         tally = self._tally
-        for news in self.news.values():
-            chunk = news.chunk
-            for write in news.writes:
-                write(chunk)
-            tally.delivered_bytes += news.size_bytes * news.readers
-            tally.lag_seconds.observe(time.monotonic() - news.known_at, news.readers)
-            news.writes.clear()
-            news.readers = 0
-        self._told = 0
-        if len(self.news) >= _TOLD_AT_ONCE:  # There are many feeds; and cursors are the callers' to choose.
-            self.news.clear()
+        for crowd, piece, chunk, held in self._news:
+            if chunk:
+                slow = [reader for reader, writer in crowd.writers.items() if not writer.write(chunk)]
+                for reader in slow:
+                    reader.leave_crowd()
+                    reader.position, reader.held = piece.start, held
+                    reader.wake()
+            count = len(crowd.writers)
+            tally.delivered_bytes += (piece.end - piece.start) * count
+            tally.lag_seconds.observe(time.monotonic() - piece.known_at, count)
+        for feed in self._told:
+            feed.let_go()
+        self._news.clear()
+        self._told.clear()
+
+    def _move(self, feed: Feed, crowd: Crowd) -> bool:
+        """Have a crowd brought what is at hand. False: its readers' tasks must see to it, since there is nothing, or an end, or
+        others came before them to where it would stand."""
+        piece = None if feed.is_gone or feed.is_closed else feed.piece_from(crowd.position)
+        if piece is None:
+            return False
+        frame, offset, held = piece.frame(crowd.encoding, crowd.held)
+        place = (piece.end, held, crowd.encoding, crowd.cursor)
+        if place in feed.crowds:
+            return False
+        feed.crowds[place] = crowd
+        chunk = b""
+        if frame:
+            is_up_to_date = piece.end == feed.position
+            chunk = asgi.chunk(frame + sse.control_frame(offset, crowd.cursor, is_up_to_date=is_up_to_date))
+        self._news.append((crowd, piece, chunk, crowd.held))
+        crowd.position, crowd.held, crowd.sent_at = piece.end, held, self._at
+        return True
 
 
 class Feed:
     """What this process knows of one stream that is read live here: its tail's `position`, None until somebody looked; whether it
-    `is_closed` there; and `is_gone` when the store no longer has it."""
+    `is_closed` there; and `is_gone` when the store no longer has it. Of its readers some wait in `crowds`, others `alone`."""
 
     __slots__ = (
         "_pieces",
+        "alone",
+        "crowds",
         "is_closed",
         "is_gone",
         "is_message_stream",
@@ -196,6 +240,8 @@ class Feed:
         self.is_closed = False
         self.is_gone = False
         self.readers: set[Reader] = set()
+        self.alone: set[Reader] = set()
+        self.crowds: dict[Place, Crowd] = {}
         self._pieces: dict[int, Piece] = {}
         self.retained_bytes = 0
 
@@ -214,6 +260,14 @@ class Feed:
             size += len(piece.data)
         return found
 
+    def piece_from(self, position: int) -> Piece | None:
+        """What is in memory from a position on as one piece, up to about a read's worth."""
+        piece = self._pieces.get(position)
+        if piece is None or piece.end == self.position:
+            return piece
+        data = b"".join(piece.data for piece in self.pieces_from(position))
+        return Piece(position, data, known_at=piece.known_at)
+
     def add(self, piece: Piece) -> None:
         pieces = self._pieces
         replaced = pieces.pop(piece.start, None)
@@ -230,7 +284,7 @@ class Feed:
         """Forget pieces that nobody waits for: the only reader has them. A crowd's are kept for those who lag or come back."""
         if len(self.readers) == 1:
             (reader,) = self.readers
-            if reader.position == self.position:
+            if reader.reached == self.position:
                 self._pieces.clear()
                 self.retained_bytes = 0
 
@@ -255,18 +309,20 @@ class Feed:
 
 
 class Reader:
-    """One connected reader: where it stands in the log, and how it waits. `viewer` makes messages of what it reads.
-    `sending_since` is set while the peer takes no bytes; `is_steady` says that the peer cannot reconnect and so is not
-    told to."""
+    """One connected reader: where it stands in the log and what it holds back, but for the time that it waits in a crowd;
+    and how it waits. `viewer` makes messages of what it reads. `sent_at` is when the peer was last sent something,
+    `sending_since` is set while it takes no bytes; `is_steady` says that the peer cannot reconnect and so is not told to."""
 
     __slots__ = (
-        "_deliver",
+        "_crowd",
         "_waiter",
         "feed",
+        "held",
         "is_gone",
         "is_steady",
         "position",
         "sending_since",
+        "sent_at",
         "stop",
         "viewer",
         "wake_at",
@@ -285,12 +341,19 @@ class Reader:
         self.position = position
         self.is_steady = is_steady
         self.viewer = viewer
+        self.held = b""
         self.is_gone = False
         self.sending_since: float | None = None
+        self.sent_at = time.monotonic()
         self.wake_at = float("inf")
         self.stop = stop
         self._waiter: asyncio.Future[None] | None = None
-        self._deliver: Callable[[Telling], bool] | None = None
+        self._crowd: Crowd | None = None
+
+    @property
+    def reached(self) -> int:
+        """Where it stands, in a crowd too."""
+        return self.position if self._crowd is None else self._crowd.position
 
     @property
     def resume_position(self) -> int:
@@ -309,30 +372,57 @@ class Reader:
             return False
         return self.viewer is None or self.viewer.final is not None
 
-    def wake(self, telling: Telling | None = None) -> None:
-        """There may be news: have it delivered with others', where that can be, or end the wait."""
-        waiter = self._waiter
-        if waiter is None or (telling is not None and self._deliver is not None and self._deliver(telling)):
-            return
-        if not waiter.done():
-            waiter.set_result(None)
+    def wake(self) -> None:
+        """There may be news: end the wait."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def leave(self) -> None:
         """The peer is gone: end the wait."""
         self.is_gone = True
         self.wake()
 
-    async def wait(self, until: float, deliver: Callable[[Telling], bool] | None = None) -> None:
-        """Wait for news of the stream, for `leave`, or for a monotonic instant (checked once a second). While `deliver`
-        answers that it has seen to the news itself, the wait goes on; it must not raise.
-        """
+    async def wait(self, until: float) -> None:
+        """Wait for news of the stream, for `leave`, or for a monotonic instant (checked once a second)."""
+        self.feed.alone.add(self)
+        try:
+            await self._woken(until)
+        finally:
+            self.feed.alone.discard(self)
+
+    async def wait_in_crowd(self, until: float, encoding: Encoding, cursor: str, writer: ChunkWriter) -> None:
+        """The same in the company of all who read in one form from here on: what news can be written to the peers at once
+        does not end the wait."""
+        place = (self.position, self.held, encoding, cursor)
+        crowds = self.feed.crowds
+        crowd = crowds.get(place)
+        if crowd is None:
+            crowd = crowds[place] = Crowd(place)
+        crowd.writers[self] = writer
+        self._crowd = crowd
+        try:
+            await self._woken(until)
+        finally:
+            self.leave_crowd()
+
+    def leave_crowd(self) -> None:
+        """Stand alone where the crowd is; if it is still in one."""
+        crowd, self._crowd = self._crowd, None
+        if crowd is None:
+            return
+        self.position, self.held = crowd.position, crowd.held
+        self.sent_at = max(self.sent_at, crowd.sent_at)
+        del crowd.writers[self]
+        if not crowd.writers and self.feed.crowds.get(crowd.place) is crowd:
+            del self.feed.crowds[crowd.place]
+
+    async def _woken(self, until: float) -> None:
         self.wake_at = until
-        self._deliver = deliver
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
         finally:
-            self._waiter = self._deliver = None
+            self._waiter = None
             self.wake_at = float("inf")
 
 

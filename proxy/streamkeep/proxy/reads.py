@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import random
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.json_view import JsonView, Page, Viewer
-from streamkeep.proxy.readers import Frame, Keepalive, News, Piece, Reader, Readers, Telling
+from streamkeep.proxy.readers import Keepalive, Piece, Reader, Readers
 from streamkeep.proxy.rules import caching, sse, wire
 from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor
@@ -351,8 +350,8 @@ class Reads:
 class _Events:
     """The frames of one SSE answer that has started, until the end of its stream or of the connection's time.
 
-    News that finds the reader waiting goes to the socket in the call that tells of it, for as long as the stream goes on
-    and the peer takes what it is sent. In every other case the reader's task sees to it.
+    News that finds the reader waiting goes to the socket with that of its crowd, for as long as the stream goes on and the
+    peer takes what it is sent. In every other case the reader's task sees to it.
     """
 
     __slots__ = (
@@ -360,12 +359,10 @@ class _Events:
         "_cursor",
         "_encoding",
         "_heartbeat_seconds",
-        "_held",
         "_reader",
         "_readers",
         "_rotate_at",
         "_send",
-        "_sent_at",
         "_writer",
     )
 
@@ -374,13 +371,11 @@ class _Events:
         self._readers = parts.readers
         self._heartbeat_seconds = parts.settings.heartbeat_seconds
         self._encoding = encoding
-        self._cursor = sys.intern(cursor)  # Compared for each delivery.
+        self._cursor = cursor
         self._send = asgi.Exchange.of(scope).send
         self._writer = asgi.ChunkWriter.of(scope)
-        self._held = b""
         self._began_at = time.monotonic()
         self._rotate_at = self._began_at + parts.settings.sse_seconds
-        self._sent_at = self._began_at
 
     async def send(self, pieces: list[Piece]) -> None:
         """Send these pieces and all that follow; one message for all that has gathered."""
@@ -391,14 +386,13 @@ class _Events:
             frames = self._take(pieces)
             if is_first and not frames:
                 is_up_to_date = reader.is_up_to_date
-                frames.append(sse.control_frame(_offset(reader, self._held), self._cursor, is_up_to_date=is_up_to_date))
+                frames.append(sse.control_frame(_offset(reader), self._cursor, is_up_to_date=is_up_to_date))
             is_first = False
             if frames:
                 if pieces:
                     self._readers.delivering(pieces, since=self._began_at)
                     pieces.clear()
                 await send_body(reader, frames, self._send, is_last=is_closed)
-                self._sent_at = time.monotonic()
             if is_closed:
                 return
             try:
@@ -416,12 +410,12 @@ class _Events:
         """The events for pieces that the reader just took, to the last of a closed stream."""
         reader, encoding, cursor = self._reader, self._encoding, self._cursor
         is_up_to_date, is_closed = reader.is_up_to_date, reader.is_at_end
-        frames, self._held = _frames(
-            Piece.shared_frame, pieces, self._held, encoding, cursor, is_up_to_date=is_up_to_date, is_closed=is_closed
+        frames, reader.held = _frames(
+            pieces, reader.held, encoding, cursor, is_up_to_date=is_up_to_date, is_closed=is_closed
         )
         if is_closed:
-            if self._held:
-                frames.append(sse.data_frame(self._held.decode("utf-8", "replace"), format_offset(reader.position)))
+            if reader.held:
+                frames.append(sse.data_frame(reader.held.decode("utf-8", "replace"), format_offset(reader.position)))
             frames.append(sse.closing_frame(format_offset(reader.resume_position)))
         return frames
 
@@ -430,68 +424,33 @@ class _Events:
         reader = self._reader
         pieces = await self._readers.pieces(reader)
         while not pieces and not reader.is_at_end and not self._is_over:
-            beat_at = self._sent_at + self._heartbeat_seconds
+            beat_at = reader.sent_at + self._heartbeat_seconds
             if time.monotonic() >= beat_at:
                 await send_body(reader, [sse.HEARTBEAT], self._send)
-                self._sent_at = time.monotonic()
             else:
-                is_shareable = self._writer is not None and reader.viewer is None
-                await reader.wait(min(beat_at, self._rotate_at), self._deliver if is_shareable else None)
+                until = min(beat_at, self._rotate_at)
+                if self._writer is None or reader.viewer is not None:
+                    await reader.wait(until)
+                else:
+                    await reader.wait_in_crowd(until, self._encoding, self._cursor, self._writer)
             pieces = await self._readers.pieces(reader)
         return pieces
 
-    def _deliver(self, telling: Telling) -> bool:
-        """Have what is at hand sent without the reader's task; whether that can be done."""
-        reader = self._reader
-        place = (reader.feed, reader.position, self._held, self._encoding, self._cursor)
-        news = telling.news.get(place)
-        if news is None:
-            news = self._news()
-            if news is None:
-                return False
-        if news.chunk:
-            if self._writer is None or self._writer.is_blocked():
-                return False
-            news.writes.append(self._writer.write)
-        if not news.readers:
-            telling.news[place] = news
-        news.readers += 1
-        reader.position, self._held = news.position, news.held
-        self._sent_at = telling.at
-        return True
-
-    def _news(self) -> News | None:
-        """What is at hand for readers at this one's place; None when there is nothing, or an end."""
-        feed = self._reader.feed
-        if feed.is_gone or feed.is_closed:
-            return None
-        start = self._reader.position
-        pieces = feed.pieces_from(start)
-        if not pieces:
-            return None
-        end = pieces[-1].end
-        frames, held = _frames(
-            Piece.frame, pieces, self._held, self._encoding, self._cursor, is_up_to_date=end == feed.position
-        )
-        chunk = asgi.chunk(b"".join(frames)) if frames else b""
-        return News(chunk, end - start, pieces[0].known_at, end, held)
-
 
 def _frames(
-    make: Callable[[Piece, Encoding, bytes], Frame],
     pieces: Sequence[Piece],
     held: bytes,
     encoding: Encoding,
     cursor: str,
     *,
     is_up_to_date: bool,
-    is_closed: bool = False,
+    is_closed: bool,
 ) -> tuple[list[bytes], bytes]:
     """The events for pieces, but for what comes behind the last one of a closed stream; and what is held back then."""
     last = pieces[-1] if pieces else None
     frames: list[bytes] = []
     for piece in pieces:
-        frame, offset, held = make(piece, encoding, held)
+        frame, offset, held = piece.shared_frame(encoding, held)
         if frame:
             frames.append(frame)
             if piece is not last:
@@ -508,6 +467,7 @@ async def send_body(reader: Reader, parts: list[bytes], send: Send, *, is_last: 
     reader.sending_since = time.monotonic()
     await send(message)
     reader.sending_since = None
+    reader.sent_at = time.monotonic()
 
 
 async def _watch_peer(receive: Receive, reader: Reader) -> None:
@@ -516,8 +476,8 @@ async def _watch_peer(receive: Receive, reader: Reader) -> None:
     reader.leave()
 
 
-def _offset(reader: Reader, held: bytes) -> str:
-    return format_offset(reader.resume_position - len(held))
+def _offset(reader: Reader) -> str:
+    return format_offset(reader.resume_position - len(reader.held))
 
 
 def _cursor(query: wire.ReadQuery) -> str:

@@ -326,10 +326,7 @@ def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
 
 def _chunk_writer(cycle: RequestResponseCycle) -> ChunkWriter | None:
     """As `ChunkWriter.of`."""
-    if not cycle.chunked_encoding:
-        return None
-    flow, is_closing = cycle.flow, cycle.transport.is_closing
-    return ChunkWriter(lambda: flow.write_paused or is_closing(), cycle.transport.write)
+    return ChunkWriter(cycle.transport, cycle.flow) if cycle.chunked_encoding else None
 
 
 def _notice_dead_peers(peer: socket.socket | None) -> None:
