@@ -20,7 +20,7 @@ from streamkeep.client import (
     ServerError,
 )
 from streamkeep.storage import MemoryStore as Streams
-from tests.client.both import QUICK
+from tests.client.both import QUICK, Client, Kind
 from tests.client.conftest import MakeClient
 from tests.client.scripted import (
     REQUEST,
@@ -139,21 +139,29 @@ async def test_a_connection_that_hangs_before_its_first_event_leads_to_long_poll
         assert proxy.reads() == [("sse", 0), ("long-poll", 0)]
 
 
-async def test_heartbeats_keep_a_connection(make_client: MakeClient) -> None:
+async def test_heartbeats_keep_a_connection() -> None:
+    """Both kinds at once, since it takes longer than a connection may be silent."""
+
     async def slowly(exchange: Exchange) -> None:
         await proxy.begin(exchange)
         await exchange.chunk(control_event(0))
-        for _ in range(25):
+        for _ in range(45):
             await asyncio.sleep(0.1)
             await exchange.chunk(b":\n\n")
         await exchange.chunk(data_event(BODY, 10) + control_event(10, is_closed=True))
         await exchange.end()
 
+    async def read(kind: Kind) -> bytes:
+        client = Client(kind, proxy.url, patience=replace(QUICK, stall_seconds=4.0))
+        try:
+            return await (await client.fetch(UPSTREAM)).rest()
+        finally:
+            await client.close()
+
     async with scripted_proxy() as proxy:
         proxy.data = [slowly]
-        reading = await make_client(proxy.url, patience=replace(QUICK, stall_seconds=2.0)).fetch(UPSTREAM)
-        assert await reading.rest() == BODY
-        assert len(proxy.reads()) == 1
+        assert set(await asyncio.gather(read("sync"), read("async"))) == {BODY}
+        assert len(proxy.reads()) == 2
 
 
 async def test_the_callers_read_timeout_counts_bytes_of_the_body_alone(make_client: MakeClient) -> None:
