@@ -132,6 +132,30 @@ async def test_a_crowd_goes_on_without_a_slow_peer_which_stays_where_it_was(log:
         assert not first.feed.crowds
 
 
+async def test_two_crowds_that_come_to_one_place_both_go_on(log: Log) -> None:
+    readers, behind, ahead = Readers(log.store), Peer(), Peer()
+    with (
+        readers.reader(log.stream_id, 0, lambda: None) as first,
+        readers.reader(log.stream_id, len(b"a"), lambda: None) as second,
+    ):
+        assert await take(readers, first) == b""
+        await asyncio.sleep(0)
+        written = [await log.write(data) for data in (b"a", b"b")]
+        waits = [asyncio.create_task(behind.wait(first)), asyncio.create_task(ahead.wait(second))]
+        for wake_up in written:
+            readers.appended(log.stream_id, *wake_up)
+        await asyncio.wait_for(waits[1], 30)
+        ahead.got += await take(readers, second)
+        waits[1] = asyncio.create_task(ahead.wait(second))
+        await asyncio.sleep(0)
+        readers.appended(log.stream_id, *await log.write(b"c"))
+        await asyncio.sleep(0)
+        assert (behind.got, ahead.got) == (b"abc", b"bc")
+        for reader, waiting in zip((first, second), waits, strict=True):
+            reader.leave()
+            await asyncio.wait_for(waiting, 30)
+
+
 async def test_peers_slow_and_quick_get_every_byte_once(log: Log) -> None:
     rng = random.Random(7)
     readers, body = Readers(log.store), b""
