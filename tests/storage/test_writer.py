@@ -14,6 +14,7 @@ from streamkeep.storage import (
     Ending,
     Generation,
     GenerationKey,
+    MemoryStore,
     Owner,
     OwnerFenced,
     Store,
@@ -218,3 +219,31 @@ async def test_a_full_recorder_waits_for_the_commit_and_budgets_hold(database_ur
             await committed(recorder)
         assert most <= 3000 + 100 * len(recorders)
         assert [r.position for r in recorders] == [20_000] * 6
+
+
+async def test_a_commit_waits_for_some_company_and_behind_a_crowd_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamkeep.storage.writer._REST_SECONDS", 3600)
+    store = MemoryStore()
+    async with writing(store) as (writer, witness):
+        owner = await store.register_owner()
+        recorders = [writer.recorder(await started(store, str(number), owner)) for number in range(60)]
+
+        async def some_turns() -> int:
+            """How many commits' parts were told by the end of them."""
+            for _ in range(20):
+                await asyncio.sleep(0)
+            return len(witness.told)
+
+        recorders[0].append(b"alone")
+        assert await some_turns() == 1
+        for recorder in recorders[1:20]:
+            recorder.append(b"waits")
+        assert await some_turns() == 1
+        recorders[20].append(b"the twentieth")
+        assert await some_turns() == 21
+        for recorder in recorders[:40]:
+            recorder.append(b"in a crowd")
+        assert await some_turns() == 61
+        for recorder in recorders[:60]:
+            recorder.append(b"waits, however many there are")
+        assert await some_turns() == 61

@@ -1,7 +1,7 @@
 """Group commit: one transaction for whatever all generations of this process have pending.
 
-The loop takes what is pending, commits it, rests for a millisecond, and takes what has gathered meanwhile: an idle system
-adds one commit of delay, a busy one makes larger batches. Appends of one stream within a batch become one row.
+The loop takes what is pending, commits it, rests until enough has gathered or a millisecond is over, and takes that: an idle
+system adds one commit of delay, a busy one makes larger batches. Appends of one stream within a batch become one row.
 
 What a relay hands over is visible to readers only after its commit, when the audience is told. The end of a generation
 waits in the same queue, behind its data, so it can never overtake them.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,9 +33,12 @@ from streamkeep.storage.tallies import CommitTally
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_PAUSE_SECONDS = 0.5
-# A commit costs as much as ten chunks, whatever it holds, so each next one waits for some company. The first after a quiet
-# moment does not.
+# A commit costs as much as ten chunks, whatever it holds, so the next one waits: until some streams have something for it, or
+# for so long. The first after a quiet moment does not. Behind a crowd it always waits for long, since the more there is to
+# do, the less of it should go into commits.
 _REST_SECONDS = 0.001
+_COMPANY = 20
+_CROWD = 36
 
 
 class Audience(Protocol):
@@ -179,6 +183,8 @@ class Writer:
         self._owners: dict[Owner, Owner] = {}
         self._oldest_at = 0.0
         self._work = asyncio.Event()
+        self._resting: asyncio.Future[None] | None = None
+        self._company: float = _COMPANY
         self._committed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -208,7 +214,24 @@ class Writer:
                 batch = self._take()
                 owner = batch[0].recorder.owner
                 await self._commit(owner, batch)
-                await asyncio.sleep(_REST_SECONDS)
+                self._company = _COMPANY if len(batch) < _CROWD else math.inf
+                await self._rest()
+
+    async def _rest(self) -> None:
+        if len(self._dirty) >= self._company:
+            return
+        loop = asyncio.get_running_loop()
+        self._resting = loop.create_future()
+        timer = loop.call_later(_REST_SECONDS, self._go_on)
+        try:
+            await self._resting
+        finally:
+            timer.cancel()
+            self._resting = None
+
+    def _go_on(self) -> None:
+        if self._resting is not None and not self._resting.done():
+            self._resting.set_result(None)
 
     def _queue(self, recorder: Recorder, size: int) -> None:
         if not self._dirty:
@@ -216,6 +239,8 @@ class Writer:
             self._work.set()
         self._pending_bytes += size
         self._dirty[recorder] = None
+        if self._resting is not None and len(self._dirty) >= self._company:
+            self._go_on()
 
     async def _next_commit(self) -> None:
         await self._committed.wait()
