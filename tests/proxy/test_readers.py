@@ -156,6 +156,37 @@ async def test_two_crowds_that_come_to_one_place_both_go_on(log: Log) -> None:
             await asyncio.wait_for(waiting, 30)
 
 
+async def test_a_crowd_is_not_left_waiting_before_the_tail(log: Log) -> None:
+    readers, peer = Readers(log.store), Peer()
+    with readers.reader(log.stream_id, 0, lambda: None) as reader:
+        assert await take(readers, reader) == b""
+        waiting = asyncio.create_task(peer.wait(reader))
+        await asyncio.sleep(0)
+        first, _, third = [await log.write(data) for data in (b"told, ", b"not told, ", b"told")]
+        for wake_up in (first, third):
+            readers.appended(log.stream_id, *wake_up)
+        await asyncio.wait_for(waiting, 30)
+        while piece := await take(readers, reader):
+            peer.got += piece
+        assert peer.got == b"told, not told, told"
+
+
+async def test_a_crowd_that_holds_all_back_was_sent_nothing(log: Log) -> None:
+    readers, peer = Readers(log.store), Peer()
+    with readers.reader(log.stream_id, 0, lambda: None) as reader:
+        assert await take(readers, reader) == b""
+        sent_at = reader.sent_at
+        writer = ChunkWriter(peer, peer)
+        waiting = asyncio.create_task(reader.wait_in_crowd(time.monotonic() + 120, Encoding.TEXT, "1", writer))
+        await asyncio.sleep(0)
+        readers.appended(log.stream_id, *await log.write("é".encode()[:1]))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        reader.leave()
+        await asyncio.wait_for(waiting, 30)
+        assert (reader.position, reader.held, reader.sent_at) == (1, b"\xc3", sent_at)
+
+
 async def test_peers_slow_and_quick_get_every_byte_once(log: Log) -> None:
     rng = random.Random(7)
     readers, body = Readers(log.store), b""

@@ -195,10 +195,11 @@ class Telling:
         self._told.clear()
 
     def _move(self, feed: Feed, crowd: Crowd) -> bool:
-        """Have a crowd brought what is at hand. False: its readers' tasks must see to it, since there is nothing, or an end, or
-        others came before them to where it would stand."""
+        """Have a crowd brought to the tail. False: its readers' tasks must see to it, since memory has nothing or not all of
+        that, or there is an end, or others came before them to where it would stand."""
         piece = None if feed.is_gone or feed.is_closed else feed.piece_from(crowd.position)
-        if piece is None:
+        # Whoever waits before the tail is not told of what stands there already.
+        if piece is None or piece.end != feed.position:
             return False
         frame, offset, held = piece.frame(crowd.encoding, crowd.held)
         place = (piece.end, held, crowd.encoding, crowd.cursor)
@@ -207,10 +208,10 @@ class Telling:
         feed.crowds[place] = crowd
         chunk = b""
         if frame:
-            is_up_to_date = piece.end == feed.position
-            chunk = asgi.chunk(frame + sse.control_frame(offset, crowd.cursor, is_up_to_date=is_up_to_date))
+            chunk = asgi.chunk(frame + sse.control_frame(offset, crowd.cursor, is_up_to_date=True))
+            crowd.sent_at = self._at
         self._news.append((crowd, piece, chunk, crowd.held))
-        crowd.position, crowd.held, crowd.sent_at = piece.end, held, self._at
+        crowd.position, crowd.held = piece.end, held
         return True
 
 
