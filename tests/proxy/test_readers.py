@@ -7,6 +7,7 @@ import base64
 import random
 import re
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -311,6 +312,38 @@ async def test_readers_of_one_encoding_share_one_frame() -> None:
     piece = Piece(0, b"shared")
     assert piece.shared_frame(Encoding.BASE64, b"")[0] is piece.shared_frame(Encoding.BASE64, b"")[0]
     assert piece.shared_frame(Encoding.TEXT, b"")[0] is piece.shared_frame(Encoding.TEXT, b"")[0]
+
+
+class Counted(bytes):
+    """Bytes that count how often text is made of them."""
+
+    times = 0
+
+    def __radd__(self, before: bytes) -> bytes:
+        self.times += 1
+        return before + bytes(self)
+
+
+async def test_crowds_with_cursors_of_their_own_share_one_frame(log: Log) -> None:
+    readers, peers = Readers(log.store), [Peer() for _ in range(5)]
+    with ExitStack() as following:
+        waits = []
+        for number, peer in enumerate(peers):
+            reader = following.enter_context(readers.reader(log.stream_id, 0, lambda: None))
+            assert await take(readers, reader) == b""
+            wait = reader.wait_in_crowd(time.monotonic() + 120, Encoding.TEXT, str(number), ChunkWriter(peer, peer))
+            waits.append(asyncio.create_task(wait))
+        await asyncio.sleep(0)
+        assert len(reader.feed.crowds) == len(peers)
+        position, written = await log.write(b"text")
+        data = Counted(written)
+        readers.appended(log.stream_id, position, data)
+        await asyncio.sleep(0)
+        assert data.times == 1
+        assert len(reader.feed.crowds) == len(peers)
+        assert readers.tally.delivered_bytes == len(data) * len(peers)
+        readers.close()
+        await asyncio.wait(waits)
 
 
 async def test_a_feed_keeps_a_bounded_amount(log: Log) -> None:

@@ -168,8 +168,9 @@ class Telling:
         for reader in feed.alone:
             reader.wake()
         crowds, feed.crowds = feed.crowds, {}
+        is_one = len(crowds) == 1
         for crowd in crowds.values():
-            if not self._move(feed, crowd):
+            if not self._move(feed, crowd, is_one=is_one):
                 crowd.wake()
             elif len(self._news) == _TOLD_AT_ONCE:  # A feed alone may have many: cursors are the callers' to choose.
                 self.send()
@@ -194,14 +195,16 @@ class Telling:
         self._news.clear()
         self._told.clear()
 
-    def _move(self, feed: Feed, crowd: Crowd) -> bool:
+    def _move(self, feed: Feed, crowd: Crowd, *, is_one: bool) -> bool:
         """Have a crowd brought to the tail. False: its readers' tasks must see to it, since memory has nothing or not all of
-        that, or there is an end, or others came before them to where it would stand."""
+        that, or there is an end, or others came before them to where it would stand. `is_one`: the feed has no other crowd."""
         piece = None if feed.is_gone or feed.is_closed else feed.piece_from(crowd.position)
         # Whoever waits before the tail is not told of what stands there already.
         if piece is None or piece.end != feed.position:
             return False
-        frame, offset, held = piece.frame(crowd.encoding, crowd.held)
+        # Crowds that differ in their cursors alone get one frame; where there is one crowd, nobody else would ask for it.
+        make = piece.frame if is_one else piece.shared_frame
+        frame, offset, held = make(crowd.encoding, crowd.held)
         place = (piece.end, held, crowd.encoding, crowd.cursor)
         if place in feed.crowds:
             return False
