@@ -11,6 +11,7 @@ from streamkeep.proxy import deletion
 from streamkeep.proxy.deletion import Deleted
 from streamkeep.storage import Erasure, GenerationKey, MemoryStore
 from streamkeep.storage.postgres import PostgresStore
+from tests.postgres import connected
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
 
@@ -161,6 +162,24 @@ async def test_another_instance_deletes_what_runs_here(database_url: str) -> Non
             await call.is_gone.wait()
         for proxy in (here, there):
             await assert_gone(proxy, "chat", "1")
+
+
+async def test_who_has_not_heard_of_a_deletion_says_why_there_is_nothing_to_read(database_url: str) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/plain"})
+        await exchange.is_gone.wait()
+
+    async with (
+        connected(database_url) as connection,
+        serving(PostgresStore(database_url)) as proxy,
+        upstream(play) as server,
+    ):
+        await proxy.create("chat", "1", server.url)
+        # What another instance writes, without a word to this one.
+        await connection.execute("update streamkeep.generations set gone_at = now(), gone_reason = 'deleted'")
+        await connection.execute("update streamkeep.streams set deleted_at = now()")
+        for way in ways("chat", "1")[1:]:
+            assert_deleted(await proxy.client.get(way))
 
 
 async def test_what_cannot_be_done_in_time_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

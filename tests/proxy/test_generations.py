@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from streamkeep.storage import Append, Generation, GenerationKey, ItemRefused, MemoryStore, StoreUnavailable
+from streamkeep.storage import Append, Generation, GenerationKey, ItemRefused, MemoryStore, Owner, StoreUnavailable
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, full_server, upstream, whole
 
@@ -697,6 +697,33 @@ async def test_who_records_a_generation_finds_it_without_the_store_until_it_ends
         store.is_away = False
         assert (await proxy.client.post("/api/chat/1/cancel")).json() == {"state": "cancelled"}
         assert (await proxy.client.get("/api/chat/1")).json()["state"] == "cancelled"
+
+
+class CutOff(Forgetful):
+    """Renews no lease either while it `is_away`."""
+
+    async def renew(self, owner: Owner) -> None:
+        if self.is_away:
+            raise StoreUnavailable("away")
+        await super().renew(owner)
+
+
+async def test_who_may_have_been_taken_for_dead_answers_nothing_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamkeep.proxy.generations.HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("streamkeep.proxy.generations.LEASE_SECONDS", 0.2)
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/plain"})
+        await exchange.is_gone.wait()
+
+    store = CutOff()
+    async with serving(store) as proxy, upstream(play) as server:
+        await proxy.create("chat", "1", server.url)
+        for is_away, status in ((True, 503), (False, 200)):
+            store.is_away = is_away
+            async with asyncio.timeout(60):
+                while (await proxy.client.get("/api/chat/1")).status_code != status:
+                    await asyncio.sleep(0.005)
 
 
 async def test_silence_after_the_end_mark_is_a_finished_answer() -> None:

@@ -18,6 +18,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -204,7 +205,7 @@ class Call:
         the row that the store has."""
         if self.is_settled or self.is_abandoned or self.stop_reason is not None:
             return False
-        return self.generation.state is State.RUNNING
+        return self.generation.state is State.RUNNING and self.generation.gone is None
 
     def overdue(self, now: float) -> Code | None:
         """Which clock has run out, if any. Only waiting for upstream counts against it."""
@@ -253,6 +254,7 @@ class Generations:
         self._claiming: Counter[GenerationKey] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._owner: Owner | None = None
+        self._renewed_at = -math.inf
         self._registering = asyncio.Lock()
         self._audience_watch = AudienceWatch(max_gap_seconds=_MAX_AUDIENCE_GAP_SECONDS, settle_seconds=COUNTED_SECONDS)
         self._transport = UpstreamTransport(resolve=resolve)
@@ -262,7 +264,7 @@ class Generations:
 
     async def open(self) -> None:
         """Begin this process's lease."""
-        self._owner = await self._store.register_owner()
+        await self.current_owner()
 
     async def close(self) -> None:
         """End what still runs, give the lease back, close upstream connections."""
@@ -293,8 +295,15 @@ class Generations:
         """This process's incarnation, a new one after it was taken for dead. Raises: StoreUnavailable."""
         async with self._registering:
             if self._owner is None:
+                began_at = time.monotonic()
                 self._owner = await self._store.register_owner()
+                self._renewed_at = began_at
             return self._owner
+
+    @property
+    def _is_lease_sure(self) -> bool:
+        """Whether nobody can have taken this process for dead yet: not so after it was frozen, or cut off for long."""
+        return time.monotonic() - self._renewed_at < LEASE_SECONDS
 
     # What routes ask for
 
@@ -343,8 +352,12 @@ class Generations:
         """
         GENERATION.set(key)
         call = self._calls_by_key.get(key)
-        if call is not None and call.is_streaming:
+        if call is not None and call.is_streaming and self._is_lease_sure:
             return call.generation
+        return await self.stored(key)
+
+    async def stored(self, key: GenerationKey) -> Generation:
+        """As `find`, from the store whatever runs here: it may know of an end that has not been heard of yet."""
         row = await self._store.generation(key)
         if row is None or row.state is State.REFUSED:
             raise not_found()
@@ -835,10 +848,13 @@ class Generations:
 
     async def _renew(self) -> None:
         owner = await self.current_owner()
+        began_at = time.monotonic()
         try:
             await self._store.renew(owner)
         except OwnerFenced:
             await self._fenced(owner)
+        else:
+            self._renewed_at = began_at
 
     async def _fenced(self, owner: Owner) -> None:
         """Another process took us for dead and ended our generations: stop them here, and begin a new lease."""

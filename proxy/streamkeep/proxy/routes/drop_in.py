@@ -132,7 +132,7 @@ class DropIn:
                 )
             except StreamNotFound:
                 # Its data went before anything of them was sent: say why.
-                await self._service.generations.find(row.key)
+                await self._service.generations.stored(row.key)
                 raise
         if is_whole:
             ended = await self._service.store.generation(row.key)

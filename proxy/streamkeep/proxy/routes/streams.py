@@ -98,7 +98,7 @@ class _Generations:
             await read(row, scope, receive, send)
         except StreamNotFound:
             # Its data went while it was being read: say why.
-            await self._service.generations.find(permit.key)
+            await self._service.generations.stored(permit.key)
             raise
 
     async def _answer(
