@@ -103,3 +103,15 @@ async def test_an_interrupted_migration_is_not_half_applied(empty_url: str) -> N
             await task
         await lock.rollback()
         assert await migrate(empty_url) == [migration.version for migration in migrations()]
+
+
+async def test_a_migration_and_a_commit_under_way_do_not_wait_for_each_other(empty_url: str) -> None:
+    # The first of these changes what generations stand in, and the next what chunks stand in.
+    await migrate(empty_url, up_to=14)
+    async with connected(empty_url) as third:
+        async with third.transaction():
+            await third.execute("lock table streamkeep.chunks in row exclusive mode")
+            task = asyncio.create_task(migrate(empty_url, up_to=16))
+            await until_waiting(third)
+            assert await third.fetch("select from streamkeep.generations") == []
+        assert await task == [15, 16]

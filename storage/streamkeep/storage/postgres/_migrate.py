@@ -80,6 +80,10 @@ create table streamkeep.migrations (
 )
 """
 
+# The database may be in use. A commit that ends a generation holds this table while it waits for one that a migration changes,
+# and the next migration may wait for this one. So commits wait before they hold anything; reading goes on.
+_STOP_COMMITS = "lock table streamkeep.chunks in share row exclusive mode"
+
 _APPLIED = "select version, checksum from streamkeep.migrations order by version"
 
 _RECORD = "insert into streamkeep.migrations (version, name, checksum) values ($1, $2, $3)"
@@ -99,6 +103,8 @@ async def _apply(connection: asyncpg.Connection[asyncpg.Record], up_to: int | No
         if known[version].checksum != checksum:
             raise StoreError(f"{known[version].name} was edited after it had been applied to this database")
     missing = [m for m in known.values() if m.version not in applied and (up_to is None or m.version <= up_to)]
+    if missing and applied:
+        await connection.execute(_STOP_COMMITS)
     for migration in missing:
         await connection.execute(migration.sql)
         await connection.execute(_RECORD, migration.version, migration.name, migration.checksum)
