@@ -41,7 +41,8 @@ class Exchange:
     async def head(
         self, status: int = 200, headers: Mapping[str, str] | None = None, *, is_chunked: bool = True
     ) -> None:
-        fields = dict(headers or {})
+        # Each connection serves one exchange; whoever was not told might call the next one on it.
+        fields = {"Connection": "close", **(headers or {})}
         if is_chunked:
             fields["Transfer-Encoding"] = "chunked"
         lines = [f"HTTP/1.1 {status} Fine", *(f"{name}: {value}" for name, value in fields.items()), "", ""]
