@@ -38,7 +38,9 @@ def project(folder: Path) -> Path:
     with (home / ".lock").open("w") as lock:  # Several test processes may want it at once.
         fcntl.flock(lock, fcntl.LOCK_EX)
         for script in (folder / "package.json", *folder.glob("*.mjs")):
-            shutil.copy(script, home)
+            # In one step: a program of another test may be reading it.
+            shutil.copy(script, home / ".next")
+            (home / ".next").replace(home / script.name)
         if not (home / ".installed").exists():
             _install(home)
     return home
