@@ -35,13 +35,13 @@ PIECES_PER_SECOND = 10_000_000 / len(PIECE)
 # Chosen so that few upstreams fill the budget of the process, and not only their own.
 STREAM_BUDGET_BYTES = 2 * MIB
 PROCESS_BUDGET_BYTES = 8 * MIB
-# Where several generations wait, a commit takes up to 4 MiB and the one that is then due: once as rows, once as the
+# Where several generations wait, a commit takes up to 2 MiB and the one that is then due: once as rows, once as the
 # driver sends them, once in the transport.
-COMMIT_BYTES = 3 * (4 * MIB + STREAM_BUDGET_BYTES)
+COMMIT_BYTES = 3 * (2 * MIB + STREAM_BUDGET_BYTES)
 # What is sent to a reader at once, encoded, and the read or the page of the log that it was made of.
 READER_BYTES = MIB // 2
 # Interpreter, connections, and what the allocator does not give back.
-REST_BYTES = 32 * MIB
+REST_BYTES = 22 * MIB
 
 
 @dataclass(frozen=True, slots=True)

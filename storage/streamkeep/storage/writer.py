@@ -169,7 +169,7 @@ class Writer:
         *,
         stream_budget_bytes: int = 256 * 1024,
         process_budget_bytes: int = 64 * 1024 * 1024,
-        batch_bytes: int = 4 * 1024 * 1024,
+        batch_bytes: int = 2 * 1024 * 1024,
     ) -> None:
         self.stream_budget_bytes = stream_budget_bytes
         self.process_budget_bytes = process_budget_bytes
