@@ -168,6 +168,12 @@ async def test_lines_go_in_and_what_others_write_comes_out(run: Program, session
     assert [(line["actorName"], line["parts"][0]["content"]) for line in lines] == [("Ann", "one"), ("Ann", "/two")]
 
 
+async def test_a_vendors_model_answers_in_its_own_format(run: Program, session: str, vendor: str) -> None:
+    agent = ("--agent", f"gpt={vendor}/v1/responses?fake-rate=0&fake-tokens=5", "--agent-format", "openai-responses")
+    ended = await run("chat", "--new", session, "--name", "Ann", *agent, "--model", "m", stdin=b"Hi\n")
+    assert (ended.code, ended.text[:5]) == (0, "gpt: "), ended.err
+
+
 @pytest.mark.parametrize(("end", "code"), [("error", 11), ("stop", 18), ("done", 0)])
 async def test_the_last_answers_end_is_the_exit_code(
     run: Program, session: str, party: Party, end: str, code: int
@@ -200,6 +206,7 @@ async def test_the_last_answers_end_is_the_exit_code(
         ["s", "--agent", "http://127.0.0.1:9/", "--agent-body", "[]"],
         ["s", "--agent", "http://127.0.0.1:9/", "--agent-body", "x"],
         ["s", "--agent", "http://127.0.0.1:9/", "--agent-header", "none"],
+        ["s", "--agent", "http://127.0.0.1:9/", "--agent-format", "none"],
     ],
 )
 async def test_wrong_usage_is_told(run: Program, arguments: list[str]) -> None:

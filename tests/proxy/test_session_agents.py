@@ -126,6 +126,49 @@ async def test_a_clients_tool_result_has_the_agent_go_on(proxy: Proxy) -> None:
     ]
 
 
+TOOL = {"type": "object", "properties": {"city": {"type": "string"}}}
+VENDORS: dict[str, tuple[str, Any]] = {
+    "openai": ("/v1/chat/completions", {"type": "function", "function": {"name": "weather", "parameters": TOOL}}),
+    "openai-responses": ("/v1/responses", {"type": "function", "name": "weather", "parameters": TOOL}),
+    "anthropic": ("/v1/messages", {"name": "weather", "input_schema": TOOL}),
+}
+
+
+@pytest.mark.parametrize("format", VENDORS)
+async def test_a_vendors_model_is_called_answers_and_goes_on_with_a_tools_result(
+    proxy: Proxy, vendor: str, format: str
+) -> None:
+    path, tool = VENDORS[format]
+    template = {"model": "m", "max_tokens": 9, "tools": [tool], "metadata": {"fake-rate": 0, "fake-tokens": 9}}
+    room = await Room(proxy.client).open(
+        {"id": "a", "endpoint": f"{vendor}{path}", "format": format, "bodyTemplate": template}
+    )
+    await room.say("What is the weather?")
+    fold = await room.settled()
+    [call] = fold.tool_calls
+    assert (call.name, call.state, list(call.input)) == ("weather", "executing", ["city"])
+    await room.post("tool-results", toolCallId=call.id, output="rain")
+    fold = await room.settled(2)
+    assert (fold.messages[-1].ended_by, fold.messages[-1].error) == ("done", None)
+    assert fold.messages[-1].text
+    assert fold.statistics.total_tokens > 0 or format == "openai"
+
+
+async def test_what_the_system_says_stands_behind_what_the_agents_owner_does(proxy: Proxy) -> None:
+    async with upstream(saying("one")) as agent:
+        spec = {"endpoint": agent.url, "format": "anthropic"}
+        room = await Room(proxy.client).open(
+            {"id": "a", **spec, "bodyTemplate": {"system": "Be kind."}},
+            {"id": "b", **spec, "bodyTemplate": {"system": [{"type": "text", "text": "Be kind."}]}},
+        )
+        await room.say("Be brief.", "s", role="system")
+        await room.say("Hi")
+        await room.settled(2)
+        sent = [body(call)["system"] for call in agent.calls]
+    assert "Be kind.\n\nBe brief." in sent
+    assert [{"type": "text", "text": "Be kind."}, {"type": "text", "text": "Be brief."}] in sent
+
+
 async def test_an_approval_by_somebody_else_has_the_agent_go_on(proxy: Proxy) -> None:
     ask: list[dict[str, Any]] = [
         {"type": "tool-input-available", "toolCallId": "c1", "toolName": "delete", "input": {"file": "a"}},

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from anthropic.types import MessageParam
+from openai.types.chat import ChatCompletionMessageParam
+from openai.types.responses import ResponseInputItemParam
+from pydantic import TypeAdapter
 
 from streamkeep.sessions import SessionFold
 from streamkeep.sessions.agents import AgentFormat, request_fields
@@ -75,6 +80,56 @@ def test_chat_completions_have_calls_and_what_came_of_them(format: AgentFormat |
     ]
 
 
+def test_responses_have_items() -> None:
+    fold = working_session()
+    fold.apply([said("s", "Be brief.", role="system")], "2")
+    fields = request_fields(fold, "s", agent_id="agent", format="openai-responses")
+    assert fields == {
+        "input": [
+            {"role": "user", "content": "What is the weather?"},
+            {"role": "assistant", "content": "Let me see."},
+            {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city":"Łódź"}'},
+            {"type": "function_call_output", "call_id": "c1", "output": "21"},
+            {"role": "assistant", "content": "And now"},
+            {"type": "function_call", "call_id": "c2", "name": "locate", "arguments": "{}"},
+            {"type": "function_call", "call_id": "c3", "name": "delete", "arguments": "{}"},
+            {"type": "function_call", "call_id": "c4", "name": "pay", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c2", "output": '{"error":"lost"}'},
+            {"type": "function_call_output", "call_id": "c3", "output": '{"approved": false}'},
+            {"type": "function_call_output", "call_id": "c4", "output": '{"approved": true}'},
+            {"role": "user", "content": "Thanks"},
+            {"role": "system", "content": "Be brief."},
+        ]
+    }
+
+
+SHAPES: list[tuple[AgentFormat, Any]] = [
+    ("openai", ChatCompletionMessageParam),
+    ("openai-responses", ResponseInputItemParam),
+    ("anthropic", MessageParam),
+]
+
+
+@pytest.mark.parametrize(("format", "shape"), SHAPES)
+def test_models_are_sent_what_their_vendors_packages_describe(format: AgentFormat, shape: Any) -> None:
+    fields = request_fields(working_session(), "u2", agent_id="agent", format=format)
+    assert fields is not None
+    [sent] = fields.values()
+    described = TypeAdapter(list[shape])
+    assert plain(described.validate_python(sent)) == sent
+    with pytest.raises(ValueError, match="validation error"):
+        described.validate_python([{"role": "user", "parts": []}])
+
+
+def plain(checked: object) -> object:
+    """A value that was checked; some of it is only checked when it is looked at."""
+    if isinstance(checked, dict):
+        return {name: plain(value) for name, value in checked.items()}
+    if isinstance(checked, Iterable) and not isinstance(checked, str):
+        return [plain(one) for one in checked]
+    return checked
+
+
 def test_anthropic_has_blocks_and_the_system_apart() -> None:
     fold = working_session()
     fold.apply([said("s", "Be brief.", role="system")], "2")
@@ -132,6 +187,8 @@ def test_calls_without_an_outcome_and_messages_without_words_are_left_out() -> N
     fold = folded(said("u", "Hi"), author.content("x"), author.call("c", "{"), silent.call("d", "{}"))
     assert messages(fold, "b") == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "x"}]
     assert len(messages(fold, "b", "anthropic")) == 2
+    blank = folded(said("u", "Hi"), said("v", " \n"))
+    assert messages(blank, "v", "anthropic") == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
 
 
 def test_other_agents_of_the_session_are_somebody_else() -> None:

@@ -293,11 +293,12 @@ def _headers(spec: AgentSpec) -> list[tuple[bytes, bytes]]:
 
 def _body(spec: AgentSpec, history: dict[str, object]) -> bytes:
     """The request's body: what the agent's owner wants in it, and the history. What the system says is added to his."""
-    template = dict(spec.body_template)
-    system, said = template.get("system"), history.get("system")
-    if isinstance(system, str) and isinstance(said, str):
-        history = {**history, "system": f"{system}\n\n{said}"}
-    body = {**template, **history, "stream": True}
+    body = {**spec.body_template, **history, "stream": True}
+    system, said = spec.body_template.get("system"), history.get("system")
+    if said and isinstance(system, str):
+        body["system"] = f"{system}\n\n{said}"
+    elif said and isinstance(system, list):
+        body["system"] = [*system, {"type": "text", "text": said}]
     return _json(body).encode(errors="replace")
 
 

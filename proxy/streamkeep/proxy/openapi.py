@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from streamkeep.proxy.rules import wire
+from streamkeep.sessions.agents import AgentFormat
 
 Schema = dict[str, Any]
 
@@ -276,7 +277,7 @@ _SESSIONS: Schema = {
         },
         bodyTemplate={**_OBJECT, "description": "Fields of each call's body"},
         triggers={"enum": ["user-messages", "all"], "description": "`all`: other agents' answers too"},
-        format={"enum": ["openai", "anthropic", "ai-sdk", "tanstack"], "description": "Else the first event tells it"},
+        format={"enum": list(get_args(AgentFormat)), "description": "How it is told the session; none: as `openai`"},
         maxTurns={"type": "integer", "minimum": 1, "description": "How many turns may follow one message"},
     ),
     "SessionAgents": _object("agents", agents=_list(_ref("SessionAgent")), **_TXID),

@@ -28,7 +28,7 @@ export interface AgentSpec {
   triggers?: "all" | "user-messages"
   bodyTemplate?: Record<string, unknown>
   /** Told by its first event unless given. */
-  format?: "openai" | "anthropic" | "ai-sdk" | "tanstack"
+  format?: "openai" | "openai-responses" | "anthropic" | "ai-sdk" | "tanstack"
   maxTurns?: number
 }
 

@@ -7,7 +7,7 @@ import getpass
 import json
 import sys
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlsplit
 
 import click
@@ -17,6 +17,7 @@ from streamkeep.client._command.chat_lines import Lines
 from streamkeep.client._command.outcomes import EXIT_CODES, note
 from streamkeep.client._command.server import StreamServer, header, server_options
 from streamkeep.client._rules.session_calls import AgentSpec
+from streamkeep.sessions.agents import AgentFormat
 
 if TYPE_CHECKING:
     from streamkeep.client._command.chat_screen import Screen
@@ -50,6 +51,7 @@ write is printed; the exit code tells how the last answer ended.
     "--agent-header", "headers", metavar="'Name: value'", multiple=True, help="Sent to these agents; kept secret."
 )
 @click.option("--agent-body", "body", metavar="JSON", help="What else goes along in each request to these agents.")
+@click.option("--agent-format", "format", type=click.Choice(get_args(AgentFormat)), help="How these agents are told.")
 @click.option("--model", help="The `model` in each request to these agents.")
 @click.option("--triggers", type=click.Choice(["all", "user-messages"]), help="What wakes these agents.")
 @click.option(
@@ -65,6 +67,7 @@ def chat(
     agents: tuple[str, ...],
     headers: tuple[str, ...],
     body: str | None,
+    format: AgentFormat | None,
     model: str | None,
     triggers: str | None,
     last: int | None,
@@ -75,9 +78,11 @@ def chat(
     if session is None and not is_new:
         raise click.UsageError("name a SESSION, or make one with --new")
     template = _template(body, model)
-    given = [_agent(text, headers, template, triggers) for text in agents]
-    if not given and (headers or template or triggers):
-        raise click.UsageError("--agent-header, --agent-body, --model and --triggers say something of an --agent")
+    given = [_agent(text, headers, template, format, triggers) for text in agents]
+    if not given and (headers or template or format or triggers):
+        raise click.UsageError(
+            "--agent-header, --agent-body, --agent-format, --model and --triggers say something of an --agent"
+        )
     name = name or _login()
     if session is None:
         session = f"chat-{uuid.uuid4()}"
@@ -144,7 +149,13 @@ def _place(last: int | None, *, as_json: bool) -> Lines | Screen:
     return Screen(last=20 if last is None else last)
 
 
-def _agent(text: str, headers: tuple[str, ...], template: dict[str, Any] | None, triggers: str | None) -> AgentSpec:
+def _agent(
+    text: str,
+    headers: tuple[str, ...],
+    template: dict[str, Any] | None,
+    format: AgentFormat | None,
+    triggers: str | None,
+) -> AgentSpec:
     named, _, rest = text.partition("=")
     agent_id, url = (named, rest) if rest.startswith(("http://", "https://")) and "/" not in named else ("", text)
     host = urlsplit(url).hostname
@@ -155,6 +166,7 @@ def _agent(text: str, headers: tuple[str, ...], template: dict[str, Any] | None,
         url,
         headers=dict(header(line) for line in headers),
         body_template=template,
+        format=format,
         triggers="all" if triggers == "all" else "user-messages" if triggers else None,
     )
 

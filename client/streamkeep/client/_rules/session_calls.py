@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 from streamkeep.client._errors import ProtocolError, ServerError, SessionNotFound, StreamGone, StreamNotFound
 from streamkeep.client._rules import protocol
+from streamkeep.sessions.agents import AgentFormat
 
 Triggers = Literal["all", "user-messages"]
-AgentFormat = Literal["openai", "anthropic", "ai-sdk", "tanstack"]
 
 _ABSENT_CODES = frozenset(("not_found", "session_not_found", "gone"))
 
@@ -22,8 +22,8 @@ class AgentSpec:
     """An agent: an HTTP endpoint that answers a conversation by a stream.
 
     `headers` go to it with each call. They are kept by the server and never told again. `triggers` says what wakes it:
-    messages of people, or answers of other agents too ("all"). `body_template` goes along in each request. `format` is told by
-    the first event where it is not given.
+    messages of people, or answers of other agents too ("all"). `body_template` goes along in each request. `format` says how
+    it is told the session, and answers. Without one it is told as in chat completions, and may answer in any format.
     """
 
     id: str

@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from streamkeep.proxy.rules.access import Principal
 from streamkeep.proxy.rules.headers import ANY_HEADER, HeadersTooLarge, InvalidHeader, forwarded_headers
 from streamkeep.proxy.rules.session_bodies import Fields, bad, needed
+from streamkeep.sessions.agents import AgentFormat
 from streamkeep.sessions.turns import Listening
 from streamkeep.sessions.views import Agent
 from streamkeep.storage import MAX_AGENTS_BYTES
 
-AgentFormat = Literal["openai", "anthropic", "ai-sdk", "tanstack"]
 Triggers = Literal["all", "user-messages"]
 
 MAX_AGENTS = 50
@@ -27,12 +27,7 @@ _MAX_URL_CHARACTERS = 2048
 _MAX_HEADERS = 50
 _MAX_TURNS = 1000
 _MASK = "…"
-_FORMATS: Mapping[str, AgentFormat] = {
-    "openai": "openai",
-    "anthropic": "anthropic",
-    "ai-sdk": "ai-sdk",
-    "tanstack": "tanstack",
-}
+_FORMATS: Mapping[str, AgentFormat] = {name: name for name in get_args(AgentFormat)}
 _TRIGGERS: Mapping[str, Triggers] = {"all": "all", "user-messages": "user-messages"}
 _METHODS = {"POST": "POST"}
 

@@ -28,7 +28,7 @@ from streamkeep.sessions.answers import (
 )
 from streamkeep.sessions.chunks import as_text
 
-AgentFormat = Literal["openai", "anthropic", "ai-sdk", "tanstack"]
+AgentFormat = Literal["openai", "openai-responses", "anthropic", "ai-sdk", "tanstack"]
 
 _MODEL_WORDS = """
 message_start message_delta message_stop content_block_start content_block_delta content_block_stop
@@ -56,7 +56,9 @@ class Format(Protocol):
 
 
 def format_for(event: Event, wanted: AgentFormat | None, writer: ChunkWriter) -> Format | None:
-    """The format of an answer in which this is the first event that tells; None for one that does not."""
+    """The format of an answer in which this is the first event that tells; None for one that does not. Whoever is sent one of
+    OpenAI's formats may answer in the other."""
+    wanted = "openai" if wanted == "openai-responses" else wanted
     kind = str(event.get("type"))
     found: tuple[AgentFormat, Callable[[ChunkWriter], Format]] | None = None
     if "choices" in event or kind.startswith("response.") or event.get("object") == "response":

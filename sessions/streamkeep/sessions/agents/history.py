@@ -1,15 +1,17 @@
 """What an agent is sent: a session up to a message, in the words of its format.
 
-Messages of `openai` have `content`, `tool_calls` and `tool_call_id` as chat completions do; those of `anthropic` are made of
-content blocks. Models refuse calls without an outcome, so such calls are left out; an approval's answer is an outcome. What
-other agents of the session said is told as somebody else's words, with their names. Front ends' formats, `ai-sdk` and
-`tanstack`, have parts, and everything in them.
+Messages of `openai` have `content`, `tool_calls` and `tool_call_id` as chat completions do, those of `openai-responses` are
+items of the Responses API, and those of `anthropic` are made of content blocks. Models are told text and calls of tools.
+They refuse calls without an outcome, so such calls are left out; an approval's answer is an outcome. What other agents of
+the session said is told as somebody else's words, with their names. Front ends' formats, `ai-sdk` and `tanstack`, have parts,
+and everything in them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from streamkeep.sessions.agents.formats import AgentFormat
@@ -18,6 +20,7 @@ from streamkeep.sessions.fold import SessionFold
 from streamkeep.sessions.views import (
     Message,
     OtherPart,
+    Role,
     TextPart,
     ThinkingPart,
     ToolCall,
@@ -35,27 +38,35 @@ Json = dict[str, Any]
 def request_fields(
     session: SessionFold, until: str, *, agent_id: str, format: AgentFormat | None = None
 ) -> Json | None:
-    """The fields of a request's body that tell a session: `messages` up to the one named `until`, and for `anthropic` what
-    the system says as `system`. Without a format it is as for `openai`. None: there is no such message."""
+    """The fields of a request's body that tell a session up to the message named `until`: `messages`, with what the system
+    says as `system` for `anthropic`, or `input` for `openai-responses`. Without a format it is as for `openai`. None: there is
+    no such message."""
     history = _up_to(session.messages, until)
     if history is None:
         return None
     calls = {(call.message_id, call.id): call for call in session.tool_calls}
-    match format:
-        case "ai-sdk":
-            written = [(message, [_ui_message(message, calls)]) for message in history]
-        case "tanstack":
-            written = [(message, [_tanstack_message(message)]) for message in history]
-        case _:
-            others = {agent.id: agent.name or agent.id for agent in session.agents if agent.id != agent_id}
-            write = _anthropic_messages if format == "anthropic" else _chat_messages
-            written = [(message, list(write(message, calls, others.get(message.actor_id)))) for message in history]
-    kept = _newest(written)
-    if format != "anthropic":
-        return {"messages": [one for _, ones in kept for one in ones]}
-    system = "\n\n".join(message.text for message, _ in kept if message.role == "system")
-    messages = [one for message, ones in kept if message.role != "system" for one in ones]
-    return {"messages": messages, **({"system": system} if system else {})}
+    others = {agent.id: agent.name or agent.id for agent in session.agents if agent.id != agent_id}
+
+    def written(message: Message) -> list[Json]:
+        rounds = _rounds(message, calls, others.get(message.actor_id))
+        match format:
+            case "ai-sdk":
+                return [_ui_message(message, calls)]
+            case "tanstack":
+                return [_tanstack_message(message)]
+            case "anthropic":
+                return [one for part in rounds for one in _anthropic_messages(part)]
+            case "openai-responses":
+                return [one for part in rounds for one in _response_items(part)]
+            case _:
+                return [one for part in rounds for one in _chat_messages(part)]
+
+    kept = _newest([(message, written(message)) for message in history])
+    if format == "anthropic":
+        system = "\n\n".join(message.text for message, _ in kept if message.role == "system")
+        messages = [one for message, ones in kept if message.role != "system" for one in ones]
+        return {"messages": messages, **({"system": system} if system else {})}
+    return {"input" if format == "openai-responses" else "messages": [one for _, ones in kept for one in ones]}
 
 
 Calls = Mapping[tuple[str, str], ToolCall]
@@ -78,56 +89,70 @@ def _newest(written: Sequence[tuple[Message, list[Json]]]) -> Sequence[tuple[Mes
     return written
 
 
-def _chat_messages(message: Message, calls: Calls, speaker: str | None) -> Iterator[Json]:
-    for text, called in _rounds(message, calls):
-        if speaker is not None:
-            # Its calls are its own affair.
-            if text:
-                yield {"role": "user", "content": f"{speaker}: {text}"}
-            continue
-        if not called:
-            yield {"role": message.role, "content": text}
-            continue
-        tool_calls = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
-            for call in called
-        ]
-        yield {"role": message.role, "content": text or None, "tool_calls": tool_calls}
-        for call in called:
-            yield {"role": "tool", "tool_call_id": call.id, "content": _outcome(call)[0]}
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What a model says in one go: text, and the calls behind it, each with an outcome."""
+
+    role: Role
+    text: str
+    called: tuple[ToolCall, ...]
 
 
-def _anthropic_messages(message: Message, calls: Calls, speaker: str | None) -> Iterator[Json]:
-    for text, called in _rounds(message, calls):
-        if speaker is not None:
-            if text:
-                yield {"role": "user", "content": [_block(f"{speaker}: {text}")]}
-            continue
-        blocks = [_block(text)] if text else []
-        blocks += [
-            {"type": "tool_use", "id": call.id, "name": call.name, "input": _input_object(call)} for call in called
-        ]
-        yield {"role": message.role, "content": blocks}
-        results = [(call, *_outcome(call)) for call in called]
-        if results:
-            blocks = [
-                {
-                    "type": "tool_result",
-                    "tool_use_id": call.id,
-                    "content": content,
-                    **({"is_error": True} if is_error else {}),
-                }
-                for call, content, is_error in results
-            ]
-            yield {"role": "user", "content": blocks}
+def _chat_messages(part: _Round) -> Iterator[Json]:
+    if not part.called:
+        yield {"role": part.role, "content": part.text}
+        return
+    tool_calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+        for call in part.called
+    ]
+    yield {"role": part.role, "content": part.text or None, "tool_calls": tool_calls}
+    for call in part.called:
+        yield {"role": "tool", "tool_call_id": call.id, "content": _outcome(call)[0]}
+
+
+def _response_items(part: _Round) -> Iterator[Json]:
+    if part.text:
+        yield {"role": part.role, "content": part.text}
+    for call in part.called:
+        yield {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments or "{}"}
+    for call in part.called:
+        yield {"type": "function_call_output", "call_id": call.id, "output": _outcome(call)[0]}
+
+
+def _anthropic_messages(part: _Round) -> Iterator[Json]:
+    # Text of blanks alone is refused there.
+    blocks = [_block(part.text)] if part.text.strip() else []
+    blocks += [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": _input_object(call)} for call in part.called
+    ]
+    if blocks:
+        yield {"role": part.role, "content": blocks}
+    if part.called:
+        yield {"role": "user", "content": [_anthropic_result(call) for call in part.called]}
+
+
+def _anthropic_result(call: ToolCall) -> Json:
+    content, is_error = _outcome(call)
+    told = {"type": "tool_result", "tool_use_id": call.id, "content": content}
+    return {**told, "is_error": True} if is_error else told
 
 
 def _block(text: str) -> Json:
     return {"type": "text", "text": text}
 
 
-def _rounds(message: Message, calls: Calls) -> Iterator[tuple[str, list[ToolCall]]]:
-    """A message as a model made it: text and the calls behind it, then what it said to their results, and so on."""
+def _rounds(message: Message, calls: Calls, speaker: str | None) -> Iterator[_Round]:
+    """A message as a model made it: text and the calls behind it, then what it said to their results, and so on. Of another
+    agent, whose name is `speaker`, only what it said: its calls are its own affair."""
+    for text, called in _text_and_calls(message, calls):
+        if speaker is None:
+            yield _Round(message.role, text, tuple(called))
+        elif text:
+            yield _Round("user", f"{speaker}: {text}", ())
+
+
+def _text_and_calls(message: Message, calls: Calls) -> Iterator[tuple[str, list[ToolCall]]]:
     text: list[str] = []
     called: list[ToolCall] = []
     for part in message.parts:
