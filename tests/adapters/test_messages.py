@@ -198,6 +198,15 @@ async def test_a_fetch_that_goes_on_in_the_middle_keeps_the_whole_message(
     assert (kept.text, kept.is_partial) == (turn.text, False)
 
 
+def test_calls_of_one_id_are_kept_apart_with_the_ids_that_the_vendor_gave() -> None:
+    calls = [{"index": at, "id": "x", "function": {"name": name, "arguments": "{}"}} for at, name in enumerate("ab")]
+    fold = fold_for(EVENTS)
+    fold.receive(f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'tool_calls': calls}}]})}\n\n".encode())
+    turn = fold.turn()
+    assert turn is not None
+    assert [(call.id, call.name, call.arguments) for call in turn.tool_calls] == [("x", "a", "{}"), ("x", "b", "{}")]
+
+
 PROGRAM = """
 import sys
 from streamkeep.adapters.messages import Messages

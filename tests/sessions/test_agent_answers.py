@@ -238,6 +238,124 @@ def test_an_answer_in_one_piece_says_what_the_streamed_one_does(whole_answer: An
     ]
 
 
+# Calls that a vendor does not tell apart
+
+
+def chat_calls(*deltas: list[dict[str, Any]]) -> bytes:
+    """Chunks of a chat completion, each with some pieces of calls: `name`, `text`, and `id` and `index` where they are told."""
+    events: list[object] = []
+    for pieces in deltas:
+        told = [
+            {
+                **{key: piece[key] for key in ("id", "index") if key in piece},
+                "function": {
+                    "arguments": piece.get("text", ""),
+                    **({"name": piece["name"]} if "name" in piece else {}),
+                },
+            }
+            for piece in pieces
+        ]
+        events.append({"choices": [{"index": 0, "delta": {"tool_calls": told}}]})
+    return stream(*events, {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}, "[DONE]")
+
+
+def responses_calls(*ids: tuple[str, str]) -> bytes:
+    """A response with calls of these item ids and call ids, which overlap."""
+    items = [
+        {"id": item, "type": "function_call", "call_id": call, "name": name, "arguments": ""}
+        for (item, call), name in zip(ids, "abc", strict=False)
+    ]
+    begun = [{"type": "response.output_item.added", "output_index": at, "item": one} for at, one in enumerate(items)]
+    said = [
+        {
+            "type": "response.function_call_arguments.delta",
+            "output_index": at,
+            "item_id": one["id"],
+            "delta": f'{{"n":{at}}}',
+        }
+        for at, one in enumerate(items)
+    ]
+    ended = [{"type": "response.output_item.done", "output_index": at, "item": one} for at, one in enumerate(items)]
+    return stream(*begun, *said, *ended, {"type": "response.completed", "response": {"status": "completed"}})
+
+
+def message_calls(*ids: str) -> bytes:
+    blocks: list[object] = []
+    for at, (id, name) in enumerate(zip(ids, "abc", strict=False)):
+        block = {"type": "tool_use", "id": id, "name": name, "input": {}}
+        blocks.append({"type": "content_block_start", "index": at, "content_block": block})
+    for at in range(len(ids)):
+        delta = {"type": "input_json_delta", "partial_json": f'{{"n":{at}}}'}
+        blocks.append({"type": "content_block_delta", "index": at, "delta": delta})
+        blocks.append({"type": "content_block_stop", "index": at})
+    ended = [{"type": "message_delta", "delta": {"stop_reason": "tool_use"}}, {"type": "message_stop"}]
+    return stream({"type": "message_start", "message": {"id": "m"}}, *blocks, *ended)
+
+
+A, B = {"name": "a", "text": '{"n":0}'}, {"name": "b", "text": '{"n":1}'}
+UNNAMED, TWICE = ["call-1", "call-2"], ["x", "x-1"]
+
+
+@pytest.mark.parametrize(
+    ("body", "ids"),
+    [
+        (chat_calls([{**A, "id": "", "index": 0}, {**B, "id": "", "index": 1}]), UNNAMED),
+        (chat_calls([{**A, "index": 0}], [{**B, "index": 1}]), UNNAMED),
+        (chat_calls([{**A, "id": "x", "index": 0}], [{**B, "id": "x", "index": 1}]), TWICE),
+        (chat_calls([{**A, "id": "x", "index": 0}], [{**B, "id": "y", "index": 0}]), ["x", "y"]),
+        (chat_calls([{**A, "id": ""}, {**B, "id": ""}]), UNNAMED),
+        (chat_calls([{**A, "id": "x"}, {**B, "id": "x"}]), TWICE),
+        (chat_calls([{**A, "id": ""}], [{**B, "id": ""}]), UNNAMED),
+        (chat_calls([A], [B]), UNNAMED),
+        (chat_calls([{**A, "id": "x"}], [{**B, "id": "y"}]), ["x", "y"]),
+        (
+            # Pieces of both by turns, by their index alone.
+            chat_calls(
+                [{"id": "", "index": 0, "name": "a", "text": '{"n'}],
+                [{"id": "", "index": 1, "name": "b", "text": '{"n"'}],
+                [{"id": "", "index": 0, "text": '":0}'}],
+                [{"index": 1, "text": ":1}"}],
+            ),
+            UNNAMED,
+        ),
+        (
+            # An id that is new with each piece, and a name that each piece repeats.
+            chat_calls(
+                [{"id": "x", "index": 0, "name": "a", "text": '{"n"'}, {"id": "y", "index": 1, "name": "b"}],
+                [{"id": "z", "index": 0, "text": ":0}"}, {"index": 1, "name": "b", "text": '{"n":1}'}],
+            ),
+            ["x", "y"],
+        ),
+        (responses_calls(("i", ""), ("j", "")), UNNAMED),
+        (responses_calls(("i", "x"), ("i", "x")), TWICE),
+        (message_calls("", ""), UNNAMED),
+        (message_calls("x", "x"), TWICE),
+        (
+            json.dumps(
+                {
+                    "choices": [
+                        {
+                            "message": {
+                                "tool_calls": [
+                                    {"function": {"name": one["name"], "arguments": one["text"]}} for one in (A, B)
+                                ]
+                            }
+                        },
+                    ]
+                }
+            ).encode(),
+            UNNAMED,
+        ),
+    ],
+)
+def test_calls_that_a_vendor_does_not_tell_apart_stay_apart(body: bytes, ids: list[str]) -> None:
+    fold = folded(chunks(body))
+    assert [(one.id, one.name, one.input, one.state) for one in fold.tool_calls] == [
+        (ids[0], "a", {"n": 0}, "executing"),
+        (ids[1], "b", {"n": 1}, "executing"),
+    ]
+
+
 # Agents that stream to front ends
 
 

@@ -258,6 +258,48 @@ def test_what_ends_a_message(end: dict[str, Any], ended_by: str, error: str | No
     assert (message.is_complete, message.ended_by, message.error) == (True, ended_by, error)
 
 
+def piece(author: Author, call_id: str, index: int | None, arguments: str, name: str = "f") -> Row:
+    called = {"id": call_id, "function": {"name": name, "arguments": arguments}}
+    return author.row("tool_call", toolCall=called, **({} if index is None else {"index": index}))
+
+
+@pytest.mark.parametrize(("call_id", "ids"), [("x", ["x", "x-1", "x-2"]), ("", ["call-0", "call-1", "call-2"])])
+def test_calls_of_one_id_or_none_stay_apart_by_their_index(call_id: str, ids: list[str]) -> None:
+    author = Author("a")
+    rows = [
+        piece(author, call_id, 0, '{"n"', "first"),
+        piece(author, call_id, 1, '{"n":', "second"),
+        piece(author, call_id, 0, ":0}"),
+        piece(author, call_id, 1, "1}"),
+        piece(author, call_id, 2, "{}", "third"),
+    ]
+    fold = folded(rows)
+    assert [(one.id, one.name, one.input) for one in fold.tool_calls] == [
+        (ids[0], "first", {"n": 0}),
+        (ids[1], "second", {"n": 1}),
+        (ids[2], "third", {}),
+    ]
+    assert [part.id for part in fold.messages[0].parts if isinstance(part, ToolCallPart)] == ids
+    told = [author.row("tool_result", toolCallId=call_id, content=text) for text in ("one", "two")]
+    approval = {"id": "ok?", "needsApproval": True}
+    asked = author.row("approval-requested", toolCallId=call_id, toolName="third", approval=approval)
+    offered = author.row("tool-input-available", toolCallId=call_id, toolName="first", input={"n": 9})
+    fold.apply([*told, asked, offered, result(ids[2], "three", message_id="a")], "9")
+    assert [one.result and one.result.output for one in fold.tool_calls] == ["one", "two", "three"]
+    assert [one.approval_id for one in fold.tool_calls] == ["ok?", None, None], "each is for the first that has none"
+    assert [one.input for one in fold.tool_calls] == [{"n": 9}, {"n": 1}, {}]
+    assert [one.tool_call_id for one in fold.tool_results] == ids
+
+
+def test_pieces_without_an_index_or_with_a_wild_one_are_told_apart_by_their_id_alone() -> None:
+    author = Author("a")
+    indexes: list[Any] = [None, 0, -1, 1000, 10**30, True, 0.5, "1", [1]]
+    fold = folded([piece(author, "x", index, "1") for index in indexes])
+    assert [(one.id, one.arguments) for one in fold.tool_calls] == [("x", "1" * len(indexes))]
+    nameless = Author("b")
+    assert folded([piece(nameless, "", None, "{}")]).tool_calls == ()
+
+
 def test_a_tool_loop_goes_on_after_done() -> None:
     author = Author("a")
     fold = folded([author.call("call", "{}"), author.done("tool_calls")])
@@ -418,7 +460,7 @@ def test_parts_that_are_no_text_come_back_as_they_were() -> None:
     assert as_json(fold.messages[0])["parts"] == [image, {"type": "text", "content": "What is it?"}]
 
 
-CALLS = st.sampled_from(["c1", "c2"])
+CALLS = st.sampled_from(["c1", "c2", ""])
 APPROVALS = st.sampled_from(["ok1", "ok2"])
 MESSAGES = st.sampled_from(["m1", "m2", "m3"])
 TEXTS = st.text(alphabet="ab\N{SUN}", max_size=3)
@@ -426,12 +468,14 @@ CHUNKS = st.one_of(
     st.builds(lambda delta, content: {"type": "content", "delta": delta, "content": content}, TEXTS, TEXTS),
     st.builds(lambda delta: {"type": "thinking", "delta": delta, "content": ""}, TEXTS),
     st.builds(
-        lambda call_id, piece: {
+        lambda call_id, piece, index: {
             "type": "tool_call",
             "toolCall": {"id": call_id, "function": {"name": "f", "arguments": piece}},
+            **index,
         },
         CALLS,
         TEXTS,
+        st.sampled_from([{}, {"index": 0}, {"index": 1}]),
     ),
     st.builds(
         lambda call_id, text, error: {"type": "tool_result", "toolCallId": call_id, "content": text, "error": error},
@@ -518,7 +562,7 @@ def test_a_session_keeps_its_promises(rows: list[Row]) -> None:
 
 
 @pytest.mark.parametrize(
-    "damaged", [None, [], {}, {"version": 1}, {"version": 2}, {"version": 2, "offset": "1", "position": 1}]
+    "damaged", [None, [], {}, {"version": 2}, {"version": 3}, {"version": 3, "offset": "1", "position": 1}]
 )
 def test_a_damaged_snapshot_is_refused(damaged: object) -> None:
     with pytest.raises(ValueError, match="snapshot"):

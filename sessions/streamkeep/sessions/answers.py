@@ -4,7 +4,8 @@ A reader is fed the events of one answer, as JSON objects, in their order, and t
 
     Began, then any number of blocks and calls, then Finished or Failed; nothing after that.
     A block is Said or Thought pieces with one number, until BlockEnded. One block is open at a time.
-    A call is CallBegan, CallInput pieces, CallReady. Calls may overlap.
+    A call is CallBegan, CallInput pieces, CallReady. Calls may overlap. Each has an id that no other one of the answer has,
+    whatever the vendor calls it: some give several calls one id, or none.
 
 `Finished` comes only after the format's own end mark: what ends without it has `Failed`. What is not known is left out:
 new kinds of events, other choices than the first, signatures, citations.
@@ -50,10 +51,11 @@ class BlockEnded:
 
 @dataclass(frozen=True, slots=True)
 class CallBegan:
-    """A tool is called."""
+    """A tool is called. `vendors_id` is what the vendor calls this call; it may be empty, or another call's too."""
 
     id: str
     name: str
+    vendors_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,15 +179,24 @@ class _Blocks:
 
 
 class _Calls:
-    """Calls under way, by whatever the vendor names them with."""
+    """Calls under way, by whatever the vendor tells their pieces apart with."""
 
     def __init__(self) -> None:
         self._begun: dict[object, tuple[CallBegan, list[str]]] = {}
-        self.any = False
+        self._ids: set[str] = set()
+        self._made_ids = 0
 
-    def begin(self, key: object, call: CallBegan) -> Iterator[Step]:
+    @property
+    def any(self) -> bool:
+        return bool(self._ids)
+
+    def vendors_id(self, key: object) -> str | None:
+        """The vendor's id of the call under way; None where none is."""
+        return self._begun[key][0].vendors_id if key in self._begun else None
+
+    def begin(self, key: object, id: str, name: str) -> Iterator[Step]:
         if key not in self._begun:
-            self.any = True
+            call = CallBegan(self._own_id(id), name, id)
             self._begun[key] = (call, [])
             yield call
 
@@ -203,6 +214,14 @@ class _Calls:
     def all_ready(self) -> Iterator[Step]:
         for key in list(self._begun):
             yield from self.ready(key)
+
+    def _own_id(self, id: str) -> str:
+        own = id
+        while not own or own in self._ids:
+            self._made_ids += 1
+            own = f"{id or 'call'}-{self._made_ids}"
+        self._ids.add(own)
+        return own
 
 
 class _ChatReader:
@@ -239,12 +258,23 @@ class _ChatReader:
         # Vendors who speak this format have two names for reasoning.
         yield from self._blocks.piece(Thought, delta.get("reasoning_content") or delta.get("reasoning") or "")
         yield from self._blocks.piece(Said, delta.get("content") or delta.get("refusal") or "")
-        for call in delta.get("tool_calls") or ():
-            function, key = call.get("function") or {}, call.get("index")
-            if call.get("id"):
+        for position, call in enumerate(delta.get("tool_calls") or ()):
+            function, index = call.get("function") or {}, call.get("index")
+            id, name = _id(call.get("id")), function.get("name") or ""
+            place = position if index is None else index
+            if self._is_another(place, id, name, has_index=index is not None):
                 yield from self._blocks.close()
-                yield from self._calls.begin(key, CallBegan(call["id"], function.get("name") or ""))
-            yield from self._calls.input(key, function.get("arguments") or "")
+                yield from self._calls.ready(place)
+                yield from self._calls.begin(place, id, name)
+            yield from self._calls.input(place, function.get("arguments") or "")
+
+    def _is_another(self, place: object, id: str, name: str, *, has_index: bool) -> bool:
+        """Whether a piece begins a call, rather than going on with the one at its place. Lax vendors repeat names, give each
+        piece an id of its own, give all calls one index, or none."""
+        before = self._calls.vendors_id(place)
+        if before is None:
+            return bool(id or name)
+        return bool(name) and (id != before if id else not has_index)
 
 
 class _ResponsesReader:
@@ -262,6 +292,8 @@ class _ResponsesReader:
             yield Began(response.get("id"), response.get("model"))
         item = event.get("item") or {}
         place = (event.get("item_id"), event.get("content_index"), event.get("summary_index"))
+        # Some vendors have one id for all items.
+        at = event.get("output_index")
         match event.get("type"):
             case "response.output_text.delta" | "response.refusal.delta":
                 yield from self._blocks.piece(Said, event["delta"], place)
@@ -269,12 +301,12 @@ class _ResponsesReader:
                 yield from self._blocks.piece(Thought, event["delta"], place)
             case "response.output_item.added" if item.get("type") == "function_call":
                 yield from self._blocks.close()
-                yield from self._calls.begin(item.get("id"), CallBegan(item["call_id"], item["name"]))
+                yield from self._calls.begin((item.get("id"), at), _id(item.get("call_id")), item["name"])
             case "response.function_call_arguments.delta":
-                yield from self._calls.input(event.get("item_id"), event["delta"])
+                yield from self._calls.input((event.get("item_id"), at), event["delta"])
             case "response.output_item.done":
                 yield from self._blocks.close()
-                yield from self._calls.ready(item.get("id"))
+                yield from self._calls.ready((item.get("id"), at))
             case "response.completed" | "response.incomplete":
                 yield from self._finish(event["response"])
             case "response.failed":
@@ -316,7 +348,7 @@ class _MessagesReader:
             case "content_block_start":
                 block = event["content_block"]
                 if block["type"] == "tool_use":
-                    yield from self._calls.begin(index, CallBegan(block["id"], block["name"]))
+                    yield from self._calls.begin(index, _id(block.get("id")), block["name"])
                 yield from self._blocks.piece(Said, block.get("text") or "", index)
                 yield from self._blocks.piece(Thought, block.get("thinking") or "", index)
             case "content_block_delta":
@@ -348,6 +380,10 @@ class _MessagesReader:
         counted = usage or {}
         self._input = counted["input_tokens"] if counted.get("input_tokens") is not None else self._input
         self._output = counted["output_tokens"] if counted.get("output_tokens") is not None else self._output
+
+
+def _id(given: object) -> str:
+    return given if isinstance(given, str) else ""
 
 
 _CHAT_REASONS = {

@@ -14,6 +14,8 @@ _TURN_KINDS = frozenset(get_args(TurnKind))
 _MAX_TOKENS = 2**53
 _MAX_DEPTH = 10**6
 _MAX_DIGITS = 15
+# So many calls of a message may share an id.
+_MAX_INDEX = 999
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,11 @@ def parse_session(change: Change) -> SessionInfo | None:
         origin = ForkedFrom(source, text_or_none(forked.get("atMessageId")))
     name, created_at = text_or_none(value.get("name")), text_or_none(value.get("createdAt")) or ""
     return SessionInfo(change.key, name, created_at, origin)
+
+
+def index_or_none(value: object) -> int | None:
+    """Where among its message's calls one stands."""
+    return value if type(value) is int and 0 <= value <= _MAX_INDEX else None
 
 
 def text_or_none(value: object) -> str | None:

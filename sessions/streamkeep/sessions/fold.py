@@ -22,7 +22,7 @@ Where the wire's own habits contradict each other, these rules hold:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, Self
@@ -31,6 +31,7 @@ from streamkeep.sessions import snapshot
 from streamkeep.sessions.chunks import (
     Chunk,
     as_text,
+    index_or_none,
     parse_agent,
     parse_chunk,
     parse_presence,
@@ -448,12 +449,15 @@ class SessionFold:
                 called = chunk.fields.get("toolCall")
                 function = called.get("function") if isinstance(called, dict) else None
                 if isinstance(called, dict) and isinstance(function, dict):
-                    call = self._call(message, chunk, called.get("id"))
+                    shared, index = text_or_none(called.get("id")), index_or_none(chunk.fields.get("index"))
+                    call = None if shared is None else self._call(message, chunk, message.called_id(shared, index))
                     if call is not None:
+                        call.index = index if call.index is None else call.index
                         message.write_call(call, function)
                         self._settle_early(call)
             case "tool-input-available":
-                call = self._call(message, chunk, chunk.fields.get("toolCallId"))
+                call_id = _call_id(message, chunk, lambda call: not call.has_input)
+                call = self._call(message, chunk, call_id)
                 if call is not None:
                     call.has_input, call.input = True, chunk.fields.get("input")
                     self._settle_early(call)
@@ -466,9 +470,9 @@ class SessionFold:
             case _:
                 message.write(chunk)
 
-    def _call(self, message: MessageState, chunk: Chunk, call_id: object) -> CallState | None:
+    def _call(self, message: MessageState, chunk: Chunk, call_id: str) -> CallState | None:
         """The tool call that a chunk is about; a new one where there is none."""
-        if not isinstance(call_id, str) or not call_id:
+        if not call_id:
             return None
         call = message.calls.get(call_id)
         if call is None:
@@ -491,7 +495,7 @@ class SessionFold:
         approval_id = approval.get("id") if isinstance(approval, dict) else None
         if not isinstance(approval_id, str) or not approval_id or approval_id in self._state.approvals:
             return
-        call = self._call(message, chunk, chunk.fields.get("toolCallId"))
+        call = self._call(message, chunk, _call_id(message, chunk, lambda call: call.approval_id is None))
         if call is None:
             return
         call.approval_id, call.approved = approval_id, None
@@ -539,8 +543,8 @@ class SessionFold:
         self._changed(call)
 
     def _take_result_of_agent(self, message: MessageState, chunk: Chunk) -> None:
-        call_id = chunk.fields.get("toolCallId")
-        if not isinstance(call_id, str) or not call_id or "content" not in chunk.fields:
+        call_id = _call_id(message, chunk, lambda call: call.result is None)
+        if not call_id or "content" not in chunk.fields:
             return
         output, error = chunk.fields["content"], text_or_none(chunk.fields.get("error")) or None
         message.put_result(call_id, output, error)
@@ -629,3 +633,8 @@ class SessionFold:
                 completion_tokens=counts.completion_tokens + completion,
                 total_tokens=counts.total_tokens + total,
             )
+
+
+def _call_id(message: MessageState, chunk: Chunk, is_open: Callable[[CallState], bool]) -> str:
+    """The own id of the call that a chunk names; empty where it names none."""
+    return message.answered_id(text_or_none(chunk.fields.get("toolCallId")) or "", is_open)

@@ -7,11 +7,14 @@ are. It differs from them in these points:
 - Text is shown once. What goes on after a tool call or a thought stands in a part of its own, without what was before it.
 - Text without a `delta` grows by `content`; a name that comes later is taken where there was none.
 - A `done` that announces tool calls ends the message only where one of them waits for a client: else its author goes on.
+- Calls of one id, or of none, are apart when their pieces have another `index`: they get ids of their own. What then comes
+  for the id they share is for the first of them that has none.
 - A chunk that came before, by its number, is left out; what came first stays.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
@@ -67,6 +70,7 @@ class CallState:
     created_at: str
     start: Place
     end: Place
+    index: int | None = None
     arguments: GrowingText = field(default_factory=GrowingText)
     part_state: PartState = "awaiting-input"
     has_part: bool = False
@@ -160,7 +164,8 @@ PartInProgress = TextState | CallPlace | FixedPart
 
 @dataclass(slots=True)
 class MessageState:
-    """A message in progress. Parts are named by their index: `segment` is the text so far, `results` are of tools."""
+    """A message in progress. Parts are named by their index: `segment` is the text so far, `results` are of tools.
+    `namesakes` are the own ids of calls that their author gave one id."""
 
     id: str
     role: Role
@@ -176,6 +181,7 @@ class MessageState:
     error: str | None = None
     parts: list[PartInProgress] = field(default_factory=list)
     calls: dict[str, CallState] = field(default_factory=dict)
+    namesakes: dict[str, list[str]] = field(default_factory=dict)
     results: dict[str, int] = field(default_factory=dict)
     approvals: list[str] = field(default_factory=list)
     thinking: int | None = None
@@ -289,6 +295,23 @@ class MessageState:
             case "message-end":
                 self.has_end = True
                 self._end(_reason(fields.get("reason")))
+
+    def called_id(self, shared: str, index: int | None) -> str:
+        """The own id of the call of which a piece came; empty where nothing tells it."""
+        if index is None:
+            return shared
+        first = self.calls.get(shared)
+        if shared and (first is None or first.index in (None, index)):
+            return shared
+        own = f"{shared or 'call'}-{index}"
+        same = self.namesakes.setdefault(shared, [shared] if shared else [])
+        if own not in same:
+            same.append(own)
+        return own
+
+    def answered_id(self, shared: str, is_open: Callable[[CallState], bool]) -> str:
+        """The own id of the call that something is for which names it by the id it may share."""
+        return next((own for own in self.namesakes.get(shared, ()) if is_open(self.calls[own])), shared)
 
     def write_call(self, call: CallState, function: dict[str, Any]) -> None:
         """Take a piece of a tool call's arguments."""

@@ -32,7 +32,7 @@ from streamkeep.sessions.views import (
     Turn,
 )
 
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +171,7 @@ def _dump_message(message: MessageState) -> dict[str, Any]:
         "end": asdict(message.end),
         "parts": [_dump_part(part) for part in message.parts],
         "calls": [_dump_call(call) for call in message.calls.values()],
+        "namesakes": {shared: list(ids) for shared, ids in message.namesakes.items()},
         "results": dict(message.results),
         "approvals": list(message.approvals),
         "segment": list(message.segment),
@@ -188,6 +189,7 @@ def _load_message(dumped: dict[str, Any]) -> MessageState:
             "end": Place(**dumped["end"]),
             "parts": [_load_part(part, calls) for part in dumped["parts"]],
             "calls": calls,
+            "namesakes": {shared: list(ids) for shared, ids in dumped["namesakes"].items()},
             "results": dict(dumped["results"]),
             "approvals": list(dumped["approvals"]),
             "segment": list(dumped["segment"]),

@@ -51,7 +51,7 @@ class StreamedFold:
         self._is_deaf = False
         self._has_begun = False
         self._said: list[str] = []
-        self._calls: dict[str, tuple[str, list[str]]] = {}
+        self._calls: dict[str, tuple[CallBegan, list[str]]] = {}
         self._room = MAX_MESSAGE_CHARACTERS
 
     def receive(self, data: bytes) -> None:
@@ -70,7 +70,7 @@ class StreamedFold:
         if not self._has_begun:
             return None
         # Arguments that are whole are written as they are everywhere; a piece of them stays what it is.
-        calls = (ToolCall(id_, name, as_written("".join(pieces))) for id_, (name, pieces) in self._calls.items())
+        calls = (ToolCall(call.vendors_id, call.name, as_written("".join(said))) for call, said in self._calls.values())
         return Turn("assistant", "".join(self._said), tuple(calls))
 
     def _take(self, data: bytes) -> None:
@@ -94,8 +94,8 @@ class StreamedFold:
                 case Said():
                     self._keep(self._said, step.text)
                 case CallBegan():
-                    self._keep([], step.id + step.name)
-                    self._calls[step.id] = (step.name, [])
+                    self._keep([], step.vendors_id + step.name)
+                    self._calls[step.id] = (step, [])
                 case CallInput():
                     self._keep(self._calls[step.id][1], step.text)
                 case Finished():

@@ -1,11 +1,12 @@
 // A durable session out of its events, one after the other. The rules are those of the Python package `streamkeep.sessions`,
 // where they are explained; tests hold the two equal. All that a fold knows is plain data, so that a cache can keep a copy.
 
-const VERSION = 2
+const VERSION = 3
 const START = "-1"
 const ROLES = ["user", "assistant", "system"]
 const OPERATIONS = ["insert", "update", "upsert", "delete"]
 const TURN_KINDS = ["message", "answers", "regenerate", "agent"]
+const MAX_INDEX = 999
 const CONTROLS = ["snapshot-start", "snapshot-end", "reset"]
 
 export class SessionFold {
@@ -273,14 +274,16 @@ export class SessionFold {
   #writeOn(message, chunk) {
     const { type, fields } = chunk
     if (type === "tool_call") {
-      const { toolCall } = fields
+      const { toolCall, index } = fields
       if (!isObject(toolCall) || !isObject(toolCall.function)) return
-      const call = this.#call(message, chunk, toolCall.id)
+      const known = Number.isInteger(index) && index >= 0 && index <= MAX_INDEX ? index : null
+      const call = this.#call(message, chunk, calledId(message, toolCall.id, known))
       if (!call) return
+      call.index ??= known
       writeCall(message, call, toolCall.function)
       this.#settleEarly(call)
     } else if (type === "tool-input-available") {
-      const call = this.#call(message, chunk, fields.toolCallId)
+      const call = this.#call(message, chunk, answeredId(message, fields.toolCallId, ({ hasInput }) => !hasInput))
       if (!call) return
       call.hasInput = true
       call.input = fields.input ?? null
@@ -312,7 +315,7 @@ export class SessionFold {
     const { approval, toolCallId, input } = chunk.fields
     const id = isObject(approval) && approval.id
     if (!isName(id) || this.#state.approvals.has(id)) return
-    const call = this.#call(message, chunk, toolCallId)
+    const call = this.#call(message, chunk, answeredId(message, toolCallId, ({ approvalId }) => approvalId === null))
     if (!call) return
     call.approvalId = id
     call.approved = null
@@ -352,7 +355,8 @@ export class SessionFold {
   }
 
   #takeResultOfAgent(message, chunk) {
-    const { toolCallId, content } = chunk.fields
+    const { content } = chunk.fields
+    const toolCallId = answeredId(message, chunk.fields.toolCallId, ({ result }) => result === null)
     if (!isName(toolCallId) || content === undefined) return
     const error = textOr(chunk.fields.error) || null
     putResult(message, toolCallId, content, error)
@@ -507,8 +511,8 @@ function newMessage({ messageId, role, actorId, actorName, createdAt }, start, e
   const rows = { lastChunkAt: createdAt, lastChunkSeq: 0, nextSeq: 0, seqsAhead: new Set(), deleted: new Set() }
   const place = { start, end, ...rows, approvalIds: [] }
   const ending = { isWhole: false, hasStart: false, hasEnd: false, endedBy: null, finishReason: null, error: null }
-  const content = { parts: [], calls: new Map(), results: new Map(), thinking: null, segment: [], segmentText: "" }
-  const calling = { hasOpenCalls: false, hasCallsSinceText: false }
+  const content = { parts: [], results: new Map(), thinking: null, segment: [], segmentText: "" }
+  const calling = { calls: new Map(), namesakes: new Map(), hasOpenCalls: false, hasCallsSinceText: false }
   return { id: messageId, role, actorId, actorName, createdAt, ...place, ...ending, ...content, ...calling }
 }
 
@@ -632,9 +636,25 @@ function rest(content, text) {
 
 // Tool calls
 
+// The own id of the call of which a piece came: calls of one id, or of none, are apart by their index.
+function calledId({ calls, namesakes }, shared, index) {
+  if (typeof shared !== "string" || index === null) return shared
+  const first = calls.get(shared)
+  if (shared && (!first || first.index === null || first.index === index)) return shared
+  const own = `${shared || "call"}-${index}`
+  const same = namesakes.get(shared) ?? (shared ? [shared] : [])
+  if (!same.includes(own)) namesakes.set(shared, [...same, own])
+  return own
+}
+
+// The own id of the call that something is for which names it by the id it may share: the first that has none.
+function answeredId({ calls, namesakes }, shared, isOpen) {
+  return namesakes.get(shared)?.find((own) => isOpen(calls.get(own))) ?? shared
+}
+
 // `hasPart` when its arguments were streamed, so that it stands among its message's parts.
 function newCall(id, message, { actorId, createdAt }, start) {
-  const input = { arguments: "", partState: "awaiting-input", hasPart: false, hasInput: false, input: null }
+  const input = { index: null, arguments: "", partState: "awaiting-input", hasPart: false, hasInput: false, input: null }
   const answer = { approvalId: null, approved: null, result: null, isResultOfClient: false }
   return { id, messageId: message.id, name: "", actorId, createdAt, start, end: start, ...input, ...answer }
 }

@@ -300,6 +300,7 @@ def _streamed_response(whole: Event) -> list[Event]:
     events: list[Event] = [{"type": "response.created", "response": whole}]
     for index, item in enumerate(whole.get("output") or ()):
         item_id = item.get("id") or str(index)
+        named = {**item, "id": item_id}
         match item.get("type"):
             case "message":
                 for at, part in enumerate(item["content"]):
@@ -311,16 +312,12 @@ def _streamed_response(whole: Event) -> list[Event]:
                     place = {"item_id": item_id, "summary_index": at}
                     events.append({"type": "response.reasoning_summary_text.delta", **place, "delta": part["text"]})
             case "function_call":
-                named = {**item, "id": item_id}
+                arguments = {"item_id": item_id, "output_index": index, "delta": item["arguments"]}
                 events += [
-                    {"type": "response.output_item.added", "item": named},
-                    {
-                        "type": "response.function_call_arguments.delta",
-                        "item_id": item_id,
-                        "delta": item["arguments"],
-                    },
+                    {"type": "response.output_item.added", "output_index": index, "item": named},
+                    {"type": "response.function_call_arguments.delta", **arguments},
                 ]
-        events.append({"type": "response.output_item.done", "item": {**item, "id": item_id}})
+        events.append({"type": "response.output_item.done", "output_index": index, "item": named})
     kind = "response.failed" if whole.get("status") == "failed" else "response.completed"
     return [*events, {"type": kind, "response": whole}]
 
