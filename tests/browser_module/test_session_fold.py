@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from streamkeep.client.sessions import SessionFold, as_json
 from tests import node
 from tests.browser_module.test_in_node import scripts
-from tests.sessions.session_rows import recorded_session
-from tests.sessions.test_fold import BAD, EVENTS
+from tests.sessions.session_rows import Author, recorded_session, row
+from tests.sessions.test_fold import BAD, EVENTS, nested
 
 __all__ = ["scripts"]
 
@@ -60,9 +60,11 @@ def folded(case: Case) -> dict[str, Any]:
 
 async def test_both_folds_agree(scripts: Path, tmp_path: Path) -> None:
     recorded = recorded_session()
-    cases = [
+    cases: list[Case] = [
         {"events": recorded, "sizes": [1, 5]},
         {"events": [*BAD, *recorded, *BAD, *recorded], "sizes": [3]},
+        {"events": [row("a", nested(depth), seq=depth) for depth in (99, 100, 101)], "sizes": []},
+        {"events": [Author(f"a{depth}").call("c", "[" * depth + "]" * depth) for depth in (100, 101)], "sizes": []},
         *generated(400),
     ]
     path = tmp_path / "sessions.json"

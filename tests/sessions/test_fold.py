@@ -388,6 +388,14 @@ def test_a_reset_forgets_all_and_txids_are_told() -> None:
 
 
 DEEP = "[" * 100_000
+
+
+def nested(depth: int) -> str:
+    """A chunk that nests so often, among brackets that do not."""
+    inner = '{"a":' * (depth - 1) + r'"]\"[[["' + "}" * (depth - 1)
+    return f'{{"type": "content", "delta": "x", "more": {inner}, "wide": [{", ".join(["[]"] * depth)}]}}'
+
+
 NO_MESSAGES: list[object] = [None, 1, []]
 BAD: list[object] = [
     *(None, 1, "x", [], {}, {"headers": 1}, {"headers": {"operation": "burn"}}, {"headers": {"control": "x"}}),
@@ -396,6 +404,7 @@ BAD: list[object] = [
     {"type": "chunk", "key": "", "value": {}, "headers": {"operation": "insert"}},
     {"type": "elsewhere", "key": "k", "value": {}, "headers": {"operation": "insert"}},
     *(row("a", chunk) for chunk in ("", "no", "[]", "{}", '{"type": 1}', "NaN", '{"type": "content", "x": NaN}', DEEP)),
+    *(row("a", nested(depth)) for depth in (101, 500, 100_000)),
     *(row("m", {"type": "user-message", "message": message}) for message in NO_MESSAGES),
     row("r", {"type": "content", "delta": "x"}, role="root"),
     {**row("x", {"type": "content"}), "value": {**row("x", {"type": "content"})["value"], "role": {"a": 1}}},
@@ -451,6 +460,15 @@ def test_a_malformed_chunk_spoils_no_message(fields: dict[str, Any]) -> None:
     assert (message.text, message.is_complete) == ("AB", True)
     assert (fold.tool_calls, fold.approvals, fold.statistics.total_tokens) == ((), (), 0)
     json.dumps(fold.to_json())
+
+
+def test_what_is_nested_a_hundred_times_is_read_and_no_deeper() -> None:
+    author = Author("a")
+    fold = folded([row("a", nested(100), role="assistant", actor_id="agent"), row("b", nested(101))])
+    assert [one.text for one in fold.messages] == ["x"]
+    arguments = ["[" * depth + "]" * depth for depth in (100, 101)]
+    fold = folded([author.call(f"c{at}", text) for at, text in enumerate(arguments)])
+    assert [one.input is None for one in fold.tool_calls] == [False, True]
 
 
 def test_parts_that_are_no_text_come_back_as_they_were() -> None:

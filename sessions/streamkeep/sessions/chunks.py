@@ -6,13 +6,17 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
+from streamkeep.sessions.nesting import is_deeper
 from streamkeep.sessions.state_events import Change
 from streamkeep.sessions.views import Agent, ForkedFrom, Place, Presence, Role, SessionInfo, Turn, TurnKind
 
 _ROLES = frozenset(get_args(Role))
 _TURN_KINDS = frozenset(get_args(TurnKind))
+MAX_DEPTH = 100
+"""How often arrays and objects may be nested in a chunk, and in a call's arguments; what is deeper is malformed."""
+
 _MAX_TOKENS = 2**53
-_MAX_DEPTH = 10**6
+_MAX_TURN_DEPTH = 10**6
 _MAX_DIGITS = 15
 # So many calls of a message may share an id.
 _MAX_INDEX = 999
@@ -101,7 +105,7 @@ def parse_turn(change: Change, start: Place) -> Turn | None:
     kind, depth = value.get("kind"), value.get("depth")
     if not (isinstance(agent_id, str) and isinstance(message_id, str) and message_id and isinstance(cause_id, str)):
         return None
-    if not (isinstance(kind, str) and kind in _TURN_KINDS and type(depth) is int and 0 < depth <= _MAX_DEPTH):
+    if not (isinstance(kind, str) and kind in _TURN_KINDS and type(depth) is int and 0 < depth <= _MAX_TURN_DEPTH):
         return None
     return Turn(
         id=change.key,
@@ -139,22 +143,19 @@ def text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def parsed_json(text: str) -> tuple[bool, Any]:
-    """Whether a text is JSON, and what it says."""
+def parsed_json(text: str) -> Any:
+    """What a text of JSON says; None for what is none, or is too deep."""
+    if is_deeper(text, MAX_DEPTH):
+        return None
     try:
-        return True, _DECODER.decode(text)
-    except (ValueError, RecursionError):
-        return False, None
+        return _DECODER.decode(text)
+    except ValueError:
+        return None
 
 
 def as_text(value: object) -> str:
-    """A tool's output as text: a text as it is, and anything else as JSON, unless it is too deep for that."""
-    if isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    except RecursionError:
-        return ""
+    """A tool's output as text: a text as it is, and anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def tokens(fields: dict[str, Any]) -> tuple[int, int, int]:
@@ -170,7 +171,7 @@ def tokens(fields: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _parsed(text: object) -> dict[str, Any] | None:
-    found = parsed_json(text)[1] if isinstance(text, str) else None
+    found = parsed_json(text) if isinstance(text, str) else None
     return found if isinstance(found, dict) else None
 
 

@@ -107,7 +107,7 @@ class CallState:
             message_id=self.message_id,
             name=self.name,
             arguments=self.arguments.value,
-            input=self.input if self.has_input else parsed_json(self.arguments.value)[1],
+            input=self.input if self.has_input else parsed_json(self.arguments.value),
             state=self.state,
             actor_id=self.actor_id,
             created_at=self.created_at,

@@ -7,6 +7,7 @@ const ROLES = ["user", "assistant", "system"]
 const OPERATIONS = ["insert", "update", "upsert", "delete"]
 const TURN_KINDS = ["message", "answers", "regenerate", "agent"]
 const MAX_INDEX = 999
+const MAX_DEPTH = 100
 const CONTROLS = ["snapshot-start", "snapshot-end", "reset"]
 
 export class SessionFold {
@@ -737,7 +738,9 @@ function taken(map, key) {
   return value
 }
 
+// What a text of JSON says; null for what is none, or is too deep.
 function parsed(text) {
+  if (text.length > 2 * MAX_DEPTH && isDeep(text)) return null
   try {
     return JSON.parse(text)
   } catch {
@@ -745,15 +748,22 @@ function parsed(text) {
   }
 }
 
-// A text as it is, and anything else as JSON, unless it is too deep for that.
-function asText(value) {
-  if (typeof value === "string") return value
-  try {
-    return JSON.stringify(value)
-  } catch {
-    return ""
+// Whether arrays and objects are nested oftener than all readers can take.
+function isDeep(text) {
+  let depth = 0
+  let isQuoted = false
+  for (let at = 0; at < text.length && depth <= MAX_DEPTH; at++) {
+    const character = text[at]
+    if (character === '"') isQuoted = !isQuoted
+    else if (isQuoted) at += character === "\\"
+    else if (character === "[" || character === "{") depth++
+    else if (character === "]" || character === "}") depth--
   }
+  return depth > MAX_DEPTH
 }
+
+// A text as it is, and anything else as JSON.
+const asText = (value) => (typeof value === "string" ? value : JSON.stringify(value))
 
 // An error is a text, or an object with a message.
 function errorText(error) {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from streamkeep.proxy.rules.wire import BadRequest, is_id
+from streamkeep.sessions.nesting import is_deeper
 from streamkeep.storage.rules.texts import is_storable
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -20,7 +20,6 @@ _MAX_INTEGER_DIGITS = 300
 _MAX_ACTOR_CHARACTERS = 200
 _MAX_TXID_CHARACTERS = 200
 _MAX_CALL_ID_CHARACTERS = 512
-_BRACKETS = re.compile(rb"[\[{]")
 
 Choice = TypeVar("Choice", bound=str)
 Value = TypeVar("Value")
@@ -43,18 +42,16 @@ class Fields:
         Raises:
             BadRequest: it is no JSON object in UTF-8, is too deep, or holds what no other reader could take.
         """
+        if is_deeper(body.decode(errors="replace"), MAX_DEPTH):
+            raise bad(f"the body's JSON may be nested {MAX_DEPTH} times")
         try:
             values = json.loads(
                 (body or b"{}").decode(), parse_constant=_refuse, parse_float=_finite, parse_int=_of_some_digits
             )
-        except RecursionError:
-            raise bad("the body's JSON is nested too deeply") from None
         except ValueError:
             raise bad("the body must be a JSON object, in UTF-8") from None
         if not isinstance(values, dict):
             raise bad("the body must be a JSON object")
-        if len(_BRACKETS.findall(body)) > MAX_DEPTH and _is_deep(values):
-            raise bad(f"the body's JSON may be nested {MAX_DEPTH} times")
         if b"\\ud" in body.lower() and not _is_unicode(values):
             raise bad("the body holds halves of characters")
         return cls(values)
@@ -156,18 +153,6 @@ def needed(value: Value | None, name: str) -> Value:
 
 def _is_label(text: str) -> bool:
     return text.isprintable() and is_storable(text)
-
-
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-    return bool(level)
 
 
 def _is_unicode(values: Mapping[str, Any]) -> bool:

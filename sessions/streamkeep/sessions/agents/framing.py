@@ -13,6 +13,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
+from streamkeep.sessions.nesting import is_deeper
+
 Event = Mapping[str, Any]
 EndMark = Literal["[DONE]"]
 
@@ -164,13 +166,9 @@ class _JsonLines:
 
 def json_value(text: str) -> Any:
     """A JSON value that can be handed on: not too deep, and with numbers that everybody reads. Raises: ValueError."""
-    try:
-        value = _DECODER.decode(text)
-    except RecursionError:
-        raise ValueError("this is too deep") from None
-    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+    if is_deeper(text, MAX_DEPTH):
         raise ValueError("this is too deep")
-    return value
+    return _DECODER.decode(text)
 
 
 def _parsed(line: bytes) -> Any:
@@ -191,20 +189,6 @@ def _named(name: str, text: bytes, found: object) -> Iterator[Event]:
 
 def _objects(found: object) -> Iterator[Event]:
     yield from (one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict))
-
-
-def _is_deep(value: object) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for one in level
-            if isinstance(one, dict | list)
-            for inner in (one.values() if isinstance(one, dict) else one)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _finite(text: str) -> float:

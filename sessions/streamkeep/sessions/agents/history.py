@@ -185,7 +185,7 @@ def _outcome(call: ToolCall) -> tuple[str, bool]:
 
 
 def _input_object(call: ToolCall) -> Json:
-    value = call.input if call.input is not None else parsed_json(call.arguments)[1]
+    value = call.input if call.input is not None else parsed_json(call.arguments)
     return value if isinstance(value, dict) else {}
 
 
@@ -219,7 +219,7 @@ def _ui_part(message: Message, part: object, calls: Calls) -> Iterable[Json]:
 
 
 def _ui_tool(part: ToolCallPart, call: ToolCall | None) -> Json:
-    value = parsed_json(part.arguments)[1] if call is None else call.input
+    value = parsed_json(part.arguments) if call is None else call.input
     tool: Json = {"type": f"tool-{part.name}", "toolCallId": part.id, "state": "input-available", "input": value}
     if part.approval is not None:
         answer = {} if part.approval.approved is None else {"approved": part.approval.approved}
