@@ -632,3 +632,23 @@ async def test_whoever_has_a_token_writes_in_its_own_name() -> None:
         await chat.call("POST", "/messages", headers=operator, json={"content": "I", "actorId": "bob"}, status=200)
         found = (await chat.call("GET", "/messages", headers=token())).json()["messages"]
         assert [one["actorId"] for one in found] == ["ann", "bob"]
+
+
+async def test_within_a_tenant_everybody_may_change_what_others_said() -> None:
+    async with serving(MemoryStore(), jwt_secret=JWT_SECRET) as proxy:
+
+        def token(subject: str) -> dict[str, str]:
+            claims = {"tenant": "acme", "sub": subject, "exp": int(time.time()) + 60}
+            return {"Authorization": "Bearer " + jwt.encode(claims, JWT_SECRET, algorithm="HS256")}
+
+        ann, bob, chat = token("ann"), token("bob"), Chat(proxy.client)
+        await chat.call("PUT", headers=ann, status=201)
+        await chat.call("POST", "/agents", headers=ann, json={"agents": [AGENT]}, status=200)
+        await chat.call("POST", "/messages", headers=ann, json={"content": "Hi", "messageId": "m"}, status=200)
+        await chat.call("POST", "/regenerate", headers=bob, json={"fromMessageId": "m", "content": "Ho"}, status=200)
+        stream = f"/v1/stream/sessions/{chat.id}"
+        forged = await proxy.client.post(stream, headers=bob, json=[Author("n", "user", "ann").content("I am Ann")])
+        assert forged.status_code == 204, forged.text
+        found = (await chat.call("GET", "/messages", headers=ann)).json()["messages"]
+        people = [one for one in found if one["role"] == "user"]
+        assert [(one["actorId"], one["parts"][0]["content"]) for one in people] == [("bob", "Ho"), ("ann", "I am Ann")]
