@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,3 +28,19 @@ def test_a_payload_is_read_back_as_it_was(payload: str) -> None:
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\r")))
 def test_any_payload_without_a_carriage_return_is_read_back(payload: str) -> None:
     assert read_back(sse.data_frame(payload, "0")) == payload
+
+
+def test_text_of_nothing_but_line_ends_is_framed_in_a_few_steps() -> None:
+    steps = 0
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal steps
+        steps += 1
+
+    sys.setprofile(profile)
+    try:
+        frame = sse.data_frame("\n \r\n\r" * 1000, "1")
+    finally:
+        sys.setprofile(None)
+    assert steps < 50
+    assert frame == b"event: data\nid: 1\ndata:\n" + b"data:  \ndata:\n" * 1000 + b"data:\n\n"

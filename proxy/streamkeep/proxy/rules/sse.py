@@ -7,14 +7,11 @@ carry CR, invalid UTF-8 or half a character; `split_text` holds an incomplete ch
 from __future__ import annotations
 
 import binascii
-import re
 from enum import StrEnum
 
 from streamkeep.storage.rules.json_messages import to_array
 
 HEARTBEAT = b":\n\n"
-
-_LINE_END = re.compile("\r\n|\r|\n")
 
 
 class Encoding(StrEnum):
@@ -54,8 +51,14 @@ def data_frame(payload: str, event_id: str) -> bytes:
 
     A line that begins with a space gets another one before it, since a reader takes one away.
     """
-    lines = "".join(f"data:{' ' if line.startswith(' ') else ''}{line}\n" for line in _LINE_END.split(payload))
-    return f"event: data\nid: {event_id}\n{lines}\n".encode()
+    # Line by line it would take a hundred times as long for a megabyte of line ends.
+    lines = f"\n{payload}"
+    if "\r" in lines:
+        lines = lines.replace("\r\n", "\n").replace("\r", "\n")
+    if "\n " in lines:
+        lines = lines.replace("\n ", "\n  ")
+    lines = lines.replace("\n", "\ndata:")
+    return f"event: data\nid: {event_id}{lines}\n\n".encode()
 
 
 def base64_frame(data: bytes, event_id: str) -> bytes:
