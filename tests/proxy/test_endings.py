@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import tracemalloc
 from collections.abc import Iterable, Iterator
+from types import FrameType
 
 import pytest
 from hypothesis import given, settings
@@ -546,3 +548,20 @@ def test_whatever_comes_nothing_is_raised(chunks: list[bytes]) -> None:
         observer = EndingObserver(content_type)
         for chunk in chunks:
             observer.feed(chunk)
+
+
+def test_lines_of_nothing_are_passed_over_without_a_closer_look() -> None:
+    observer, looks = EndingObserver(SSE), 0
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal looks
+        looks += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        assert not observer.feed(b"\n" * 10_000)
+    finally:
+        sys.setprofile(None)
+    assert looks < 50
+    assert not observer.feed(b"event: ping\ndata: {}\n\n")
+    assert observer.feed(b"\ndata: {}\n\n")

@@ -286,7 +286,10 @@ class _Pulse:
             data = data.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\n") + held
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
-            if self._is_content(data[start:end]):
+            if end == start:
+                # Some send nothing else, and much of it.
+                self._is_in_ping = False
+            elif self._is_content(data[start:end]):
                 start = data.rfind(b"\n") + 1
                 self._line = data[start : start + _LINE_BYTES]
                 return True
@@ -300,9 +303,6 @@ class _Pulse:
         if line.startswith(b"event:"):
             self._is_in_ping = line[6:].strip() in _PING_NAMES
             return not self._is_in_ping
-        if not line:
-            self._is_in_ping = False
-            return False
         return not self._is_in_ping and not line.startswith((b":", b"id:", b"retry:"))
 
 
