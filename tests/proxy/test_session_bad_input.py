@@ -12,6 +12,7 @@ from streamkeep.storage import MemoryStore
 from streamkeep.storage.postgres import PostgresStore
 from tests.proxy.test_sessions import AGENT, Chat, code, silent_agent
 from tests.serving import Proxy, serving
+from tests.sessions.session_rows import Author, row
 
 __all__ = ["silent_agent"]
 
@@ -236,6 +237,19 @@ async def test_malformed_rows_of_others_hurt_nobody(served: Proxy) -> None:
     await served.client.post("/v1/stream/sessions/rough", headers={"Stream-Closed": "true"})
     assert code(await chat.call("POST", "/messages", json={"content": "Hi"})) == (409, "stream_closed")
     assert len((await chat.call("GET", "/messages")).json()["messages"]) == 1
+
+
+async def test_what_others_write_is_shown_even_if_it_has_no_form_in_json(served: Proxy) -> None:
+    chat = await Chat(served.client, "formless").put()
+    author = Author("answer")
+    immense = '{"type":"tool-input-available","toolCallId":"c","toolName":"t","input":1e999}'
+    await chat.write(author.content("\ud800"), row("answer", immense, role="assistant", actor_id="agent", seq=1))
+    for path in ("/messages", "/export", "/compare/formless"):
+        assert (await chat.call("GET", path, status=200)).json()
+    [message] = (await chat.call("GET", "/messages")).json()["messages"]
+    assert message["parts"] == [{"type": "text", "content": "\ud800"}]
+    [call] = (await chat.call("GET", "/export")).json()["toolCalls"]
+    assert call["input"] is None
 
 
 async def test_a_turn_whose_id_cannot_be_kept_can_be_stopped(database_url: str) -> None:

@@ -12,7 +12,7 @@ from openai.types.responses import ResponseInputItemParam
 from pydantic import TypeAdapter
 
 from streamkeep.sessions import SessionFold
-from streamkeep.sessions.agents import AgentFormat, request_fields
+from streamkeep.sessions.agents import AgentFormat, History
 from streamkeep.sessions.agents.history import MAX_HISTORY_CHARACTERS
 from tests.sessions.session_rows import Author, Row, agent, answer, result, said
 
@@ -23,10 +23,14 @@ def folded(*rows: Row) -> SessionFold:
     return fold
 
 
+def fields(fold: SessionFold, until: str, format: AgentFormat | None, agent_id: str = "agent") -> dict[str, Any]:
+    history = History.of(fold, until)
+    assert history is not None
+    return history.request_fields(agent_id=agent_id, format=format)
+
+
 def messages(fold: SessionFold, until: str, format: AgentFormat | None = None, agent_id: str = "agent") -> list[Any]:
-    fields = request_fields(fold, until, agent_id=agent_id, format=format)
-    assert fields is not None
-    found: list[Any] = fields["messages"]
+    found: list[Any] = fields(fold, until, format, agent_id)["messages"]
     return found
 
 
@@ -83,8 +87,7 @@ def test_chat_completions_have_calls_and_what_came_of_them(format: AgentFormat |
 def test_responses_have_items() -> None:
     fold = working_session()
     fold.apply([said("s", "Be brief.", role="system")], "2")
-    fields = request_fields(fold, "s", agent_id="agent", format="openai-responses")
-    assert fields == {
+    assert fields(fold, "s", "openai-responses") == {
         "input": [
             {"role": "user", "content": "What is the weather?"},
             {"role": "assistant", "content": "Let me see."},
@@ -112,9 +115,7 @@ SHAPES: list[tuple[AgentFormat, Any]] = [
 
 @pytest.mark.parametrize(("format", "shape"), SHAPES)
 def test_models_are_sent_what_their_vendors_packages_describe(format: AgentFormat, shape: Any) -> None:
-    fields = request_fields(working_session(), "u2", agent_id="agent", format=format)
-    assert fields is not None
-    [sent] = fields.values()
+    [sent] = fields(working_session(), "u2", format).values()
     described = TypeAdapter(list[shape])
     assert plain(described.validate_python(sent)) == sent
     with pytest.raises(ValueError, match="validation error"):
@@ -133,10 +134,9 @@ def plain(checked: object) -> object:
 def test_anthropic_has_blocks_and_the_system_apart() -> None:
     fold = working_session()
     fold.apply([said("s", "Be brief.", role="system")], "2")
-    fields = request_fields(fold, "s", agent_id="agent", format="anthropic")
-    assert fields is not None
-    assert fields["system"] == "Be brief."
-    assert fields["messages"][:3] == [
+    told = fields(fold, "s", "anthropic")
+    assert told["system"] == "Be brief."
+    assert told["messages"][:3] == [
         {"role": "user", "content": [{"type": "text", "text": "What is the weather?"}]},
         {
             "role": "assistant",
@@ -147,7 +147,7 @@ def test_anthropic_has_blocks_and_the_system_apart() -> None:
         },
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "21"}]},
     ]
-    failed, denied, allowed = fields["messages"][4]["content"]
+    failed, denied, allowed = told["messages"][4]["content"]
     assert (failed["is_error"], denied["is_error"], "is_error" in allowed) == (True, True, False)
 
 
@@ -179,7 +179,7 @@ def test_tanstack_messages_have_the_parts_of_the_session() -> None:
 def test_history_ends_with_the_message_that_is_answered() -> None:
     fold = folded(said("u1", "one"), said("u2", "two"), said("u3", "three"))
     assert [one["content"] for one in messages(fold, "u2")] == ["one", "two"]
-    assert request_fields(fold, "u4", agent_id="agent") is None
+    assert History.of(fold, "u4") is None
 
 
 def test_calls_without_an_outcome_and_messages_without_words_are_left_out() -> None:

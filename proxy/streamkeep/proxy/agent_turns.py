@@ -11,9 +11,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 from streamkeep.proxy.errors import ApiError, problem_of
 from streamkeep.proxy.forwarding import Forwarder
@@ -22,11 +23,11 @@ from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.rules.access import Limits, Principal
 from streamkeep.proxy.rules.session_agents import AgentBook, AgentSpec
 from streamkeep.proxy.rules.stream_headers import format_timestamp
-from streamkeep.proxy.session_folds import KeptFold, stream_of
+from streamkeep.proxy.session_folds import KeptFold, make_views, stream_of
 from streamkeep.proxy.subscriptions import Subscriptions
 from streamkeep.proxy.tallies import SessionTally
 from streamkeep.sessions import events
-from streamkeep.sessions.agents import AgentAnswer, AnswerEnd, request_fields
+from streamkeep.sessions.agents import AgentAnswer, AnswerEnd, History
 from streamkeep.sessions.events import Author, writer_id
 from streamkeep.sessions.turns import turns_after_agent
 from streamkeep.sessions.views import Turn
@@ -53,6 +54,8 @@ logger = logging.getLogger(__name__)
 _JSON = "application/json"
 # What is taken at once of a body's bytes, so that others get their turn, and no commit is too long.
 _PART_BYTES = 32 * 1024
+# JSON of this size takes a few milliseconds, whatever it holds.
+_READ_AT_ONCE_BYTES = 64 * 1024
 _LOOK_SECONDS = 1.0
 _STORE_PAUSE_SECONDS = 0.5
 _HEADERS = [(b"content-type", b"application/json"), (b"accept", b"text/event-stream, application/json")]
@@ -165,7 +168,8 @@ class AgentTurn:
         Raises:
             TryLater: this process cannot make it now.
         """
-        history = request_fields(self._kept.fold, self._turn.cause_id, agent_id=self._turn.agent_id, format=spec.format)
+        await make_views(self._kept.fold)
+        history = History.of(self._kept.fold, self._turn.cause_id)
         if history is None:
             return AnswerEnd("error", "message_gone", "the message that was to be answered is gone")
         try:
@@ -174,7 +178,7 @@ class AgentTurn:
                 self._call,
                 destination,
                 _headers(spec),
-                _body(spec, history),
+                await asyncio.to_thread(_body, spec, self._turn.agent_id, history),
                 holder=spec.holder,
                 limits=Limits(spec.max_running, spec.max_per_minute),
             )
@@ -206,7 +210,8 @@ class AgentTurn:
                     return
                 for piece in pieces:
                     for start in range(0, len(piece.data), _PART_BYTES):
-                        await self._write(answer.feed(piece.data[start : start + _PART_BYTES]))
+                        feed = partial(answer.feed, piece.data[start : start + _PART_BYTES])
+                        await self._write(await _read(answer, feed))
                 if answer.is_too_large:
                     await self._parts.generations.cancel(self._call)
                     return
@@ -221,7 +226,7 @@ class AgentTurn:
 
     async def _end(self, answer: AgentAnswer, end: AnswerEnd) -> None:
         """Write the last rows, and with the very last one whom the answer wakes: nobody is to think that all is said."""
-        chunks = answer.end(end)
+        chunks = await _read(answer, partial(answer.end, end))
         further: list[events.Event] = []
         if answer.is_last_word:
             agents, at = (await self._book()).listening, _now()
@@ -279,6 +284,11 @@ class AgentTurn:
         self._parts.tally.rows += len(written)
 
 
+async def _read(answer: AgentAnswer, read: Callable[[], list[str]]) -> list[str]:
+    """What an answer's next bytes, or its end, give; while the loop goes on, where that may take long."""
+    return read() if answer.held_bytes <= _READ_AT_ONCE_BYTES else await asyncio.to_thread(read)
+
+
 def _message_start(turn: Turn, author: Author) -> str:
     named = {} if author.name is None else {"name": author.name}
     return _json({"type": "message-start", "agentId": turn.agent_id, "turnId": turn.id, **named})
@@ -291,10 +301,11 @@ def _headers(spec: AgentSpec) -> list[tuple[bytes, bytes]]:
     return [*(pair for pair in _HEADERS if pair[0] not in names), *own]
 
 
-def _body(spec: AgentSpec, history: dict[str, object]) -> bytes:
+def _body(spec: AgentSpec, agent_id: str, history: History) -> bytes:
     """The request's body: what the agent's owner wants in it, and the history. What the system says is added to his."""
-    body = {**spec.body_template, **history, "stream": True}
-    system, said = spec.body_template.get("system"), history.get("system")
+    told = history.request_fields(agent_id=agent_id, format=spec.format)
+    body = {**spec.body_template, **told, "stream": True}
+    system, said = spec.body_template.get("system"), told.get("system")
     if said and isinstance(system, str):
         body["system"] = f"{system}\n\n{said}"
     elif said and isinstance(system, list):

@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from streamkeep.proxy.errors import problem
 from streamkeep.sessions import SessionFold
 from streamkeep.sessions.views import Place
 from streamkeep.storage import SessionKey, Store, StreamInfo, StreamKey
+from streamkeep.storage.pauses import Pauses
 from streamkeep.storage.rules.json_messages import SEPARATOR
 from streamkeep.storage.rules.offsets import format_offset
 
 _PAGE_BYTES = 256 * 1024
+# Messages that are taken without a pause.
+_BATCH_BYTES = 8 * 1024
+_BATCH_MESSAGES = 16
 
 
 def stream_of(key: SessionKey) -> StreamKey:
@@ -47,6 +51,12 @@ class SessionFolds:
         """
         return (await self.kept(key)).fold
 
+    async def viewed(self, key: SessionKey) -> SessionFold:
+        """As `current`, for somebody who is to look at all messages and tool calls."""
+        fold = await self.current(key)
+        await make_views(fold)
+        return fold
+
     async def kept(self, key: SessionKey) -> KeptFold:
         """A session as it stands, for somebody who follows its stream. Raises as `current`."""
         stream = await self._stream(key)
@@ -55,20 +65,20 @@ class SessionFolds:
             kept = KeptFold(stream.id)
         self._kept[key] = kept
         self._kept.move_to_end(key)
-        async with kept.lock:
-            async for data, position in _pages(self._store, stream, kept.position):
-                kept.take(position, data)
+        await kept.read_on(self._store, stream)
         self._forget()
         return kept
 
     async def until(self, key: SessionKey, place: Place) -> SessionFold:
         """A session as it stood at a place in its stream: a fold of the caller's own. Raises as `current`."""
-        fold = SessionFold()
+        fold, pauses = SessionFold(), Pauses()
         async for data, position in _pages(self._store, await self._stream(key), 0):
-            missing = place.position - fold.position
-            fold.apply(_events(data)[:missing], format_offset(position + len(data)))
-            if fold.position >= place.position:
-                break
+            for messages, end in _batches(position, data):
+                missing = place.position - fold.position
+                fold.apply(_events(messages[:missing]), format_offset(end))
+                if fold.position >= place.position:
+                    return fold
+                await pauses.take()
         return fold
 
     async def _stream(self, key: SessionKey) -> StreamInfo:
@@ -85,20 +95,43 @@ class SessionFolds:
 
 
 class KeptFold:
-    """A fold, and how far its stream was read. One reads at a time; others may hand it what they have read."""
+    """A fold, and how far its stream was read. Whoever looks at it meanwhile sees a session as it stood before its tail."""
 
     def __init__(self, stream_id: int) -> None:
         self.stream_id = stream_id
         self.position = 0
         self.fold = SessionFold()
-        self.lock = asyncio.Lock()
+        self._taking = asyncio.Lock()
 
-    def take(self, position: int, data: bytes) -> None:
-        """Whole messages that stand at a position of the stream. What was taken before, and what lies further on, is left."""
-        new = data[max(self.position - position, 0) :]
-        if position <= self.position and new:
-            self.position += len(new)
-            self.fold.apply(_events(new), format_offset(self.position))
+    async def read_on(self, store: Store, stream: StreamInfo) -> None:
+        """Take what lies between here and the stream's tail. Raises: StreamNotFound, StoreUnavailable."""
+        async with self._taking:
+            async for data, position in _pages(store, stream, self.position):
+                await self._take(position, data)
+
+    async def take(self, position: int, data: bytes) -> None:
+        """Take whole messages that stand at a position of the stream, from somebody who has read them. What was taken before,
+        and what lies further on, is left."""
+        async with self._taking:
+            await self._take(position, data)
+
+    async def _take(self, position: int, data: bytes) -> None:
+        if position > self.position:
+            return
+        pauses = Pauses()
+        for messages, end in _batches(self.position, data[self.position - position :]):
+            self.position = end
+            self.fold.apply(_events(messages), format_offset(end))
+            await pauses.take()
+
+
+async def make_views(fold: SessionFold) -> None:
+    """Look at all messages and tool calls, with pauses: who does so before the next await finds them made."""
+    pauses = Pauses()
+    for message_id in fold.message_ids:
+        fold.message(message_id)
+        fold.calls_of(message_id)
+        await pauses.take()
 
 
 async def _pages(store: Store, stream: StreamInfo, position: int) -> AsyncIterator[tuple[bytes, int]]:
@@ -116,8 +149,20 @@ async def _pages(store: Store, stream: StreamInfo, position: int) -> AsyncIterat
         size_bytes = _PAGE_BYTES
 
 
-def _events(data: bytes) -> list[object]:
-    return [_parsed(message) for message in data.split(SEPARATOR)[:-1]]
+def _batches(position: int, data: bytes) -> Iterator[tuple[list[bytes], int]]:
+    """Whole messages that stand at a position, some at a time, with the position behind these."""
+    start = end = 0
+    messages: list[bytes] = []
+    while end < len(data):
+        begin, end = end, data.index(SEPARATOR, end) + 1
+        messages.append(data[begin : end - 1])
+        if end == len(data) or end - start >= _BATCH_BYTES or len(messages) == _BATCH_MESSAGES:
+            yield messages, position + end
+            start, messages = end, []
+
+
+def _events(messages: Sequence[bytes]) -> list[object]:
+    return [_parsed(message) for message in messages]
 
 
 def _parsed(message: bytes) -> object:

@@ -251,7 +251,7 @@ class _Work:
             while not reader.is_gone:
                 pieces = await readers.pieces(reader)
                 for piece in pieces:
-                    kept.take(piece.start, piece.data)
+                    await kept.take(piece.start, piece.data)
                 if pieces:
                     continue
                 if reader.feed.is_gone:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 
 from streamkeep.proxy import deletion
 from streamkeep.proxy.errors import ApiError, problem
@@ -37,7 +38,7 @@ from streamkeep.proxy.rules.session_requests import (
     Regeneration,
 )
 from streamkeep.proxy.rules.stream_headers import format_timestamp
-from streamkeep.proxy.session_folds import SessionFolds, stream_of
+from streamkeep.proxy.session_folds import SessionFolds, make_views, stream_of
 from streamkeep.proxy.subscriptions import Subscriptions
 from streamkeep.sessions import SessionFold, events
 from streamkeep.sessions.edits import Cut, cut_at, ends_of_open, removals
@@ -74,6 +75,7 @@ from streamkeep.storage import (
     StreamNotFound,
 )
 from streamkeep.storage.appender import Appender
+from streamkeep.storage.pauses import Pauses
 from streamkeep.storage.rules.json_messages import encode_message
 from streamkeep.storage.rules.offsets import format_offset, parse_offset
 
@@ -143,7 +145,7 @@ class Sessions:
         try:
             stream = await self._store.stream(stream_of(key), is_touched=False)
         except (StreamNotFound, StreamGone):
-            created = await self._store.create_stream(stream_of(key), StreamConfig(_JSON), _stored([told]))
+            created = await self._store.create_stream(stream_of(key), StreamConfig(_JSON), await _stored([told]))
             stream = created.stream
             if created.is_new:
                 self._tell_of_new(stream.key, stream.id, stream.tail.position)
@@ -158,6 +160,11 @@ class Sessions:
         """Raises: SessionNotFound, StreamNotFound, StreamGone."""
         record = await self._store.sessions.session(key)
         return Found(record, await self.folds.current(key))
+
+    async def view(self, key: SessionKey) -> Found:
+        """As `find`, for somebody who is to look at all messages and tool calls."""
+        record = await self._store.sessions.session(key)
+        return Found(record, await self.folds.viewed(key))
 
     async def rename(self, key: SessionKey, name: str | None, txid: str | None) -> SessionRecord:
         """Raises: SessionNotFound, StreamNotFound."""
@@ -234,10 +241,11 @@ class Sessions:
     async def _create_fork(self, key: SessionKey, place: Place, info: SessionInfo) -> None:
         """Make the stream of a fork. Raises: StreamExists."""
         past = await self.folds.until(key, place)
+        await make_views(past)
         first = [events.session_event(info), *ends_of_open(past, at=info.created_at)]
         point = ForkPoint(stream_of(key), parse_offset(place.offset), place.sub_offset or None)
         stream = stream_of(SessionKey(key.tenant, info.id))
-        created = await self._store.create_stream(stream, StreamConfig(_JSON, fork=point), _stored(first))
+        created = await self._store.create_stream(stream, StreamConfig(_JSON, fork=point), await _stored(first))
         if created.is_new:
             self._tell_of_new(stream, created.stream.id, created.stream.tail.position)
 
@@ -290,7 +298,7 @@ class Sessions:
                 answer; 409 `message_exists`.
         """
         book = await self._book_with(key, wanted.agent, principal)
-        fold = await self.folds.current(key)
+        fold = await self.folds.viewed(key)
         nonce = wanted.txid or str(uuid.uuid4())
         cut = _cut(fold, wanted)
         message_id, message = cut.cause.id, None
@@ -308,13 +316,14 @@ class Sessions:
         if message is not None and _is_taken(fold, message_id):
             raise _message_exists()
         await self._stop(key, [turn for turn in cut.turns if turn.is_pending])
-        fold = await self.folds.current(key)
+        fold = await self.folds.viewed(key)
         cut = _cut(fold, wanted)
         gone = removals(fold, cut.message_ids, cut.turns)
         added = [*([] if message is None else [message]), *decided.events(agents)]
         # A message is rewritten once: of two who do it at once, the second finds it gone.
         writer = writer_id("turn", decided.turns[0].id) if message is None else writer_id("rewrite", cut.cause.id)
-        appended = await self._write(key, with_txid([*gone, *added], wanted.txid), decided, Producer(writer, 0, 0))
+        written = chain(gone, with_txid(added, wanted.txid))
+        appended = await self._write(key, written, decided, Producer(writer, 0, 0))
         if appended.is_duplicate and (await self.folds.current(key)).turn(decided.turns[0].id) is None:
             raise _message_exists()
         await self._remove_the_rest(key, cut.message_ids)
@@ -561,7 +570,7 @@ class Sessions:
             fold, message_id, book.callable, max_depth=self.max_turns, at=_now(), answering=answering
         )
 
-    async def _write(self, key: SessionKey, written: Sequence[Event], decided: Decided, producer: Producer) -> Appended:
+    async def _write(self, key: SessionKey, written: Iterable[Event], decided: Decided, producer: Producer) -> Appended:
         """Write events, among them turns that a runner has to take."""
         if decided.turns:
             await self._store.sessions.mark_due(key)
@@ -571,9 +580,9 @@ class Sessions:
             self._wake(key)
         return appended
 
-    async def _append(self, key: SessionKey, written: Sequence[Event], producer: Producer | None = None) -> Appended:
+    async def _append(self, key: SessionKey, written: Iterable[Event], producer: Producer | None = None) -> Appended:
         stream = stream_of(key)
-        appended = await self._appender.append(StreamAppend(stream, _stored(written), _JSON, producer=producer))
+        appended = await self._appender.append(StreamAppend(stream, await _stored(written), _JSON, producer=producer))
         if not appended.is_duplicate:
             self._subscriptions.stream_changed(stream, appended.stream_id, appended.position, appended.tail.position)
         return appended
@@ -587,11 +596,13 @@ def _now() -> str:
     return format_timestamp(datetime.now(UTC))
 
 
-def _stored(written: Iterable[Event]) -> bytes:
-    """Events as a stream keeps them."""
-    return b"".join(
-        encode_message(json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()) for event in written
-    )
+async def _stored(written: Iterable[Event]) -> bytes:
+    """Events as a stream keeps them; a whole session may be taken away at once."""
+    stored, pauses = [], Pauses()
+    for event in written:
+        stored.append(encode_message(json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()))
+        await pauses.take()
+    return b"".join(stored)
 
 
 def _whole(message_id: str, parts: Sequence[Part], role: Role, actor: Actor) -> Event:

@@ -54,6 +54,7 @@ from streamkeep.storage import (
     WebhookKey,
 )
 from streamkeep.storage.appender import Appender
+from streamkeep.storage.pauses import Pauses
 from streamkeep.storage.rules import subscriptions as rules
 from streamkeep.storage.rules.globs import literal_prefix, matches
 from streamkeep.storage.rules.json_messages import encode_message
@@ -149,17 +150,18 @@ class Subscriptions:
             found = [one for key, one in news.items() if key.tenant == tenant]
             for start in range(0, len(found), _BATCH):
                 batch = found[start : start + _BATCH]
-                if await self._subscriptions.note(tenant, batch, self._matches(tenant, batch)):
+                if await self._subscriptions.note(tenant, batch, await self._matches(tenant, batch)):
                     self._is_due.set()
 
-    def _matches(self, tenant: str, news: Iterable[StreamNews]) -> list[tuple[str, str]]:
+    async def _matches(self, tenant: str, news: Iterable[StreamNews]) -> list[tuple[str, str]]:
         globs = [glob for glob in self._watch.globs if glob.key.tenant == tenant]
-        return [
-            (glob.key.id, one.path)
-            for one in news
-            for glob in globs
-            if one.path != glob.wake_stream and matches(glob.pattern, one.path)
-        ]
+        found, pauses = [], Pauses()
+        for one in news:
+            for glob in globs:
+                if one.path != glob.wake_stream and matches(glob.pattern, one.path):
+                    found.append((glob.key.id, one.path))
+                await pauses.take()
+        return found
 
     async def _follow_watch(self) -> None:
         """Learn of subscriptions that other instances made, and show them what they have just missed."""
@@ -384,7 +386,9 @@ class Subscriptions:
             attempt = await self._change(key, decide)
         except NoPendingWork:
             # The links may lag behind what was appended elsewhere.
-            await self._check_links([(key, link) for link in (await self.subscription(key))[1]])
+            links = (await self.subscription(key))[1]
+            for start in range(0, len(links), _PAGE):
+                await self._check_links([(key, link) for link in links[start : start + _PAGE]])
             await self._flush()
             attempt = await self._change(key, decide)
         return attempt, self._tokens.issue(key, attempt.generation, now=time.time())
@@ -461,11 +465,12 @@ class Subscriptions:
 
     async def _streams(self, tenant: str, pattern: str) -> AsyncIterator[StreamInfo]:
         """The streams that match a glob."""
-        prefix, after = literal_prefix(pattern), ""
+        prefix, after, pauses = literal_prefix(pattern), "", Pauses()
         while page := await self._store.list_streams(tenant, prefix=prefix, after=after, limit=_PAGE):
             for stream in page:
                 if matches(pattern, stream.key.path):
                     yield stream
+                await pauses.take()
             after = page[-1].key.path
 
     async def _found(self, key: StreamKey) -> StreamInfo | None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from streamkeep.sessions.views import Message, as_json
+from streamkeep.sessions.views import Message
 
 
-def compared(ours: Sequence[Message], theirs: Sequence[Message]) -> dict[str, Any]:
-    """Messages that both begin with, and the rest of either: as JSON. A message is the same with the same id and content."""
+def compared(ours: Sequence[Message], theirs: Sequence[Message]) -> dict[str, object]:
+    """Messages that both begin with, and the rest of either. A message is the same with the same id and content."""
     common = next((index for index, pair in enumerate(zip(ours, theirs, strict=False)) if not _are_same(*pair)), None)
     if common is None:
         common = min(len(ours), len(theirs))
     return {
         "commonMessages": common,
         "lastCommonMessageId": ours[common - 1].id if common else None,
-        "messages": as_json(tuple(ours[common:])),
-        "otherMessages": as_json(tuple(theirs[common:])),
+        "messages": tuple(ours[common:]),
+        "otherMessages": tuple(theirs[common:]),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from streamkeep.sessions.events import (
@@ -52,16 +52,19 @@ def cut_at(fold: SessionFold, message_id: str, *, is_rewritten: bool) -> Cut | N
     return Cut(answered, going, turns, tuple(one for one in turns if one.cause_id == turn.cause_id))
 
 
-def removals(fold: SessionFold, message_ids: Iterable[str], turns: Iterable[Turn]) -> list[Event]:
-    """The events that take messages and turns away, with what clients answered to them."""
-    events = []
+def removals(fold: SessionFold, message_ids: Iterable[str], turns: Iterable[Turn]) -> Iterator[Event]:
+    """The events that take messages and turns away, with what clients answered to them; the fold is looked at as they are
+    asked for."""
     for message_id in message_ids:
         calls, approvals = fold.clients_answers(message_id)
-        keys = [row_key(message_id, number) for number in fold.numbers(message_id)]
-        keys += [tool_result_key(message_id, call_id) for call_id in calls]
-        keys += [approval_key(message_id, approval_id) for approval_id in approvals]
-        events += [removal("chunk", key) for key in keys]
-    return [*events, *(removal("turn", turn.id) for turn in turns)]
+        for number in fold.numbers(message_id):
+            yield removal("chunk", row_key(message_id, number))
+        for call_id in calls:
+            yield removal("chunk", tool_result_key(message_id, call_id))
+        for approval_id in approvals:
+            yield removal("chunk", approval_key(message_id, approval_id))
+    for turn in turns:
+        yield removal("turn", turn.id)
 
 
 def ends_of_open(fold: SessionFold, *, at: str) -> list[Event]:

@@ -145,6 +145,11 @@ class SessionFold:
         """All messages, in the order of the stream."""
         return tuple(message.view() for message in self._state.messages.values())
 
+    @property
+    def message_ids(self) -> tuple[str, ...]:
+        """The ids of all messages, in the order of the stream."""
+        return tuple(self._state.messages)
+
     def message(self, message_id: str) -> Message | None:
         """One message, or None."""
         found = self._state.messages.get(message_id)
@@ -153,12 +158,12 @@ class SessionFold:
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """All tool calls, in the order of the stream within each message."""
-        return tuple(call.view() for message in self._state.messages.values() for call in message.calls.values())
+        return tuple(call for message in self._state.messages.values() for call in message.call_views())
 
     def calls_of(self, message_id: str) -> tuple[ToolCall, ...]:
         """A message's tool calls."""
         message = self._state.messages.get(message_id)
-        return () if message is None else tuple(call.view() for call in message.calls.values())
+        return () if message is None else message.call_views()
 
     def tool_call(self, tool_call_id: str) -> ToolCall | None:
         """The tool call of this id, the newest if there are several, or None."""
@@ -404,7 +409,7 @@ class SessionFold:
             return
         if not message.takes(chunk.seq):
             return
-        message.seen = None
+        message.change()
         message.end, message.last_chunk_at = self._after, chunk.created_at
         message.last_chunk_seq = message.last_chunk_seq if chunk.seq is None else chunk.seq
         self._count_tokens(chunk.fields)
@@ -581,7 +586,7 @@ class SessionFold:
 
     def _changed(self, call: CallState) -> None:
         call.end = self._after
-        self._state.messages[call.message_id].seen = None
+        self._state.messages[call.message_id].change()
         self._touched.messages[call.message_id] = None
 
     def _take_presence(self, change: Change) -> None:

@@ -195,6 +195,7 @@ class MessageState:
     seqs_ahead: set[int] = field(default_factory=set)
     deleted: set[int] = field(default_factory=set)
     seen: Message | None = field(default=None, compare=False)
+    seen_calls: tuple[ToolCall, ...] | None = field(default=None, compare=False)
 
     @property
     def is_complete(self) -> bool:
@@ -248,6 +249,16 @@ class MessageState:
                 actor_name=self.actor_name,
             )
         return self.seen
+
+    def call_views(self) -> tuple[ToolCall, ...]:
+        """Its tool calls as they are now; the same objects until it changes."""
+        if self.seen_calls is None:
+            self.seen_calls = tuple(call.view() for call in self.calls.values())
+        return self.seen_calls
+
+    def change(self) -> None:
+        """What was seen of it does not hold any more."""
+        self.seen = self.seen_calls = None
 
     def takes(self, seq: int | None) -> bool:
         """Whether a chunk of that number is a new one. One without a number always is."""
@@ -358,10 +369,10 @@ class MessageState:
 
     def _write_text(self, fields: dict[str, Any]) -> None:
         delta, content = text_or_none(fields.get("delta")), text_or_none(fields.get("content"))
-        if self.segment and self.has_calls_since_text and _is_unrelated(content, self._segment_text):
+        if content is not None and self._has_begun_anew(content):
             self.segment = []
             self.has_calls_since_text = False
-        added = delta or _rest(content or "", self._segment_text)
+        added = delta or (_rest(content, self._segment_text) if content else "")
         if not added:
             return
         last = len(self.parts) - 1
@@ -371,9 +382,14 @@ class MessageState:
             self.segment.append(len(self.parts))
             self.parts.append(TextState(GrowingText(added)))
 
+    def _has_begun_anew(self, content: str) -> bool:
+        """Whether what is said to be the whole text so far stands behind tool calls, and does not go on from the text."""
+        return bool(self.segment) and self.has_calls_since_text and not content.startswith(self._segment_text)
+
     @property
     def _segment_text(self) -> str:
-        """What was written since text began anew: agents tell the whole of it with every chunk."""
+        """What was written since text began anew: agents tell the whole of it with every chunk. It is put together for those
+        who do: for each piece of a long text that would take ever longer."""
         return "".join(cast("TextState", self.parts[index]).text.value for index in self.segment)
 
     def _write_thinking(self, fields: dict[str, Any]) -> None:
@@ -395,11 +411,6 @@ def _whole_part(part: dict[str, Any]) -> Part:
     if part.get("type") == "text" and isinstance(content, str):
         return TextPart(content)
     return OtherPart(part)
-
-
-def _is_unrelated(content: str | None, text: str) -> bool:
-    """Whether what is said to be the whole text so far neither goes on from the text, nor is it."""
-    return content is not None and (len(content) < len(text) or not content.startswith(text))
 
 
 def _rest(content: str, text: str) -> str:

@@ -165,7 +165,7 @@ def _load_session(dumped: dict[str, Any] | None) -> SessionInfo | None:
 
 
 def _dump_message(message: MessageState) -> dict[str, Any]:
-    dumped = {one.name: getattr(message, one.name) for one in fields(MessageState) if one.name != "seen"}
+    dumped = {one.name: getattr(message, one.name) for one in fields(MessageState) if one.compare}
     return dumped | {
         "start": asdict(message.start),
         "end": asdict(message.end),

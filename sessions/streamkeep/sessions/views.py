@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 
 Role = Literal["user", "assistant", "system"]
@@ -295,13 +298,54 @@ def as_json(view: object) -> Any:
     if isinstance(view, OtherPart):
         return view.value
     if is_dataclass(view) and not isinstance(view, type):
-        named = ((one.name, getattr(view, one.name)) for one in fields(view))
-        return {_camel(name): as_json(value) for name, value in named if value is not None}
+        named = ((camel, getattr(view, name)) for name, camel in _names(type(view)))
+        return {camel: as_json(value) for camel, value in named if value is not None}
     if isinstance(view, list | tuple):
         return [as_json(one) for one in view]
     return view
 
 
+def json_pieces(view: object) -> Iterator[str]:
+    """The text of what `as_json` makes of a view, value by value. What an iterator gives is written as a list."""
+    if isinstance(view, OtherPart):
+        yield _text(view.value)
+    elif is_dataclass(view) and not isinstance(view, type):
+        separator = "{"
+        for name, camel in _names(type(view)):
+            value = getattr(view, name)
+            if value is not None:
+                yield f'{separator}"{camel}":'
+                yield from json_pieces(value)
+                separator = ","
+        yield "{}" if separator == "{" else "}"
+    elif isinstance(view, list | tuple | Iterator):
+        separator = "["
+        for one in view:
+            yield separator
+            yield from json_pieces(one)
+            separator = ","
+        yield "[]" if separator == "[" else "]"
+    else:
+        yield _text(view)
+
+
+def _text(value: object) -> str:
+    """`null` for what has no form in JSON: an immense number, or what is too deep to be written."""
+    try:
+        return _encode(value)
+    except (RecursionError, ValueError):
+        return "null"
+
+
+@cache
+def _names(view: type) -> tuple[tuple[str, str], ...]:
+    """The names of a view's fields, and the same in camel case."""
+    return tuple((one.name, _camel(one.name)) for one in fields(view))
+
+
 def _camel(name: str) -> str:
     first, *rest = name.split("_")
     return first + "".join(word.capitalize() for word in rest)
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode

@@ -41,9 +41,9 @@ from streamkeep.storage.rules.offsets import format_offset
 _TOUCHES_PER_TTL = 3
 _MIN_TOUCH_SECONDS = 0.25
 
-# JSON that takes longer than a millisecond or so is parsed in a thread, of which there are few: each holds a body, its
-# messages and what it makes of them.
-_MAX_PARSED_AT_ONCE_BYTES = 64 * 1024
+# JSON that takes longer than a millisecond or so, or two dozen where it is hostile, is parsed in a thread, of which there
+# are few: each holds a body, its messages and what it makes of them.
+_MAX_PARSED_AT_ONCE_BYTES = 32 * 1024
 _PARSING_THREADS = 2
 
 # How often a stream may be made anew, with another schema, while an append to it is checked.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import problem
+from streamkeep.proxy.long_json import long_json
 from streamkeep.proxy.request_body import CallerLeft, whole_body
 from streamkeep.proxy.rules import stream_paths, wire
 from streamkeep.proxy.rules.access import Principal
@@ -41,6 +42,11 @@ from streamkeep.sessions import SessionFold, as_json
 from streamkeep.sessions.comparison import compared
 from streamkeep.storage import SessionKey, SessionRecord
 
+T = TypeVar("T")
+
+# Hostile JSON of this size takes some ten milliseconds.
+_MAX_PARSED_AT_ONCE_BYTES = 64 * 1024
+
 SessionId = Annotated[str, Path(description="The session: `[A-Za-z0-9][A-Za-z0-9._~:@-]{0,199}`")]
 
 
@@ -67,8 +73,7 @@ def _add_session(routes: APIRouter, service: Service) -> None:
     @routes.put("/{session_id}", summary="Make a session, or find it")
     async def create(session_id: SessionId, request: Request) -> JSONResponse:
         _, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            wanted = NewSession.parse(body)
+        wanted = await _wanted(service, request, NewSession.parse)
         record, is_new = await service.sessions.create(key, wanted.name)
         return _json(_session(record, service, request), status=201 if is_new else 200)
 
@@ -81,8 +86,7 @@ def _add_session(routes: APIRouter, service: Service) -> None:
     @routes.patch("/{session_id}", summary="Give a session another name")
     async def rename(session_id: SessionId, request: Request) -> JSONResponse:
         _, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            name, txid = new_name(body)
+        name, txid = await _wanted(service, request, new_name)
         return _json(_session(await service.sessions.rename(key, name, txid), service, request))
 
     @routes.delete("/{session_id}", summary="Delete a session with its stream and its generations", status_code=204)
@@ -93,8 +97,7 @@ def _add_session(routes: APIRouter, service: Service) -> None:
     @routes.post("/{session_id}/fork", summary="A new session with this one's history", status_code=201)
     async def fork(session_id: SessionId, request: Request) -> JSONResponse:
         _, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            wanted = NewFork.parse(body)
+        wanted = await _wanted(service, request, NewFork.parse)
         record, offset = await service.sessions.fork(key, wanted)
         return _json(_session(record, service, request) | {"offset": offset}, status=201)
 
@@ -103,31 +106,27 @@ def _add_writes(routes: APIRouter, service: Service) -> None:
     @routes.post("/{session_id}/messages", summary="Write a message, and call the agents that answer it")
     async def send(session_id: SessionId, request: Request) -> JSONResponse:
         principal, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            wanted = NewMessage.parse(body)
+        wanted = await _wanted(service, request, NewMessage.parse)
         return _written(await service.sessions.send(key, wanted, _actor(wanted.fields, request, principal), principal))
 
     @routes.post("/{session_id}/regenerate", summary="Have the answers from a message on written anew")
     async def regenerate(session_id: SessionId, request: Request) -> JSONResponse:
         principal, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            wanted = Regeneration.parse(body)
+        wanted = await _wanted(service, request, Regeneration.parse)
         actor = _actor(wanted.fields, request, principal)
         return _written(await service.sessions.regenerate(key, wanted, actor, principal))
 
     @routes.post("/{session_id}/stop", summary="Stop the answers under way, or one of them", status_code=204)
     async def stop(session_id: SessionId, request: Request) -> Response:
         _, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            message_id = stop_request(body)
+        message_id = await _wanted(service, request, stop_request)
         await service.sessions.stop(key, message_id)
         return _empty()
 
     @routes.post("/{session_id}/tool-results", summary="Tell what a tool gave that ran here", status_code=204)
     async def tool_result(session_id: SessionId, request: Request) -> Response:
         principal, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            wanted = NewToolResult.parse(body)
+        wanted = await _wanted(service, request, NewToolResult.parse)
         actor = _actor(wanted.fields, request, principal)
         return _empty(offset=await service.sessions.answer_tool_call(key, wanted, actor))
 
@@ -136,8 +135,7 @@ def _add_writes(routes: APIRouter, service: Service) -> None:
     )
     async def approve(session_id: SessionId, approval_id: str, request: Request) -> Response:
         principal, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            wanted = NewApproval.parse(body)
+        wanted = await _wanted(service, request, NewApproval.parse)
         actor = _actor(wanted.fields, request, principal)
         return _empty(offset=await service.sessions.answer_approval(key, approval_id, wanted, actor))
 
@@ -145,8 +143,7 @@ def _add_writes(routes: APIRouter, service: Service) -> None:
     async def be_present(session_id: SessionId, actor_id: str, request: Request) -> Response:
         principal, key = await _permitted(service, session_id, request)
         own_actor_id(check_actor_id(actor_id), principal)
-        async with _body(service, request) as body:
-            wanted = NewPresence.parse(body)
+        wanted = await _wanted(service, request, NewPresence.parse)
         return _empty(offset=await service.sessions.be_present(key, actor_id, wanted))
 
     @routes.delete("/{session_id}/presence/{actor_id:anything}", summary="Say that an actor has left", status_code=204)
@@ -167,8 +164,7 @@ def _add_agents(routes: APIRouter, service: Service) -> None:
     @routes.post("/{session_id}/agents", summary="Have agents take part")
     async def register(session_id: SessionId, request: Request) -> JSONResponse:
         principal, key = await _permitted(service, session_id, request)
-        async with _body(service, request) as body:
-            wanted = NewAgents.parse(body)
+        wanted = await _wanted(service, request, NewAgents.parse)
         await service.sessions.register(key, wanted.agents, wanted.txid, principal)
         return _json({"success": True})
 
@@ -181,32 +177,33 @@ def _add_agents(routes: APIRouter, service: Service) -> None:
 
 def _add_views(routes: APIRouter, service: Service) -> None:
     @routes.get("/{session_id}/messages", summary="Messages, as the session's events make them")
-    async def messages(session_id: SessionId, request: Request) -> JSONResponse:
+    async def messages(session_id: SessionId, request: Request) -> StreamingResponse:
         _, key = await _permitted(service, session_id, request)
         query = MessagesQuery.parse(wire.single_parameters(request.scope["query_string"]))
         fold = (await service.sessions.find(key)).fold
-        found = fold.messages
+        ids = fold.message_ids
         if query.before is not None:
-            end = next((index for index, one in enumerate(found) if one.id == query.before), None)
-            if end is None:
+            if query.before not in ids:
                 raise problem(404, "message_not_found", "the session has no such message")
-            found = found[:end]
-        page = found[-query.limit :]
-        before = page[0].id if len(page) < len(found) else None
-        return _json({"messages": as_json(page), "before": before, "offset": fold.offset})
+            ids = ids[: ids.index(query.before)]
+        page = ids[-query.limit :]
+        before = page[0] if len(page) < len(ids) else None
+        found = tuple(fold.message(message_id) for message_id in page)
+        return await long_json({"messages": found, "before": before, "offset": fold.offset})
 
     @routes.get("/{session_id}/compare/{other_id}", summary="What two sessions have in common, and what each has alone")
-    async def compare(session_id: SessionId, other_id: str, request: Request) -> JSONResponse:
+    async def compare(session_id: SessionId, other_id: str, request: Request) -> StreamingResponse:
         principal, key = await _permitted(service, session_id, request)
         other = SessionKey(principal.tenant, wire.check_session_id(other_id))
-        ours = (await service.sessions.find(key)).fold.messages
-        theirs = (await service.sessions.find(other)).fold.messages
-        return _json({"sessionId": key.id, "otherId": other.id, **compared(ours, theirs)})
+        ours = (await service.sessions.view(key)).fold.messages
+        theirs = (await service.sessions.view(other)).fold.messages
+        found = await asyncio.to_thread(compared, ours, theirs)
+        return await long_json({"sessionId": key.id, "otherId": other.id, **found})
 
     @routes.get("/{session_id}/export", summary="All of a session as one JSON document")
-    async def export(session_id: SessionId, request: Request) -> JSONResponse:
+    async def export(session_id: SessionId, request: Request) -> StreamingResponse:
         _, key = await _permitted(service, session_id, request)
-        return _json(_exported(await service.sessions.find(key), service, request))
+        return await long_json(_exported(await service.sessions.view(key), service, request))
 
 
 async def _permitted(service: Service, session_id: str, request: Request) -> tuple[Principal, SessionKey]:
@@ -215,12 +212,13 @@ async def _permitted(service: Service, session_id: str, request: Request) -> tup
     return principal, SessionKey(principal.tenant, wire.check_session_id(session_id))
 
 
-@asynccontextmanager
-async def _body(service: Service, request: Request) -> AsyncIterator[bytes]:
-    """Raises: ApiError."""
+async def _wanted(service: Service, request: Request, parse: Callable[[bytes], T]) -> T:
+    """What a request's body says; a large one is read while the loop goes on. Raises: ApiError, BadRequest."""
     try:
         async with whole_body(request.receive, service.body_budget, max_bytes=MAX_BODY_BYTES) as body:
-            yield body
+            if len(body) <= _MAX_PARSED_AT_ONCE_BYTES:
+                return parse(body)
+            return await asyncio.to_thread(parse, body)
     except CallerLeft:
         raise problem(400, "incomplete_body", "the body was cut short") from None
 
@@ -250,8 +248,9 @@ def _told(fold: SessionFold) -> dict[str, Any]:
 
 
 def _exported(found: Found, service: Service, request: Request) -> dict[str, Any]:
+    """All that the session is at this moment, as `long_json` takes it."""
     fold = found.fold
-    views = {
+    views: dict[str, Any] = {
         "messages": fold.messages,
         "toolCalls": fold.tool_calls,
         "approvals": fold.approvals,
@@ -260,8 +259,7 @@ def _exported(found: Found, service: Service, request: Request) -> dict[str, Any
         "participants": fold.participants,
         "presence": fold.presence,
     }
-    told = _session(found.record, service, request) | _told(fold)
-    return told | {name: as_json(view) for name, view in views.items()}
+    return _session(found.record, service, request) | _told(fold) | views
 
 
 def _written(written: Written) -> JSONResponse:

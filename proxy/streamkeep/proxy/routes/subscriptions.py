@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
@@ -11,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import ApiError, problem_of
+from streamkeep.proxy.long_json import written
 from streamkeep.proxy.request_body import CallerLeft, whole_body
 from streamkeep.proxy.rules import subscription_requests as requests
 from streamkeep.proxy.rules import wire
@@ -38,6 +40,8 @@ from streamkeep.storage import (
 from streamkeep.storage.rules.subscriptions import FAILING_AFTER
 
 ROOT = "/v1/stream/__ds/"
+# JSON of this size takes a few milliseconds, whatever it holds.
+_MAX_PARSED_AT_ONCE_BYTES = 64 * 1024
 _JWKS_HEADERS = [("Content-Type", "application/jwk-set+json"), ("Cache-Control", "public, max-age=300")]
 
 
@@ -116,7 +120,7 @@ class _Request:
                 "wake_id": attempt.wake_id,
                 "generation": attempt.generation,
                 "token": token,
-                "streams": [link_json(link) for link in attempt.links],
+                "streams": map(link_json, attempt.links),
                 "lease_ttl_ms": attempt.subscription.config.lease_ttl_ms,
             },
         )
@@ -155,7 +159,7 @@ class _Request:
             "subscription_id": subscription.key.id,
             "type": config.delivery.value,
             "pattern": config.pattern,
-            "streams": [link_json(link) for link in links],
+            "streams": map(link_json, links),
             "lease_ttl_ms": config.lease_ttl_ms,
             "created_at": subscription.created_at.isoformat().replace("+00:00", "Z"),
             "status": "failed" if subscription.wake.attempts >= FAILING_AFTER else "active",
@@ -181,10 +185,13 @@ class _Request:
 
     async def _json(self) -> dict[str, object]:
         async with whole_body(self._receive, self._service.body_budget, max_bytes=requests.MAX_BODY_BYTES) as body:
-            return requests.json_object(body)
+            if len(body) <= _MAX_PARSED_AT_ONCE_BYTES:
+                return requests.json_object(body)
+            return await asyncio.to_thread(requests.json_object, body)
 
     async def _json_answer(self, status: int, value: object) -> None:
-        await asgi.answer_json(self._send, status, value)
+        body = b"".join(await written(value))
+        await asgi.answer(self._send, status, body, [("Content-Type", "application/json"), asgi.NO_STORE])
 
     async def _no_content(self) -> None:
         await asgi.answer(self._send, 204, b"", [asgi.NO_STORE])

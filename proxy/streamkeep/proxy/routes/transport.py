@@ -8,13 +8,14 @@ from datetime import UTC
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi, deletion
 from streamkeep.proxy.errors import ApiError, not_found, problem
 from streamkeep.proxy.forwarding import Destination
 from streamkeep.proxy.generations import NOT_UPSTREAMS
+from streamkeep.proxy.long_json import long_json
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Credentials, Principal, Right
@@ -156,10 +157,10 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/api", tags=["transport"])
 
     @routes.get("/{session_id}/active", summary="A session's running generations, and those that ended within the hour")
-    async def active(session_id: SessionId, request: Request) -> JSONResponse:
+    async def active(session_id: SessionId, request: Request) -> StreamingResponse:
         principal = await service.access.principal(request.scope)
         rows = await service.generations.active(principal.tenant, wire.check_session_id(session_id))
-        return _json([describe(row, service, request.scope) for row in rows])
+        return await long_json(describe(row, service, request.scope) for row in rows)
 
     @routes.get("/{session_id}/{request_id}", summary="A generation, with fresh URLs")
     async def generation(session_id: SessionId, request_id: RequestId, request: Request) -> JSONResponse:

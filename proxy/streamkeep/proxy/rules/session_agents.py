@@ -173,12 +173,14 @@ class AgentBook:
 
     def _that_fits(self, *, least: int) -> AgentBook:
         """This book, without the oldest of those that came with messages where it would be too large."""
-        book = self
-        while len(book.dump()) > MAX_AGENTS_BYTES:
-            if len(book.inline) <= least:
+        excess, inline = len(self.dump()) - MAX_AGENTS_BYTES, self.inline
+        while excess > 0:
+            if len(inline) <= least:
                 raise bad(f"a session's agents may take {MAX_AGENTS_BYTES} bytes together", "agents_too_large")
-            book = replace(book, inline=book.inline[1:])
-        return book
+            oldest, inline = AgentBook(inline=inline[:1]), inline[1:]
+            # With the comma behind it.
+            excess -= len(oldest.dump()) - len(AgentBook().dump()) + bool(inline)
+        return replace(self, inline=inline)
 
     def spec_id(self, spec: AgentSpec) -> str | None:
         """Under which id an agent that came with a message is kept."""

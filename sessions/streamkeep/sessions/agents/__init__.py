@@ -2,6 +2,6 @@
 
 from streamkeep.sessions.agents.answer import AgentAnswer, AnswerEnd
 from streamkeep.sessions.agents.formats import AgentFormat
-from streamkeep.sessions.agents.history import request_fields
+from streamkeep.sessions.agents.history import History
 
-__all__ = ["AgentAnswer", "AgentFormat", "AnswerEnd", "request_fields"]
+__all__ = ["AgentAnswer", "AgentFormat", "AnswerEnd", "History"]

@@ -44,6 +44,11 @@ class AgentAnswer:
         return self._writer.is_too_large
 
     @property
+    def held_bytes(self) -> int:
+        """How much is held of what is not complete; to read it takes place with its last bytes."""
+        return self._events.held_bytes
+
+    @property
     def is_last_word(self) -> bool:
         """Whether it is whole, and waits for nobody to run a tool or to approve of one."""
         return self._writer.ended_by == "done" and not self._writer.has_open_calls

@@ -39,6 +39,11 @@ class AnswerEvents:
         self._lines = _Lines()
         self._framing: _EventStream | _JsonLines = _EventStream()
 
+    @property
+    def held_bytes(self) -> int:
+        """How much there is of an event that is not complete."""
+        return self._lines.rest_bytes + self._framing.size_bytes
+
     def feed(self, data: bytes) -> Iterator[Event | EndMark]:
         """The events that the next bytes complete."""
         if self._opening is not None:

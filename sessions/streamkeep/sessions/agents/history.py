@@ -35,23 +35,56 @@ MAX_HISTORY_CHARACTERS = 1_000_000
 Json = dict[str, Any]
 
 
-def request_fields(
-    session: SessionFold, until: str, *, agent_id: str, format: AgentFormat | None = None
-) -> Json | None:
-    """The fields of a request's body that tell a session up to the message named `until`: `messages`, with what the system
-    says as `system` for `anthropic`, or `input` for `openai-responses`. Without a format it is as for `openai`. None: there is
-    no such message."""
-    history = _up_to(session.messages, until)
-    if history is None:
-        return None
-    calls = {(call.message_id, call.id): call for call in session.tool_calls}
-    others = {agent.id: agent.name or agent.id for agent in session.agents if agent.id != agent_id}
+Calls = Mapping[tuple[str, str], ToolCall]
 
-    def written(message: Message) -> list[Json]:
-        rounds = _rounds(message, calls, others.get(message.actor_id))
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A session up to a message, as it stood when this was made. It never changes, so it may be written in any thread."""
+
+    messages: Sequence[Message]
+    calls: Calls
+    names: Mapping[str, str]
+
+    @classmethod
+    def of(cls, session: SessionFold, until: str) -> History | None:
+        """The history that ends with the message `until`. None: there is no such message."""
+        messages = session.messages
+        end = next((index for index, message in enumerate(messages, 1) if message.id == until), None)
+        if end is None:
+            return None
+        calls = {(call.message_id, call.id): call for call in session.tool_calls}
+        return cls(messages[:end], calls, {agent.id: agent.name or agent.id for agent in session.agents})
+
+    def request_fields(self, *, agent_id: str, format: AgentFormat | None = None) -> Json:
+        """The fields of a request's body that tell it to an agent: `messages`, with what the system says as `system` for
+        `anthropic`, or `input` for `openai-responses`. Without a format it is as for `openai`."""
+        kept = self._newest(agent_id, format)
+        if format == "anthropic":
+            system = "\n\n".join(message.text for message, _ in kept if message.role == "system")
+            messages = [one for message, ones in kept if message.role != "system" for one in ones]
+            return {"messages": messages, **({"system": system} if system else {})}
+        return {"input" if format == "openai-responses" else "messages": [one for _, ones in kept for one in ones]}
+
+    def _newest(self, agent_id: str, format: AgentFormat | None) -> Sequence[tuple[Message, list[Json]]]:
+        """As many of the newest messages as there is room for, with what is written for each; the last one whatever its
+        size."""
+        room = MAX_HISTORY_CHARACTERS
+        kept: list[tuple[Message, list[Json]]] = []
+        for message in reversed(self.messages):
+            ones = self._written(message, agent_id, format)
+            room -= sum(len(as_text(one)) for one in ones)
+            if room < 0 and kept:
+                break
+            kept.append((message, ones))
+        return kept[::-1]
+
+    def _written(self, message: Message, agent_id: str, format: AgentFormat | None) -> list[Json]:
+        speaker = None if message.actor_id == agent_id else self.names.get(message.actor_id)
+        rounds = _rounds(message, self.calls, speaker)
         match format:
             case "ai-sdk":
-                return [_ui_message(message, calls)]
+                return [_ui_message(message, self.calls)]
             case "tanstack":
                 return [_tanstack_message(message)]
             case "anthropic":
@@ -60,33 +93,6 @@ def request_fields(
                 return [one for part in rounds for one in _response_items(part)]
             case _:
                 return [one for part in rounds for one in _chat_messages(part)]
-
-    kept = _newest([(message, written(message)) for message in history])
-    if format == "anthropic":
-        system = "\n\n".join(message.text for message, _ in kept if message.role == "system")
-        messages = [one for message, ones in kept if message.role != "system" for one in ones]
-        return {"messages": messages, **({"system": system} if system else {})}
-    return {"input" if format == "openai-responses" else "messages": [one for _, ones in kept for one in ones]}
-
-
-Calls = Mapping[tuple[str, str], ToolCall]
-
-
-def _up_to(messages: Sequence[Message], until: str) -> Sequence[Message] | None:
-    for index, message in enumerate(messages, 1):
-        if message.id == until:
-            return messages[:index]
-    return None
-
-
-def _newest(written: Sequence[tuple[Message, list[Json]]]) -> Sequence[tuple[Message, list[Json]]]:
-    """As many of the newest as there is room for; the last one whatever its size."""
-    room = MAX_HISTORY_CHARACTERS
-    for back, (_, ones) in enumerate(reversed(written)):
-        room -= sum(len(as_text(one)) for one in ones)
-        if room < 0:
-            return written[len(written) - max(back, 1) :]
-    return written
 
 
 @dataclass(frozen=True, slots=True)
