@@ -10,7 +10,7 @@ from streamkeep.storage import StoreError, StoreUnavailable
 from streamkeep.storage.contract import raised
 from streamkeep.storage.postgres import PostgresStore, migrate
 from streamkeep.storage.postgres._migrate import migrations
-from tests.postgres import Connection, connected, role, until_waiting
+from tests.postgres import DEADLINE_SECONDS, Connection, connected, role, until_waiting
 
 _COLUMNS = """
 select table_name, column_name, data_type, is_nullable, column_default
@@ -18,6 +18,9 @@ from information_schema.columns
 where table_schema = 'streamkeep'
 order by table_name, column_name
 """
+
+
+_READ_CHUNKS = "select from streamkeep.chunks"
 
 
 @pytest.fixture
@@ -115,3 +118,39 @@ async def test_a_migration_and_a_commit_under_way_do_not_wait_for_each_other(emp
             await until_waiting(third)
             assert await third.fetch("select from streamkeep.generations") == []
         assert await task == [15, 16]
+
+
+@pytest.fixture
+def short_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streamkeep.storage.postgres._migrate._TRY_SECONDS", 0.1)
+    monkeypatch.setattr("streamkeep.storage.postgres._migrate._PAUSE_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("short_tries")
+async def test_what_is_asked_while_a_migration_waits_is_answered(
+    empty_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await migrate(empty_url, up_to=15)
+    async with connected(empty_url) as backup, connected(empty_url) as third:
+        async with backup.transaction():
+            await backup.execute(_READ_CHUNKS)
+            task = asyncio.create_task(migrate(empty_url))
+            await until_waiting(third)
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                assert await third.fetch(_READ_CHUNKS) == []
+                while "others use its tables" not in caplog.text:
+                    await asyncio.sleep(0.005)
+            assert not task.done()
+        assert await task == [migration.version for migration in migrations()[15:]]
+
+
+@pytest.mark.usefixtures("short_tries")
+async def test_a_migration_gives_up_when_others_are_in_the_way_for_too_long(empty_url: str) -> None:
+    await migrate(empty_url, up_to=15)
+    async with connected(empty_url) as backup:
+        async with backup.transaction():
+            await backup.execute(_READ_CHUNKS)
+            error = await raised(StoreError, migrate(empty_url, lock_seconds=0.0))
+            assert "pg_locks" in str(error)
+            assert not isinstance(error, StoreUnavailable)
+        assert await migrate(empty_url) == [migration.version for migration in migrations()[15:]]

@@ -2,21 +2,31 @@
 
 All of it is one transaction under an advisory lock, so several processes may start at once and a failure leaves nothing
 half done.
+
+The database may be in use, and whoever asks for a table for which a migration waits, waits behind it. So a migration waits
+for tables in short tries. Each is undone as a whole when its time is over, and lets everybody else go on for a while.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass
 from importlib import resources
 
 import asyncpg
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from streamkeep.storage._errors import StoreError
 from streamkeep.storage.postgres._database import DRIVER_ERRORS, connect, disconnect, translated
 
+logger = logging.getLogger(__name__)
+
 _LOCK = 0x73747265616D  # "stream": one lock for all processes that migrate one database
+# Longer than a server takes to stop an autovacuum that is in the way: its `deadlock_timeout`, which is a second.
+_TRY_SECONDS = 2.0
+_PAUSE_SECONDS = 1.0
 _MIN_SERVER_VERSION = 150000
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
@@ -43,11 +53,17 @@ def migrations() -> list[Migration]:
 
 
 async def migrate(
-    dsn: str, *, up_to: int | None = None, connect_seconds: float = 10.0, statement_seconds: float = 120.0
+    dsn: str,
+    *,
+    up_to: int | None = None,
+    connect_seconds: float = 10.0,
+    statement_seconds: float = 120.0,
+    lock_seconds: float = 60.0,
 ) -> list[int]:
     """Apply what is missing, up to a version if one is given; return the versions that were applied.
 
-    Safe to call from several processes at once. The right to create a schema is needed the first time only.
+    Safe to call from several processes at once. The right to create a schema is needed the first time only. Others may use
+    the tables meanwhile; those that keep them from being changed are waited for, for about `lock_seconds` in all.
 
     Raises:
         StoreError: the server is older than 15, the database is newer than this code, or a migration that was
@@ -59,9 +75,14 @@ async def migrate(
         try:
             async with connection.transaction(isolation="read_committed"):
                 await connection.execute(f"select pg_advisory_xact_lock({_LOCK})")
-                return await _apply(connection, up_to)
+                return await _in_tries(lock_seconds)(_try, connection, up_to)
         finally:
             await disconnect(connection)
+    except asyncpg.LockNotAvailableError as exc:
+        raise StoreError(
+            f"the schema cannot be brought up to date: for {lock_seconds:g} s others have kept tables in use that are to be "
+            "changed; pg_locks and pg_stat_activity tell who, and an old transaction is the likeliest"
+        ) from exc
     except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidSchemaNameError) as exc:
         raise StoreError(f"the schema cannot be brought up to date: {exc}") from exc
     except (*DRIVER_ERRORS, ValueError) as exc:
@@ -87,6 +108,28 @@ _STOP_COMMITS = "lock table streamkeep.chunks in share row exclusive mode"
 _APPLIED = "select version, checksum from streamkeep.migrations order by version"
 
 _RECORD = "insert into streamkeep.migrations (version, name, checksum) values ($1, $2, $3)"
+
+
+def _in_tries(seconds: float) -> AsyncRetrying:
+    return AsyncRetrying(
+        retry=retry_if_exception_type(asyncpg.LockNotAvailableError),
+        wait=wait_fixed(_PAUSE_SECONDS),
+        stop=stop_after_delay(seconds),
+        before_sleep=_tell,
+        reraise=True,
+    )
+
+
+def _tell(state: RetryCallState) -> None:
+    logger.warning("the schema is to be changed, and others use its tables: waited %.0f s", state.seconds_since_start)
+
+
+async def _try(connection: asyncpg.Connection[asyncpg.Record], up_to: int | None) -> list[int]:
+    """Raises: asyncpg.LockNotAvailableError: somebody is in the way; nothing was done, and no lock is held but that of
+    all who migrate, so nobody tries meanwhile."""
+    async with connection.transaction():
+        await connection.execute(f"set local lock_timeout = '{_TRY_SECONDS:g}s'")
+        return await _apply(connection, up_to)
 
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], up_to: int | None) -> list[int]:
