@@ -14,6 +14,7 @@ import gc
 import logging
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,8 @@ class Connection(HttpToolsProtocol):
         async def app_with_abort(scope: Any, receive: Any, send: Any) -> None:
             scope["streamkeep.abort"] = transport.abort
             scope["streamkeep.cut"] = transport.close
+            if scope["http_version"] == "1.0":
+                send = AnswerInHttp10(send.__self__)
             try:
                 await app(scope, receive, send)
             finally:
@@ -194,6 +197,34 @@ class Connection(HttpToolsProtocol):
         if self.pipeline or cycle is None or cycle.response_complete:
             return not self.pipeline
         return not self._is_in_head and not cycle.response_started
+
+
+class AnswerInHttp10:
+    """`send` of an answer to a client that knows no chunks. An answer without a length ends with its connection then; and one
+    that breaks off does so with a reset, or it would look whole."""
+
+    __slots__ = ("_cycle", "_has_length")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._has_length = True
+
+    async def __call__(self, message: Any) -> None:
+        cycle = self._cycle
+        if message["type"] == "http.response.start":
+            self._has_length = any(name.lower() == b"content-length" for name, _ in message["headers"])
+        if self._has_length or cycle.disconnected:
+            await cycle.send(message)
+            return
+        if message["type"] == "http.response.start":
+            cycle.chunked_encoding = False
+            _reset_when_closed(cycle.transport, True)
+        else:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await cycle.send(message)
+        # The connection is only about to be closed.
+        if cycle.response_complete:
+            _reset_when_closed(cycle.transport, False)
 
 
 class Server(uvicorn.Server):
@@ -327,6 +358,11 @@ def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
 def _chunk_writer(cycle: RequestResponseCycle) -> ChunkWriter | None:
     """As `ChunkWriter.of`."""
     return ChunkWriter(cycle.transport, cycle.flow) if cycle.chunked_encoding else None
+
+
+def _reset_when_closed(transport: asyncio.Transport, is_wanted: bool) -> None:
+    peer: socket.socket = transport.get_extra_info("socket")
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", is_wanted, 0))
 
 
 def _notice_dead_peers(peer: socket.socket | None) -> None:
