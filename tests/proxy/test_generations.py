@@ -678,7 +678,11 @@ class Forgetful(MemoryStore):
         return await super().generation(key)
 
 
-async def test_who_records_a_generation_finds_it_without_the_store_until_it_ends() -> None:
+async def test_who_records_a_generation_finds_it_without_the_store_until_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("streamkeep.proxy.generations._BELIEVED_SECONDS", 3600.0)
+
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "text/event-stream"})
         await exchange.chunk(CHAT)
@@ -700,23 +704,38 @@ async def test_who_records_a_generation_finds_it_without_the_store_until_it_ends
 
 
 class CutOff(Forgetful):
-    """Renews no lease either while it `is_away`."""
+    """Refuses one more call while it `is_away`."""
+
+    def __init__(self, refused: str) -> None:
+        super().__init__()
+        self._refused = refused
 
     async def renew(self, owner: Owner) -> None:
-        if self.is_away:
-            raise StoreUnavailable("away")
+        self._refuse_if("renew")
         await super().renew(owner)
 
+    async def cancel_requests(self, owner: Owner) -> list[int]:
+        self._refuse_if("cancel_requests")
+        return await super().cancel_requests(owner)
 
-async def test_who_may_have_been_taken_for_dead_answers_nothing_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamkeep.proxy.generations.HEARTBEAT_SECONDS", 0.02)
-    monkeypatch.setattr("streamkeep.proxy.generations.LEASE_SECONDS", 0.2)
+    def _refuse_if(self, asked: str) -> None:
+        if self.is_away and asked == self._refused:
+            raise StoreUnavailable("away")
+
+
+# By the one a process learns that it was taken for dead, and by the other what was deleted.
+@pytest.mark.parametrize("refused", ["renew", "cancel_requests"])
+async def test_who_is_cut_off_answers_nothing_from_memory(refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "streamkeep.proxy.generations"
+    for every, believed in (("HEARTBEAT_SECONDS", "LEASE_SECONDS"), ("_CANCEL_POLL_SECONDS", "_BELIEVED_SECONDS")):
+        monkeypatch.setattr(f"{module}.{every}", 0.02)
+        monkeypatch.setattr(f"{module}.{believed}", 0.2)
 
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "text/plain"})
         await exchange.is_gone.wait()
 
-    store = CutOff()
+    store = CutOff(refused)
     async with serving(store) as proxy, upstream(play) as server:
         await proxy.create("chat", "1", server.url)
         for is_away, status in ((True, 503), (False, 200)):

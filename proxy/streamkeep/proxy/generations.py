@@ -93,6 +93,8 @@ ACTIVE_AFTER_END = timedelta(hours=1)
 _MAX_SCAN_GAP_SECONDS = 6.0
 _CLOCK_SECONDS = 0.25
 _CANCEL_POLL_SECONDS = 1.0
+# So long after the store was last asked what is to be stopped, memory is not believed any more.
+_BELIEVED_SECONDS = 3.0
 _AUDIENCE_POLL_SECONDS = 1.0
 _MAX_AUDIENCE_GAP_SECONDS = 3.0
 _VERDICT_POLL_SECONDS = 0.1
@@ -255,6 +257,7 @@ class Generations:
         self._tasks: set[asyncio.Task[None]] = set()
         self._owner: Owner | None = None
         self._renewed_at = -math.inf
+        self._cancels_polled_at = -math.inf
         self._registering = asyncio.Lock()
         self._audience_watch = AudienceWatch(max_gap_seconds=_MAX_AUDIENCE_GAP_SECONDS, settle_seconds=COUNTED_SECONDS)
         self._transport = UpstreamTransport(resolve=resolve)
@@ -301,9 +304,11 @@ class Generations:
             return self._owner
 
     @property
-    def _is_lease_sure(self) -> bool:
-        """Whether nobody can have taken this process for dead yet: not so after it was frozen, or cut off for long."""
-        return time.monotonic() - self._renewed_at < LEASE_SECONDS
+    def _is_memory_sure(self) -> bool:
+        """Whether nobody can have taken this process for dead, nor deleted or stopped what runs here unheard: not so after it
+        was frozen, nor once it is cut off for long."""
+        now = time.monotonic()
+        return now - self._renewed_at < LEASE_SECONDS and now - self._cancels_polled_at < _BELIEVED_SECONDS
 
     # What routes ask for
 
@@ -352,7 +357,7 @@ class Generations:
         """
         GENERATION.set(key)
         call = self._calls_by_key.get(key)
-        if call is not None and call.is_streaming and self._is_lease_sure:
+        if call is not None and call.is_streaming and self._is_memory_sure:
             return call.generation
         return await self.stored(key)
 
@@ -891,8 +896,10 @@ class Generations:
                 call.stop(code)
 
     async def _poll_cancels(self) -> None:
+        began_at = time.monotonic()
         if self._calls and self._owner is not None:
             self.cancel_requested(await self._store.cancel_requests(self._owner))
+        self._cancels_polled_at = began_at
 
     async def _poll_audiences(self) -> None:
         """Stop what nobody reads any more, as its caller wished."""
