@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import gzip
 import hashlib
 import json
@@ -743,6 +744,16 @@ async def test_who_is_cut_off_answers_nothing_from_memory(refused: str, monkeypa
             async with asyncio.timeout(60):
                 while (await proxy.client.get("/api/chat/1")).status_code != status:
                     await asyncio.sleep(0.005)
+
+
+async def test_the_url_of_a_call_is_forgotten_with_it(proxy: Proxy) -> None:
+    async with upstream(whole(b"x", "text/plain")) as server:
+        await proxy.create("chat", "1", f"{server.url}/v1?key=the-callers")
+        await proxy.ending("chat", "1")
+    async with asyncio.timeout(60):
+        while any(type(one) is httpx.URL and one.query == b"key=the-callers" for one in gc.get_objects()):
+            await asyncio.sleep(0.01)
+            gc.collect()
 
 
 async def test_silence_after_the_end_mark_is_a_finished_answer() -> None:

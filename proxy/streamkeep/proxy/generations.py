@@ -55,7 +55,7 @@ from streamkeep.proxy.rules.endings import EndingObserver
 from streamkeep.proxy.rules.headers import kept_headers
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.tallies import GenerationTally
-from streamkeep.proxy.upstream import AddressRefused, Resolver, UpstreamTransport, parsed_url
+from streamkeep.proxy.upstream import AddressRefused, Resolver, UpstreamTransport
 from streamkeep.storage import (
     Claim,
     Code,
@@ -726,7 +726,7 @@ class Generations:
         timeout = httpx.Timeout(None, connect=clocks.connect_seconds)
         sent = httpx.Request(
             request.method,
-            parsed_url(request.url),
+            request.url,
             headers=request.headers,
             content=content,
             extensions={"timeout": timeout.as_dict(), "streamkeep.private": request.may_be_private},

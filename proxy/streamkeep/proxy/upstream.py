@@ -25,7 +25,6 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import httpx
 
@@ -61,12 +60,6 @@ class RequestRefused(httpx.LocalProtocolError):
 
 class AddressRefused(httpx.ConnectError):
     """The host leads to an address that is not public, and the request may not go to one. Nothing was sent."""
-
-
-@lru_cache(maxsize=256)
-def parsed_url(url: str) -> httpx.URL:
-    """A URL taken apart, once for the few that callers use again and again. Raises: httpx.InvalidURL."""
-    return httpx.URL(url)
 
 
 async def system_resolver(host: str, port: int) -> list[str]:
