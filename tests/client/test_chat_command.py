@@ -201,6 +201,7 @@ async def test_the_last_answers_end_is_the_exit_code(
     "arguments",
     [
         [],
+        ["a/b"],
         ["s", "--agent", "gpt"],
         ["s", "--model", "m"],
         ["s", "--agent", "http://127.0.0.1:9/", "--agent-body", "[]"],

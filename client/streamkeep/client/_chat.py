@@ -164,6 +164,9 @@ class DurableChat(ChatView):
     Callbacks run one at a time in a thread of their own, and may use the chat: `on_change` for everything, `on_message` for each
     message that was not there before, `on_finish` for each answer that has ended, `on_error` for what failed. What was there on
     connecting is not told but by `on_change`. Several threads may share a chat.
+
+    Raises:
+        ValueError: no session can have this id.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ from streamkeep.client._errors import (
 )
 from streamkeep.client._peer import Peer
 from streamkeep.client._retry import Patience
-from streamkeep.client._rules import protocol, session_calls
+from streamkeep.client._rules import protocol, session_calls, wire
 from streamkeep.client._rules.chats import ALL, STATUS, ChatChanges, ChatState, PendingWrite, Step
 from streamkeep.client._rules.decoding import Batches, JsonBatch
 from streamkeep.client._rules.presence import PresencePlan, PresenceStatus, Said
@@ -118,7 +118,7 @@ class ChatCore:
         callbacks: Callbacks,
     ) -> None:
         writing, self._reading = channels
-        self.session_id = session_id
+        self.session_id = wire.check_session_id(session_id)
         self.actor = actor
         self.agent = agent
         self.background = background

@@ -23,7 +23,7 @@ _PAGE_ROWS = 100
 
 
 class Sessions:
-    """The durable sessions of the server at `url`.
+    """The durable sessions of the server at `url`. An id that none can have is a ValueError, and nothing is asked.
 
     `key` is the server's key. It, and each value in `headers` and `params`, is a text or a callable that gives one.
     """
@@ -245,6 +245,8 @@ class SessionsCore:
     async def fork(
         self, session_id: str, at_message_id: str | None, new_session_id: str | None, name: str | None
     ) -> str:
+        if new_session_id is not None:
+            wire.check_session_id(new_session_id)
         body = _body(atMessageId=at_message_id, newSessionId=new_session_id, name=name)
         return session_calls.parse_record(await self.ask("POST", session_id, "fork", body=body)).id
 
@@ -252,7 +254,9 @@ class SessionsCore:
         return await self.ask("GET", session_id, "export", max_bytes=_MAX_EXPORT_BYTES)
 
     async def compare(self, session_id: str, other_id: str) -> dict[str, Any]:
-        return await self.ask("GET", session_id, "compare", other_id, max_bytes=_MAX_EXPORT_BYTES)
+        return await self.ask(
+            "GET", session_id, "compare", wire.check_session_id(other_id), max_bytes=_MAX_EXPORT_BYTES
+        )
 
     async def subject(self) -> str | None:
         """Of whom the caller's token speaks; None where it has none, or one that speaks of nobody."""
@@ -271,9 +275,10 @@ class SessionsCore:
     ) -> dict[str, Any]:
         """Ask one of a session's routes; what it answers, with the `offset` after what was written.
 
-        Raises: SessionNotFound, ServerError, ConnectionFailed, ProtocolError.
+        Raises: ValueError, SessionNotFound, ServerError, ConnectionFailed, ProtocolError.
         """
-        peer = self._peer.at(session_calls.session_url(self.base, session_id, *segments))
+        url = session_calls.session_url(self.base, wire.check_session_id(session_id), *segments)
+        peer = self._peer.at(url)
         peer.patience = patience or peer.patience
         headers = {} if body is None else {"Content-Type": protocol.JSON}
         try:
