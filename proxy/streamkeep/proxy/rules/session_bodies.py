@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from streamkeep.proxy.rules.wire import BadRequest, is_id
-from streamkeep.sessions.nesting import is_deeper
+from streamkeep.sessions.json_text import MAX_DEPTH, TooDeep, json_value
 from streamkeep.storage.rules.texts import is_storable
 
 MAX_BODY_BYTES = 1024 * 1024
 MAX_NAME_CHARACTERS = 200
-MAX_DEPTH = 64
 
-# What the longest number that every reader of JSON understands has at most.
-_MAX_INTEGER_DIGITS = 300
 _MAX_ACTOR_CHARACTERS = 200
 _MAX_TXID_CHARACTERS = 200
 _MAX_CALL_ID_CHARACTERS = 512
@@ -42,12 +38,10 @@ class Fields:
         Raises:
             BadRequest: it is no JSON object in UTF-8, is too deep, or holds what no other reader could take.
         """
-        if is_deeper(body.decode(errors="replace"), MAX_DEPTH):
-            raise bad(f"the body's JSON may be nested {MAX_DEPTH} times")
         try:
-            values = json.loads(
-                (body or b"{}").decode(), parse_constant=_refuse, parse_float=_finite, parse_int=_of_some_digits
-            )
+            values = json_value((body or b"{}").decode())
+        except TooDeep:
+            raise bad(f"the body's JSON may be nested {MAX_DEPTH} times") from None
         except ValueError:
             raise bad("the body must be a JSON object, in UTF-8") from None
         if not isinstance(values, dict):
@@ -161,20 +155,3 @@ def _is_unicode(values: Mapping[str, Any]) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _refuse(constant: str) -> object:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number is too large")
-    return value
-
-
-def _of_some_digits(text: str) -> int:
-    if len(text) > _MAX_INTEGER_DIGITS:
-        raise ValueError("a number is too large")
-    return int(text)

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from streamkeep.sessions.agents.framing import json_value
 from streamkeep.sessions.chunks import as_text
+from streamkeep.sessions.json_text import json_value
 
 FINISH_REASONS: Final = frozenset({"stop", "length", "content_filter", "tool_calls"})
 

@@ -7,26 +7,22 @@ to be handed on, is not. After an event that is too large, nothing more is read:
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
-from streamkeep.sessions.nesting import is_deeper
+from streamkeep.sessions.json_text import json_value
 
 Event = Mapping[str, Any]
 EndMark = Literal["[DONE]"]
 
 MAX_EVENT_BYTES = 1024 * 1024
-MAX_DEPTH = 64
 
 END_MARK: Final = "[DONE]"
 """What stands in the place of a last event, in many formats."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_MAX_DIGITS = 300
 _MAX_ERROR_CHARACTERS = 500
 
 
@@ -169,13 +165,6 @@ class _JsonLines:
         yield from _objects(_parsed(b"\n".join(self._whole)))
 
 
-def json_value(text: str) -> Any:
-    """A JSON value that can be handed on: not too deep, and with numbers that everybody reads. Raises: ValueError."""
-    if is_deeper(text, MAX_DEPTH):
-        raise ValueError("this is too deep")
-    return _DECODER.decode(text)
-
-
 def _parsed(line: bytes) -> Any:
     """None for what is no JSON, and for `null`."""
     try:
@@ -194,24 +183,3 @@ def _named(name: str, text: bytes, found: object) -> Iterator[Event]:
 
 def _objects(found: object) -> Iterator[Event]:
     yield from (one for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict))
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number is too large")
-    return value
-
-
-def _short(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError("a number is too large")
-    return int(text)
-
-
-def _refuse(constant: str) -> object:
-    raise ValueError(f"{constant} is not JSON")
-
-
-# Made once: a decoder that refuses something takes longer to make than a small event to decode.
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_short)
