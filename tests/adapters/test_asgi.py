@@ -290,6 +290,33 @@ async def test_a_server_that_stops_says_so(proxy: Proxy, session: str) -> None:
     assert backend.ended == ["1"]
 
 
+async def test_an_answer_that_is_stopped_closes_its_generator_and_tells_its_readers(backend: Backend) -> None:
+    for shape, generation in (("ai", "1"), ("tanstack", "2")):
+        await backend.post(shape, generation)
+    await until(lambda: sorted(backend.begun) == ["1", "2"])
+    stop = backend.responses.stop
+    stopped = await asyncio.gather(*(stop("chat", generation) for generation in ("1", "1", "2")))
+    assert {answer.status_code for answer in stopped} == {204}
+    assert sorted(backend.ended) == ["1", "2"]
+    assert await backend.messages("/streams/chat/1") == [{"type": "error", "errorText": "the answer was stopped"}]
+    shared = (await backend.client.get("/streams/chat", params={"offset": "-1"})).json()
+    assert [chunk["message"] for chunk in shared if chunk["type"] == "RUN_ERROR"] == ["the answer was stopped"]
+    assert (await stop("chat")).status_code == 204, "nothing runs"
+    assert (await stop("no/id")).status_code == 400
+
+
+async def test_any_process_stops_an_answer(proxy: Proxy, session: str) -> None:
+    url = f"{proxy.url}/v1/stream/{session}"
+    async with backend_over(over(url)) as first, backend_over(over(url)) as second:
+        await first.post("ai")
+        assert (await second.responses.stop("chat")).status_code == 204
+        told = await second.messages("/streams/chat/1")
+        assert told == [{"type": "error", "errorText": "the answer was stopped"}]
+        first.say(9)
+        await until(lambda: first.ended == ["1"])
+        assert await second.messages("/streams/chat/1") == told
+
+
 async def astream_all(url: str) -> AsyncIterator[Any]:
     async with astream(url) as response:
         async for message in response.iter_json():

@@ -153,7 +153,8 @@ class DurableResponses:
         self._lease_seconds = lease_seconds
         self._owner = uuid.uuid4().hex
         self._claims: set[str] = set()
-        self._runs: set[asyncio.Task[None]] = set()
+        self._stopped: set[str] = set()
+        self._runs: dict[str, asyncio.Task[None]] = {}
         self._watches: dict[tuple[str, str | None], _Watch] = {}
         self._transport = http or httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
         self._lease: asyncio.Task[None] | None = None
@@ -168,9 +169,9 @@ class DurableResponses:
 
     async def __aexit__(self, *exc_info: object) -> None:
         if self._runs:
-            await asyncio.wait(self._runs, timeout=self._drain_seconds)
+            await asyncio.wait(self._runs.values(), timeout=self._drain_seconds)
         assert self._lease is not None
-        ending = {self._lease, *self._runs}
+        ending = {self._lease, *self._runs.values()}
         for task in ending:
             task.cancel()
         await asyncio.wait(ending)
@@ -201,6 +202,19 @@ class DurableResponses:
         if found is None:
             return Response(status_code=204, headers=_NO_STORE)
         return self._location(chat, found.id, 200)
+
+    async def stop(self, chat: str, generation: str | None = None) -> Response:
+        """Stop the named generation, or the chat's newest, wherever it runs: 204, also where nothing runs.
+
+        Its readers are told as of a failure. The generator is closed: here at once, and in another process when it yields.
+        """
+        try:
+            found = await self._running(chat, generation)
+            if found is not None:
+                await self._stop(found)
+        except (InvalidId, StreamkeepError) as exc:
+            return _refusal(exc)
+        return Response(status_code=204, headers=_NO_STORE)
 
     async def tanstack(
         self,
@@ -344,9 +358,8 @@ class DurableResponses:
                 self._claims.discard(wanted.claim)
                 raise
             if claimed == wanted:
-                run = asyncio.create_task(self._generate(wanted, chunks))
-                self._runs.add(run)
-                run.add_done_callback(self._runs.discard)
+                run = self._runs[wanted.claim] = asyncio.create_task(self._generate(wanted, chunks))
+                run.add_done_callback(lambda _: self._forget(wanted))
                 return True
             self._claims.discard(wanted.claim)
         await self._end_if_lost(claimed)
@@ -368,8 +381,9 @@ class DurableResponses:
                     async for message in messages:
                         await producer.append(message)
                 except asyncio.CancelledError:
+                    what = "answer" if generation.claim in self._stopped else "server"
                     async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                        await producer.append(_encoded(generation.failure("the server was stopped")))
+                        await producer.append(_encoded(generation.failure(f"the {what} was stopped")))
                         await self._close(generation, producer)
                     raise
                 await self._close(generation, producer)
@@ -378,8 +392,22 @@ class DurableResponses:
             with suppress(StreamkeepError, TimeoutError):
                 async with asyncio.timeout(_LAST_WORDS_SECONDS):
                     await self._end(generation, "the answer could not be stored whole")
-        finally:
-            self._claims.discard(generation.claim)
+
+    def _forget(self, generation: _Generation) -> None:
+        """It is not generated here any more."""
+        self._claims.discard(generation.claim)
+        self._stopped.discard(generation.claim)
+        del self._runs[generation.claim]
+
+    async def _stop(self, generation: _Generation) -> None:
+        run = self._runs.get(generation.claim)
+        if run is None:
+            await self._end(generation, "the answer was stopped")
+            return
+        if generation.claim not in self._stopped:
+            self._stopped.add(generation.claim)
+            run.cancel()
+        await asyncio.wait([run], timeout=_LAST_WORDS_SECONDS)
 
     async def _told(self, generation: _Generation, chunks: Chunks) -> AsyncGenerator[bytes, None]:
         """What a generator yields, as messages, and behind them what went wrong in it."""
