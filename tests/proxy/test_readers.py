@@ -14,7 +14,17 @@ import pytest
 from streamkeep.proxy.asgi import ChunkWriter
 from streamkeep.proxy.readers import Piece, Reader, Readers
 from streamkeep.proxy.rules.sse import Encoding
-from streamkeep.storage import Append, GenerationKey, MemoryStore, Owner, UpstreamHead
+from streamkeep.storage import (
+    Append,
+    GenerationKey,
+    MemoryStore,
+    Owner,
+    StreamAppend,
+    StreamConfig,
+    StreamKey,
+    UpstreamHead,
+)
+from streamkeep.storage.appender import Appender
 
 
 class Log:
@@ -106,6 +116,28 @@ async def test_news_that_can_be_written_at_once_does_not_end_the_wait(log: Log) 
         assert await take(readers, reader) == b"c"
         assert not reader.feed.crowds
     assert readers.tally.delivered_bytes == 2
+
+
+async def test_who_appends_alone_is_answered_before_a_crowd_is_told() -> None:
+    store, peer = MemoryStore(), Peer()
+    stream = (await store.create_stream(StreamKey("default", "a"), StreamConfig("text/plain"))).stream
+    readers = Readers(store)
+    appender = Appender(store, readers)
+    work = asyncio.create_task(appender.run())
+    with readers.reader(stream.id, 0, lambda: None) as reader:
+        assert await take(readers, reader) == b""
+        waiting = asyncio.create_task(peer.wait(reader))
+        await asyncio.sleep(0)
+        await appender.append(StreamAppend(stream.key, b"news", "text/plain"))
+        assert (reader.feed.position, peer.got) == (4, b"")
+        async with asyncio.timeout(30):
+            while not peer.got:
+                await asyncio.sleep(0)
+        assert (peer.got, waiting.done()) == (b"news", False)
+        reader.leave()
+        await waiting
+    work.cancel()
+    await asyncio.wait([work])
 
 
 async def test_a_crowd_goes_on_without_a_slow_peer_which_stays_where_it_was(log: Log) -> None:

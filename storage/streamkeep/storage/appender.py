@@ -172,6 +172,10 @@ class Appender:
             if isinstance(result, StoreError):
                 self._fail([item], result)
                 continue
+            if len(batch) == 1 and not item.outcome.done():
+                # Whoever is alone is answered before a crowd is told, which may take ten milliseconds. Many answers would
+                # take longer than that.
+                item.outcome.set_result(result)
             if not result.is_duplicate:
                 if item.append.data:
                     self._audience.appended(result.stream_id, result.position, item.append.data)
