@@ -140,6 +140,48 @@ async def test_who_appends_alone_is_answered_before_a_crowd_is_told() -> None:
     await asyncio.wait([work])
 
 
+async def test_thousands_are_told_in_several_turns_and_all_of_them_of_everything(log: Log) -> None:
+    readers, peers = Readers(log.store), [Peer() for _ in range(9000)]
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(readers.reader(log.stream_id, 0, lambda: None)) for _ in peers]
+        assert await take(readers, crowd[0]) == b""
+        waits = [asyncio.create_task(peer.wait(reader)) for peer, reader in zip(peers, crowd, strict=True)]
+        await asyncio.sleep(0)
+        for data in (b"a", b"b", b"c", b"d"):
+            readers.appended(log.stream_id, *await log.write(data))
+            before = [peer.got for peer in peers]
+            await asyncio.sleep(0)
+            assert 0 < sum(peer.got != got for peer, got in zip(peers, before, strict=True)) < len(peers)
+        assert all(peer.got for peer in peers), "whoever was left is told first"
+        async with asyncio.timeout(60):
+            while not all(peer.got == b"abcd" for peer in peers):
+                await asyncio.sleep(0)
+        assert not any(wait.done() for wait in waits)
+        # An end wakes them all.
+        readers.closed(log.stream_id, log.tail)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert 0 < sum(wait.done() for wait in waits) < len(waits) / 2
+        async with asyncio.timeout(60):
+            await asyncio.gather(*waits)
+    assert readers.tally.delivered_bytes == 4 * len(peers)
+
+
+async def test_those_who_wait_alone_are_woken_in_several_turns(log: Log) -> None:
+    readers = Readers(log.store)
+    with ExitStack() as stack:
+        alone = [stack.enter_context(readers.reader(log.stream_id, 0, lambda: None)) for _ in range(3000)]
+        assert await take(readers, alone[0]) == b""
+        waits = [asyncio.create_task(reader.wait(time.monotonic() + 120)) for reader in alone]
+        await asyncio.sleep(0)
+        readers.appended(log.stream_id, *await log.write(b"news"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert 0 < sum(wait.done() for wait in waits) < len(waits) / 2
+        async with asyncio.timeout(60):
+            await asyncio.gather(*waits)
+
+
 async def test_a_crowd_goes_on_without_a_slow_peer_which_stays_where_it_was(log: Log) -> None:
     readers, quick, slow = Readers(log.store), Peer(), Peer()
     with (

@@ -12,7 +12,8 @@ A reader subscribes first, then reads, then waits. There is no await between loo
 
 News is told once for each turn of the loop, after all that the turn brought. Readers who wait at one place and read in one
 form are a crowd: what is theirs is made once and written to all of them in the very call that tells of it, and they move on
-together. Their tasks are woken for all else.
+together. Their tasks are woken for all else. Thousands are told in several turns, so that other streams do not stand still: a
+crowd has a bounded size, and one that has to wait for the next turn stays where it is.
 
 Pieces of a message stream are whole messages, however the log is cut. A stream with a sliding TTL is touched for as long
 as it has a feed.
@@ -23,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -50,6 +51,11 @@ _READ_BYTES = 128 * 1024
 _NEWS_BYTES = 16 * 1024
 _READ_TOGETHER = 200
 _TOLD_AT_ONCE = 64
+# What is done in one turn of the loop, some forty milliseconds of it. What a task does that is woken takes ten times as long as
+# a write.
+_WRITTEN_IN_A_TURN = 4000
+_WOKEN_IN_A_TURN = 400
+_CROWD_READERS = 500
 _POLL_SECONDS = 1.0
 _TICK_SECONDS = 1.0
 # An enumeration looks a member up each time, which takes as long as encoding a chunk.
@@ -121,18 +127,19 @@ class Piece:
         return sse.base64_frame(to_array(self.data), offset), offset, b""
 
 
-Place = tuple[int, bytes, Encoding, str]
-"""Where readers stand in a stream, what they hold back, and the encoding and the cursor that they read with."""
+Place = tuple[int, bytes, Encoding, str, int]
+"""Where readers stand in a stream, what they hold back, the encoding and the cursor that they read with, and the number of their
+crowd among those of which all that is the same."""
 
 
 class Crowd:
     """Readers of one feed who wait at one place, and so get the same from then on; with the ways to write to them, and the
     monotonic instant at which they were last sent something."""
 
-    __slots__ = ("cursor", "encoding", "held", "position", "sent_at", "writers")
+    __slots__ = ("cursor", "encoding", "held", "number", "position", "sent_at", "writers")
 
     def __init__(self, place: Place) -> None:
-        self.position, self.held, self.encoding, self.cursor = place
+        self.position, self.held, self.encoding, self.cursor, self.number = place
         self.sent_at = 0.0
         self.writers: dict[Reader, ChunkWriter] = {}
 
@@ -141,11 +148,7 @@ class Crowd:
 
     @property
     def place(self) -> Place:
-        return self.position, self.held, self.encoding, self.cursor
-
-    def wake(self) -> None:
-        for reader in self.writers:
-            reader.wake()
+        return self.position, self.held, self.encoding, self.cursor, self.number
 
 
 News = tuple[Crowd, Piece, bytes, bytes]
@@ -155,26 +158,53 @@ back; and what the crowd held back before."""
 
 class Telling:
     """One telling of the readers of some feeds. What a crowd gets is made once, and what some dozens of crowds get goes out in
-    a row: each system call drives all else out of the processor's caches."""
+    a row: each system call drives all else out of the processor's caches.
+
+    What would take too long is left to the next one: `asleep` are readers that are to be woken, `untold` feeds with crowds that
+    stay where they were.
+    """
 
     def __init__(self, tally: ReadTally) -> None:
+        self.asleep: list[Reader] = []
+        self.untold: list[Feed] = []
         self._at = time.monotonic()
         self._tally = tally
         self._told: list[Feed] = []
         self._news: list[News] = []
+        self._written = 0
+        self._woken = 0
 
     def tell(self, feed: Feed) -> None:
         """There may be news for everybody who reads here."""
-        for reader in feed.alone:
-            reader.wake()
+        if feed.alone:
+            self.wake(feed.alone)
         crowds, feed.crowds = feed.crowds, {}
         is_one = len(crowds) == 1
+        left: list[Crowd] = []
         for crowd in crowds.values():
-            if not self._move(feed, crowd, is_one=is_one):
-                crowd.wake()
+            is_at_tail = crowd.position == feed.position
+            if is_at_tail and not (feed.is_closed or feed.is_gone or crowd.place in feed.crowds):
+                feed.crowds[crowd.place] = crowd
+            elif self._written >= _WRITTEN_IN_A_TURN and not is_at_tail:
+                left.append(crowd)
+            elif not self._move(feed, crowd, is_one=is_one):
+                self.wake(crowd.writers)
             elif len(self._news) == _TOLD_AT_ONCE:  # A feed alone may have many: cursors are the callers' to choose.
                 self.send()
+        if left:
+            # They are the first to be told then.
+            feed.crowds = {crowd.place: crowd for crowd in left} | feed.crowds
+            self.untold.append(feed)
         self._told.append(feed)
+
+    def wake(self, readers: Iterable[Reader]) -> None:
+        """End the waits of readers, or of some of them."""
+        for reader in readers:
+            if self._woken < _WOKEN_IN_A_TURN:
+                self._woken += 1
+                reader.wake()
+            else:
+                self.asleep.append(reader)
 
     def send(self) -> None:
         """Write what there is to write. A peer that takes nothing now is left to its reader's task, which goes on from where
@@ -205,10 +235,11 @@ class Telling:
         # Crowds that differ in their cursors alone get one frame; where there is one crowd, nobody else would ask for it.
         make = piece.frame if is_one else piece.shared_frame
         frame, offset, held = make(crowd.encoding, crowd.held)
-        place = (piece.end, held, crowd.encoding, crowd.cursor)
+        place = (piece.end, held, crowd.encoding, crowd.cursor, crowd.number)
         if place in feed.crowds:
             return False
         feed.crowds[place] = crowd
+        self._written += len(crowd.writers)
         chunk = b""
         if frame:
             chunk = asgi.chunk(frame + sse.control_frame(offset, crowd.cursor, is_up_to_date=True))
@@ -397,9 +428,10 @@ class Reader:
     async def wait_in_crowd(self, until: float, encoding: Encoding, cursor: str, writer: ChunkWriter) -> None:
         """The same in the company of all who read in one form from here on: what news can be written to the peers at once
         does not end the wait."""
-        place = (self.position, self.held, encoding, cursor)
+        place = (self.position, self.held, encoding, cursor, 0)
         crowds = self.feed.crowds
-        crowd = crowds.get(place)
+        while (crowd := crowds.get(place)) is not None and len(crowd.writers) >= _CROWD_READERS:
+            place = (*place[:-1], place[-1] + 1)
         if crowd is None:
             crowd = crowds[place] = Crowd(place)
         crowd.writers[self] = writer
@@ -450,6 +482,7 @@ class Readers:
         self._recorded_here: set[int] = set()
         self._stale: set[int] = set()
         self._untold: dict[Feed, None] = {}
+        self._asleep: list[Reader] = []
         self._refresh = asyncio.Event()
         self._is_closed = False
         self._steady_count = 0
@@ -598,15 +631,25 @@ class Readers:
 
     def _tell(self, feed: Feed) -> None:
         if not self._untold:
-            asyncio.get_running_loop().call_soon(self._tell_all)
+            self._tell_soon()
         self._untold[feed] = None
+
+    def _tell_soon(self) -> None:
+        if not (self._untold or self._asleep):
+            asyncio.get_running_loop().call_soon(self._tell_all)
 
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
+        asleep, self._asleep = self._asleep, []
         telling = Telling(self.tally)
+        telling.wake(asleep)
         for feed in untold:
             telling.tell(feed)
         telling.send()
+        if telling.untold or telling.asleep:
+            self._tell_soon()
+            self._untold.update(dict.fromkeys(telling.untold))
+            self._asleep += telling.asleep
 
     # Audience of the writer
 
