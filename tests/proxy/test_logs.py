@@ -136,3 +136,10 @@ def test_the_form_follows_the_setting_or_else_the_terminal(
             return is_terminal
 
     assert isinstance(logs.handler(chosen, Stream()).formatter, JsonFormatter) is is_json
+
+
+def test_a_text_line_is_one_line_whatever_is_logged() -> None:
+    text = StringIO()
+    handler = logs.handler(LogFormat.TEXT, text)
+    handler.handle(logging.LogRecord("x", logging.ERROR, __file__, 1, "é %s \u2028", ("c\r\n\x1b[0m\ud800",), None))
+    assert text.getvalue().endswith(" ERROR x: é c\\r\\n\\x1b[0m\\ud800 \\u2028\n")

@@ -113,13 +113,21 @@ class _Answers:
 
 
 class TextFormatter(logging.Formatter):
-    """One line for each thing that is told; a failure's traceback stands below its own."""
+    """One line for each thing that is told; a failure's traceback stands below its own. What a terminal, or a reader of
+    lines, would take for its own is spelled out: names in messages may be anybody's."""
 
     def format(self, record: logging.LogRecord) -> str:
         if not isinstance(record.msg, _Answers):
             return super().format(record)
         start = f"{self.formatTime(record)} {record.levelname} {record.name}: "
         return "\n".join(f"{start}{answer}" for answer in record.msg.each)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        if not record.message.isprintable():
+            record.message = "".join(
+                one if one.isprintable() else one.encode("unicode_escape").decode() for one in record.message
+            )
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):
