@@ -19,7 +19,8 @@ from streamkeep.proxy.long_json import written
 from streamkeep.proxy.rules.session_agents import AgentBook, AgentSpec
 from streamkeep.proxy.rules.session_bodies import Fields
 from streamkeep.proxy.rules.subscription_requests import json_object
-from streamkeep.proxy.session_folds import KeptFold, SessionFolds, stream_of
+from streamkeep.proxy.session_folds import KeptFold, SessionFolds
+from streamkeep.proxy.session_streams import stream_of
 from streamkeep.sessions import SessionFold, as_json
 from streamkeep.sessions.agents import AgentAnswer, History
 from streamkeep.sessions.messages import MessageState

@@ -11,9 +11,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 
 from streamkeep.proxy.errors import ApiError, problem_of
@@ -22,8 +21,8 @@ from streamkeep.proxy.generations import NOT_UPSTREAMS, Generations
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.rules.access import Limits, Principal
 from streamkeep.proxy.rules.session_agents import AgentBook, AgentSpec
-from streamkeep.proxy.rules.stream_headers import format_timestamp
-from streamkeep.proxy.session_folds import KeptFold, make_views, stream_of
+from streamkeep.proxy.session_folds import KeptFold, make_views
+from streamkeep.proxy.session_streams import append_of, now, stream_of
 from streamkeep.proxy.subscriptions import Subscriptions
 from streamkeep.proxy.tallies import SessionTally
 from streamkeep.sessions import events
@@ -42,16 +41,13 @@ from streamkeep.storage import (
     Store,
     StoreError,
     StoreUnavailable,
-    StreamAppend,
     StreamNotFound,
 )
 from streamkeep.storage.appender import Appender
 from streamkeep.storage.rules.generations import Code
-from streamkeep.storage.rules.json_messages import encode_message
 
 logger = logging.getLogger(__name__)
 
-_JSON = "application/json"
 # What is taken at once of a body's bytes, so that others get their turn, and no commit is too long.
 _PART_BYTES = 32 * 1024
 # JSON of this size takes a few milliseconds, whatever it holds.
@@ -59,7 +55,7 @@ _READ_AT_ONCE_BYTES = 64 * 1024
 _LOOK_SECONDS = 1.0
 _STORE_PAUSE_SECONDS = 0.5
 _HEADERS = [(b"content-type", b"application/json"), (b"accept", b"text/event-stream, application/json")]
-_REASONS = {
+_REASONS: Mapping[str, str] = {
     Code.TRUNCATED: "the agent closed the connection in the middle of its answer",
     Code.UPSTREAM_FAILED: "the agent's connection broke off",
     Code.TIMED_OUT: "the agent took longer than it may",
@@ -229,7 +225,7 @@ class AgentTurn:
         chunks = await _read(answer, partial(answer.end, end))
         further: list[events.Event] = []
         if answer.is_last_word:
-            agents, at = (await self._book()).listening, _now()
+            agents, at = (await self._book()).listening, now()
             decided = turns_after_agent(self._kept.fold, self._turn, agents, max_depth=self._parts.max_turns, at=at)
             further = decided.events(agents)
             for turn in decided.refused:
@@ -257,7 +253,7 @@ class AgentTurn:
         Raises:
             StoreError: the session cannot be written to.
         """
-        at, rows = _now(), []
+        at, rows = now(), []
         for chunk in chunks:
             seq, self._next = self._next, self._next + 1
             if seq >= self._first:
@@ -265,10 +261,8 @@ class AgentTurn:
         if not rows:
             return
         rows[-1][1].extend(further)
-        stream, writer = stream_of(self._session), writer_id("message", self._turn.message_id)
-        appends = [
-            StreamAppend(stream, stored(written), _JSON, producer=Producer(writer, 0, seq)) for seq, written in rows
-        ]
+        writer = writer_id("message", self._turn.message_id)
+        appends = [await append_of(self._session, written, Producer(writer, 0, seq)) for seq, written in rows]
         while True:
             results = await self._parts.appender.append_all(appends)
             failures = [result for result in results if isinstance(result, StoreError)]
@@ -280,6 +274,7 @@ class AgentTurn:
         written = [result for result in results if not isinstance(result, StoreError) and not result.is_duplicate]
         if written:
             first, last = written[0], written[-1]
+            stream = stream_of(self._session)
             self._parts.subscriptions.stream_changed(stream, first.stream_id, first.position, last.tail.position)
         self._parts.tally.rows += len(written)
 
@@ -323,9 +318,7 @@ def _end_of(row: Generation) -> AnswerEnd:
         case State.REFUSED if row.refusal is not None:
             return _refused(row.refusal)
     code = row.code or "error"
-    return AnswerEnd(
-        "error", code, next((text for known, text in _REASONS.items() if known == code), "the call failed")
-    )
+    return AnswerEnd("error", code, _REASONS.get(code, "the call failed"))
 
 
 def _refused(refusal: Refusal) -> AnswerEnd:
@@ -336,13 +329,4 @@ def _refused(refusal: Refusal) -> AnswerEnd:
     return AnswerEnd("error", code, _REFUSALS.get(code, "the agent could not be called"))
 
 
-def stored(written: Sequence[events.Event]) -> bytes:
-    """Events as a stream keeps them."""
-    return b"".join(encode_message(_json(event).encode()) for event in written)
-
-
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-def _now() -> str:
-    return format_timestamp(datetime.now(UTC))

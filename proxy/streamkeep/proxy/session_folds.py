@@ -12,9 +12,10 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from streamkeep.proxy.errors import problem
+from streamkeep.proxy.session_streams import stream_of
 from streamkeep.sessions import SessionFold
 from streamkeep.sessions.views import Place
-from streamkeep.storage import SessionKey, Store, StreamInfo, StreamKey
+from streamkeep.storage import SessionKey, Store, StreamInfo
 from streamkeep.storage.pauses import Pauses
 from streamkeep.storage.rules.json_messages import SEPARATOR
 from streamkeep.storage.rules.offsets import format_offset
@@ -23,11 +24,6 @@ _PAGE_BYTES = 256 * 1024
 # Messages that are taken without a pause.
 _BATCH_BYTES = 8 * 1024
 _BATCH_MESSAGES = 16
-
-
-def stream_of(key: SessionKey) -> StreamKey:
-    """The stream in which a session is written."""
-    return StreamKey(key.tenant, f"sessions/{key.id}")
 
 
 class SessionFolds:

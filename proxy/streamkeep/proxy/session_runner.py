@@ -16,14 +16,13 @@ import logging
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import UTC, datetime
 
-from streamkeep.proxy.agent_turns import AgentTurn, TryLater, TurnParts, stored
+from streamkeep.proxy.agent_turns import AgentTurn, TryLater, TurnParts
 from streamkeep.proxy.errors import ApiError
 from streamkeep.proxy.readers import Reader
 from streamkeep.proxy.rules.session_agents import AgentBook
-from streamkeep.proxy.rules.stream_headers import format_timestamp
-from streamkeep.proxy.session_folds import KeptFold, SessionFolds, stream_of
+from streamkeep.proxy.session_folds import KeptFold, SessionFolds
+from streamkeep.proxy.session_streams import append_of, now
 from streamkeep.proxy.tallies import SessionTally
 from streamkeep.sessions import SessionFold
 from streamkeep.sessions.events import writer_id
@@ -40,7 +39,6 @@ from streamkeep.storage import (
     SessionNotFound,
     StoreError,
     StoreUnavailable,
-    StreamAppend,
     StreamGone,
     StreamNotFound,
 )
@@ -323,14 +321,11 @@ class _Work:
     async def _go_on(self, fold: SessionFold) -> None:
         """Write the turns that answers of people and their tools have caused, and whoever gave them could not write."""
         book = AgentBook.load(await self._parts.store.sessions.agents(self._key))
-        at = format_timestamp(datetime.now(UTC))
-        decided = turns_due(fold, book.callable, max_depth=self._parts.max_turns, at=at)
+        decided = turns_due(fold, book.callable, max_depth=self._parts.max_turns, at=now())
         if decided.turns:
-            stream, writer = stream_of(self._key), writer_id("turn", *(turn.id for turn in decided.turns))
-            written = stored(decided.events(book.callable))
-            appended = await self._parts.appender.append(
-                StreamAppend(stream, written, "application/json", producer=Producer(writer, 0, 0))
-            )
+            writer = writer_id("turn", *(turn.id for turn in decided.turns))
+            append = await append_of(self._key, decided.events(book.callable), Producer(writer, 0, 0))
+            appended = await self._parts.appender.append(append)
             self._parts.subscriptions.stream_changed(
-                stream, appended.stream_id, appended.position, appended.tail.position
+                append.key, appended.stream_id, appended.position, appended.tail.position
             )

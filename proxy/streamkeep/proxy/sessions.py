@@ -9,14 +9,12 @@ as what caused it, and the session is marked as due before: whoever dies in betw
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from itertools import chain
 
 from streamkeep.proxy import deletion
@@ -38,7 +36,8 @@ from streamkeep.proxy.rules.session_requests import (
     Regeneration,
 )
 from streamkeep.proxy.rules.stream_headers import format_timestamp
-from streamkeep.proxy.session_folds import SessionFolds, make_views, stream_of
+from streamkeep.proxy.session_folds import SessionFolds, make_views
+from streamkeep.proxy.session_streams import CONFIG, append_of, now, stored, stream_of
 from streamkeep.proxy.subscriptions import Subscriptions
 from streamkeep.sessions import SessionFold, events
 from streamkeep.sessions.edits import Cut, cut_at, ends_of_open, removals
@@ -67,21 +66,16 @@ from streamkeep.storage import (
     SessionNotFound,
     SessionRecord,
     Store,
-    StreamAppend,
-    StreamConfig,
     StreamExists,
     StreamGone,
     StreamKey,
     StreamNotFound,
 )
 from streamkeep.storage.appender import Appender
-from streamkeep.storage.pauses import Pauses
-from streamkeep.storage.rules.json_messages import encode_message
 from streamkeep.storage.rules.offsets import format_offset, parse_offset
 
 logger = logging.getLogger(__name__)
 
-_JSON = "application/json"
 _DELETE_SECONDS = 5.0
 _STOP_SECONDS = 2.0
 _STOP_POLL_SECONDS = 0.05
@@ -141,11 +135,11 @@ class Sessions:
             StreamExists: there is a stream of another configuration, or a deleted one that forks still need.
             ApiError: 409, the stream that is there cannot be a session's.
         """
-        told = events.session_event(SessionInfo(key.id, name, _now(), None))
+        told = events.session_event(SessionInfo(key.id, name, now(), None))
         try:
             stream = await self._store.stream(stream_of(key), is_touched=False)
         except (StreamNotFound, StreamGone):
-            created = await self._store.create_stream(stream_of(key), StreamConfig(_JSON), await _stored([told]))
+            created = await self._store.create_stream(stream_of(key), CONFIG, await stored([told]))
             stream = created.stream
             if created.is_new:
                 self._tell_of_new(stream.key, stream.id, stream.tail.position)
@@ -220,7 +214,7 @@ class Sessions:
         if not await self._is_fork(new, origin):
             place = await self._fork_place(key, wanted.at_message_id)
             try:
-                await self._create_fork(key, place, SessionInfo(new.id, name, _now(), origin))
+                await self._create_fork(key, place, SessionInfo(new.id, name, now(), origin))
             except StreamExists:
                 # The same request at the same time may have found a later end of the message.
                 if not await self._is_fork(new, origin):
@@ -245,7 +239,7 @@ class Sessions:
         first = [events.session_event(info), *ends_of_open(past, at=info.created_at)]
         point = ForkPoint(stream_of(key), parse_offset(place.offset), place.sub_offset or None)
         stream = stream_of(SessionKey(key.tenant, info.id))
-        created = await self._store.create_stream(stream, StreamConfig(_JSON, fork=point), await _stored(first))
+        created = await self._store.create_stream(stream, replace(CONFIG, fork=point), await stored(first))
         if created.is_new:
             self._tell_of_new(stream, created.stream.id, created.stream.tail.position)
 
@@ -277,7 +271,7 @@ class Sessions:
         known = _as_written(fold, message, actor)
         if known is not None:
             return known
-        decided = turns_after_message(message_id, agents, max_depth=self.max_turns, at=_now())
+        decided = turns_after_message(message_id, agents, max_depth=self.max_turns, at=now())
         written = with_txid([message, *decided.events(agents)], wanted.txid)
         appended = await self._write(key, written, decided, Producer(writer_id("message", message_id), 0, 0))
         if appended.is_duplicate:
@@ -349,7 +343,7 @@ class Sessions:
             wanted.output,
             wanted.error,
             author=actor.author,
-            at=_now(),
+            at=now(),
         )
         producer = Producer(writer_id("tool-result", call.message_id, call.id), 0, 0)
         decided = self._after_answer(fold, book, call.message_id, answering=call.id)
@@ -376,7 +370,7 @@ class Sessions:
             return _same_answer(fold, asked.status == status)
         message_id = asked.message_id
         row = events.approval_response(
-            message_id, fold.next_seq(message_id), approval_id, wanted.approved, author=actor.author, at=_now()
+            message_id, fold.next_seq(message_id), approval_id, wanted.approved, author=actor.author, at=now()
         )
         waits = wanted.approved and fold.is_clients_to_run(message_id, asked.tool_call_id)
         decided = Decided() if waits else self._after_answer(fold, book, message_id, answering=asked.tool_call_id)
@@ -390,7 +384,7 @@ class Sessions:
     async def be_present(self, key: SessionKey, actor_id: str, wanted: NewPresence) -> str:
         """Write that an actor is there, and how. Raises: SessionNotFound, StreamNotFound, StreamClosed."""
         await self._store.sessions.session(key)
-        presence = Presence(actor_id, wanted.actor_type, wanted.name, wanted.status, _now(), wanted.typing)
+        presence = Presence(actor_id, wanted.actor_type, wanted.name, wanted.status, now(), wanted.typing)
         appended = await self._append(key, with_txid([events.presence_event(presence)], wanted.txid))
         return format_offset(appended.tail.position)
 
@@ -481,7 +475,7 @@ class Sessions:
     ) -> Decided:
         """Who answers anew: the agents of the answers that go, or else whoever listens to the message, and those that came
         with it."""
-        at, fresh = _now(), {agent.id: agent.spec_id for agent in inline}
+        at, fresh = now(), {agent.id: agent.spec_id for agent in inline}
         if not cut.again:
             came = {turn.spec_id for turn in fold.turns if turn.spec_id and turn.cause_id == cut.cause.id}
             agents = [*book.listening, *(one for one in book.callable if one.spec_id in came), *inline]
@@ -567,7 +561,7 @@ class Sessions:
         self, fold: SessionFold, book: AgentBook, message_id: str, *, answering: str | None = None
     ) -> Decided:
         return turns_after_answers(
-            fold, message_id, book.callable, max_depth=self.max_turns, at=_now(), answering=answering
+            fold, message_id, book.callable, max_depth=self.max_turns, at=now(), answering=answering
         )
 
     async def _write(self, key: SessionKey, written: Iterable[Event], decided: Decided, producer: Producer) -> Appended:
@@ -581,10 +575,12 @@ class Sessions:
         return appended
 
     async def _append(self, key: SessionKey, written: Iterable[Event], producer: Producer | None = None) -> Appended:
-        stream = stream_of(key)
-        appended = await self._appender.append(StreamAppend(stream, await _stored(written), _JSON, producer=producer))
+        append = await append_of(key, written, producer)
+        appended = await self._appender.append(append)
         if not appended.is_duplicate:
-            self._subscriptions.stream_changed(stream, appended.stream_id, appended.position, appended.tail.position)
+            self._subscriptions.stream_changed(
+                append.key, appended.stream_id, appended.position, appended.tail.position
+            )
         return appended
 
     def _tell_of_new(self, stream: StreamKey, stream_id: int, tail: int) -> None:
@@ -592,21 +588,8 @@ class Sessions:
         self._registry.streams_changed()
 
 
-def _now() -> str:
-    return format_timestamp(datetime.now(UTC))
-
-
-async def _stored(written: Iterable[Event]) -> bytes:
-    """Events as a stream keeps them; a whole session may be taken away at once."""
-    stored, pauses = [], Pauses()
-    for event in written:
-        stored.append(encode_message(json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()))
-        await pauses.take()
-    return b"".join(stored)
-
-
 def _whole(message_id: str, parts: Sequence[Part], role: Role, actor: Actor) -> Event:
-    return events.whole_message(message_id, parts, author=actor.author, role=role, at=_now())
+    return events.whole_message(message_id, parts, author=actor.author, role=role, at=now())
 
 
 def _as_written(fold: SessionFold, event: Event, actor: Actor) -> Written | None:

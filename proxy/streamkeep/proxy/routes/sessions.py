@@ -36,7 +36,7 @@ from streamkeep.proxy.rules.session_requests import (
 )
 from streamkeep.proxy.rules.stream_headers import format_timestamp
 from streamkeep.proxy.service import Service
-from streamkeep.proxy.session_folds import stream_of
+from streamkeep.proxy.session_streams import stream_of
 from streamkeep.proxy.sessions import Found, Written
 from streamkeep.sessions import SessionFold, as_json
 from streamkeep.sessions.comparison import compared

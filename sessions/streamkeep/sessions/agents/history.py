@@ -10,7 +10,7 @@ and everything in them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,6 @@ from streamkeep.sessions.views import (
     ThinkingPart,
     ToolCall,
     ToolCallPart,
-    ToolResultPart,
     as_json,
 )
 
@@ -205,23 +204,21 @@ def _tanstack_message(message: Message) -> Json:
 
 
 def _ui_message(message: Message, calls: Calls) -> Json:
-    parts = [part for one in message.parts for part in _ui_part(message, one, calls)]
-    return {"id": message.id, "role": message.role, "parts": parts}
+    return {"id": message.id, "role": message.role, "parts": list(_ui_parts(message, calls))}
 
 
-def _ui_part(message: Message, part: object, calls: Calls) -> Iterable[Json]:
-    match part:
-        case TextPart():
-            return [_block(part.content)]
-        case ThinkingPart():
-            return [{"type": "reasoning", "text": part.content}]
-        case ToolCallPart():
-            return [_ui_tool(part, calls.get((message.id, part.id)))]
-        case OtherPart():
-            return [part.value]
-        case ToolResultPart():
-            return []
-    return []
+def _ui_parts(message: Message, calls: Calls) -> Iterator[Json]:
+    """The parts; results stand with their calls."""
+    for part in message.parts:
+        match part:
+            case TextPart():
+                yield _block(part.content)
+            case ThinkingPart():
+                yield {"type": "reasoning", "text": part.content}
+            case ToolCallPart():
+                yield _ui_tool(part, calls.get((message.id, part.id)))
+            case OtherPart():
+                yield part.value
 
 
 def _ui_tool(part: ToolCallPart, call: ToolCall | None) -> Json:
