@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from streamkeep.client.sessions import SessionFold, as_json
 from tests import node
 from tests.browser_module.test_in_node import scripts
-from tests.sessions.session_rows import Author, recorded_session, row
+from tests.sessions.session_rows import Author, Row, recorded_session, row, turn
 from tests.sessions.test_fold import BAD, EVENTS, nested
 
 __all__ = ["scripts"]
@@ -31,6 +31,17 @@ def generated(count: int) -> list[Case]:
 
     collect()
     return found
+
+
+NUMBERS = [0, 1.0, 1, 2.0, 2.5, -1, 3, None, True, "4", 10**6, 1e6, 2**53 - 1, 2**53, 2**60, 1e300, -1e300, 10**400]
+
+
+def numbered(number: object) -> Row:
+    """A row whose numbers may be none."""
+    usage = {"promptTokens": number, "total_tokens": number}
+    call = {"id": "c", "function": {"name": "f", "arguments": '["1e999", 1e-999, 1.0e+05]'}}
+    made = row("a", {"type": "tool_call", "toolCall": call, "index": number, "usage": usage}, role="assistant")
+    return made | {"value": made["value"] | {"seq": number}}
 
 
 def folded(case: Case) -> dict[str, Any]:
@@ -65,6 +76,13 @@ async def test_both_folds_agree(scripts: Path, tmp_path: Path) -> None:
         {"events": [*BAD, *recorded, *BAD, *recorded], "sizes": [3]},
         {"events": [row("a", nested(depth), seq=depth) for depth in (99, 100, 101)], "sizes": []},
         {"events": [Author(f"a{depth}").call("c", "[" * depth + "]" * depth) for depth in (100, 101)], "sizes": []},
+        {
+            "events": [
+                *map(numbered, NUMBERS),
+                *(turn(f"t{at}", f"m{at}", depth=one) for at, one in enumerate(NUMBERS)),
+            ],
+            "sizes": [],
+        },
         *generated(400),
     ]
     path = tmp_path / "sessions.json"

@@ -10,9 +10,10 @@ import pytest
 
 from streamkeep.storage import MemoryStore
 from streamkeep.storage.postgres import PostgresStore
+from tests.agents import until
 from tests.proxy.test_sessions import AGENT, Chat, code, silent_agent
 from tests.serving import Proxy, serving
-from tests.sessions.session_rows import Author, row
+from tests.sessions.session_rows import Author, row, turn
 
 __all__ = ["silent_agent"]
 
@@ -239,17 +240,28 @@ async def test_malformed_rows_of_others_hurt_nobody(served: Proxy) -> None:
     assert len((await chat.call("GET", "/messages")).json()["messages"]) == 1
 
 
-async def test_what_others_write_is_shown_even_if_it_has_no_form_in_json(served: Proxy) -> None:
-    chat = await Chat(served.client, "formless").put()
-    author = Author("answer")
-    immense = '{"type":"tool-input-available","toolCallId":"c","toolName":"t","input":1e999}'
-    await chat.write(author.content("\ud800"), row("answer", immense, role="assistant", actor_id="agent", seq=1))
-    for path in ("/messages", "/export", "/compare/formless"):
+async def test_halves_of_characters_and_endless_numbers_in_others_rows_hurt_nobody(served: Proxy) -> None:
+    """JSON can spell both. UTF-8 knows no halves, and not all readers know such numbers."""
+    chat = await Chat(served.client, "halves").put()
+    half = Author("\ud800", actor_id="\ud801")
+    await chat.write(
+        half.content("\ud802"),
+        half.call("\ud803", '"\ud804"'),
+        row("x", '{"type": "tool-input-available", "toolCallId": "n", "toolName": "f", "input": 1e999}'),
+        turn("t", "\udc00", cause_id="\ud800", agent_id="\ud805"),
+    )
+    for path in ("", "/messages", "/export", "/compare/halves"):
         assert (await chat.call("GET", path, status=200)).json()
-    [message] = (await chat.call("GET", "/messages")).json()["messages"]
-    assert message["parts"] == [{"type": "text", "content": "\ud800"}]
-    [call] = (await chat.call("GET", "/export")).json()["toolCalls"]
-    assert call["input"] is None
+    await chat.call("POST", "/fork", json={}, status=201)
+    await chat.call("POST", "/stop", json={}, status=204)
+
+    async def has_ended() -> bool:
+        return not (await chat.fold()).pending_turns
+
+    await until(has_ended)
+    fold = await chat.fold()
+    assert [(one.id, one.text) for one in fold.messages] == [("\ud800", "\ud802"), ("\udc00", "")]
+    assert [(one.id, one.input) for one in fold.tool_calls] == [("\ud803", "\ud804")]
 
 
 async def test_a_turn_whose_id_cannot_be_kept_can_be_stopped(database_url: str) -> None:

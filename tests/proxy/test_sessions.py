@@ -70,7 +70,8 @@ class Chat:
 
     async def write(self, *rows: Row) -> None:
         """As an agent's runner does, or whoever writes to the stream directly."""
-        answer = await self.client.post(f"/v1/stream/sessions/{self.id}", json=list(rows))
+        headers = {"Content-Type": "application/json"}
+        answer = await self.client.post(f"/v1/stream/sessions/{self.id}", content=json.dumps(rows), headers=headers)
         assert answer.status_code == 204, answer.text
 
 

@@ -405,6 +405,10 @@ BAD: list[object] = [
     {"type": "elsewhere", "key": "k", "value": {}, "headers": {"operation": "insert"}},
     *(row("a", chunk) for chunk in ("", "no", "[]", "{}", '{"type": 1}', "NaN", '{"type": "content", "x": NaN}', DEEP)),
     *(row("a", nested(depth)) for depth in (101, 500, 100_000)),
+    *(
+        row("a", f'{{"type": "content", "x": [{number}]}}')
+        for number in ("1e999", "-1E+400", "9" * 400, "-" + "9" * 5000)
+    ),
     *(row("m", {"type": "user-message", "message": message}) for message in NO_MESSAGES),
     row("r", {"type": "content", "delta": "x"}, role="root"),
     {**row("x", {"type": "content"}), "value": {**row("x", {"type": "content"})["value"], "role": {"a": 1}}},

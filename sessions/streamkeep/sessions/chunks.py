@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from streamkeep.sessions.nesting import is_deeper
+from streamkeep.sessions.json_text import json_value, whole_number
 from streamkeep.sessions.state_events import Change
 from streamkeep.sessions.views import Agent, ForkedFrom, Place, Presence, Role, SessionInfo, Turn, TurnKind
 
@@ -15,7 +15,9 @@ _TURN_KINDS = frozenset(get_args(TurnKind))
 MAX_DEPTH = 100
 """How often arrays and objects may be nested in a chunk, and in a call's arguments; what is deeper is malformed."""
 
-_MAX_TOKENS = 2**53
+# Beyond it other languages take one number for the next, so sums of tokens must stay below.
+_MAX_NUMBER = 2**53 - 1
+_MAX_TOKENS = 10**9
 _MAX_TURN_DEPTH = 10**6
 _MAX_DIGITS = 15
 # So many calls of a message may share an id.
@@ -42,7 +44,7 @@ def parse_chunk(change: Change) -> Chunk | None:
     if change.operation == "delete" or not isinstance(value, dict):
         return None
     message_id, actor_id, role = value.get("messageId"), value.get("actorId"), value.get("role")
-    seq, created_at = value.get("seq"), value.get("createdAt")
+    seq, created_at = whole_number(value.get("seq"), -_MAX_NUMBER, _MAX_NUMBER), value.get("createdAt")
     fields = _parsed(value.get("chunk"))
     if not (isinstance(message_id, str) and message_id and isinstance(actor_id, str) and isinstance(role, str)):
         return None
@@ -52,7 +54,7 @@ def parse_chunk(change: Change) -> Chunk | None:
         message_id=message_id,
         actor_id=actor_id,
         role=cast("Role", role),
-        seq=seq if isinstance(seq, int) and not isinstance(seq, bool) else None,
+        seq=seq,
         created_at=created_at if isinstance(created_at, str) else "",
         type=fields["type"],
         fields=fields,
@@ -102,10 +104,10 @@ def parse_turn(change: Change, start: Place) -> Turn | None:
     if not isinstance(value, dict):
         return None
     agent_id, message_id, cause_id = value.get("agentId"), value.get("messageId"), value.get("causeId")
-    kind, depth = value.get("kind"), value.get("depth")
+    kind, depth = value.get("kind"), whole_number(value.get("depth"), 1, _MAX_TURN_DEPTH)
     if not (isinstance(agent_id, str) and isinstance(message_id, str) and message_id and isinstance(cause_id, str)):
         return None
-    if not (isinstance(kind, str) and kind in _TURN_KINDS and type(depth) is int and 0 < depth <= _MAX_TURN_DEPTH):
+    if not (isinstance(kind, str) and kind in _TURN_KINDS) or depth is None:
         return None
     return Turn(
         id=change.key,
@@ -134,9 +136,9 @@ def parse_session(change: Change) -> SessionInfo | None:
     return SessionInfo(change.key, name, created_at, origin)
 
 
-def index_or_none(value: object) -> int | None:
-    """Where among its message's calls one stands."""
-    return value if type(value) is int and 0 <= value <= _MAX_INDEX else None
+def call_index(fields: dict[str, Any]) -> int | None:
+    """Where among its message's calls stands the one that a chunk is of."""
+    return whole_number(fields.get("index"), 0, _MAX_INDEX)
 
 
 def text_or_none(value: object) -> str | None:
@@ -144,11 +146,9 @@ def text_or_none(value: object) -> str | None:
 
 
 def parsed_json(text: str) -> Any:
-    """What a text of JSON says; None for what is none, or is too deep."""
-    if is_deeper(text, MAX_DEPTH):
-        return None
+    """What a text of JSON says; None for what is none, or cannot be read by all."""
     try:
-        return _DECODER.decode(text)
+        return json_value(text, max_depth=MAX_DEPTH)
     except ValueError:
         return None
 
@@ -176,13 +176,5 @@ def _parsed(text: object) -> dict[str, Any] | None:
 
 
 def _count(usage: dict[str, Any], *names: str) -> int:
-    counts = (usage.get(name) for name in names)
-    return next((count for count in counts if type(count) is int and 0 < count <= _MAX_TOKENS), 0)
-
-
-def _refuse(constant: str) -> object:
-    raise ValueError(f"{constant} is not JSON")
-
-
-# Made once: a decoder of one's own for each text costs as much as reading it.
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+    counts = (whole_number(usage.get(name), 1, _MAX_TOKENS) for name in names)
+    return next(filter(None, counts), 0)

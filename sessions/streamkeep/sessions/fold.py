@@ -31,7 +31,7 @@ from streamkeep.sessions import snapshot
 from streamkeep.sessions.chunks import (
     Chunk,
     as_text,
-    index_or_none,
+    call_index,
     parse_agent,
     parse_chunk,
     parse_presence,
@@ -454,7 +454,7 @@ class SessionFold:
                 called = chunk.fields.get("toolCall")
                 function = called.get("function") if isinstance(called, dict) else None
                 if isinstance(called, dict) and isinstance(function, dict):
-                    shared, index = text_or_none(called.get("id")), index_or_none(chunk.fields.get("index"))
+                    shared, index = text_or_none(called.get("id")), call_index(chunk.fields)
                     call = None if shared is None else self._call(message, chunk, message.called_id(shared, index))
                     if call is not None:
                         call.index = index if call.index is None else call.index

@@ -1,28 +1,49 @@
-"""JSON as others may read it, too: neither deep nor with numbers that only some of them know."""
+"""JSON that came from elsewhere, as all readers read it: not so deep, nor with such numbers, that only some of them can."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
-
-from streamkeep.sessions.nesting import is_deeper
 
 MAX_DEPTH = 64
 
-# What the longest number that every reader of JSON understands has at most.
 _MAX_DIGITS = 300
+# A text that never ends is one too, so that no text is looked at twice.
+_STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_BRACKET = re.compile(r"[][{}]")
 
 
 class TooDeep(ValueError):
-    """Arrays and objects are nested more than `MAX_DEPTH` times."""
+    """Arrays and objects are nested too often."""
 
 
-def json_value(text: str) -> Any:
-    """A JSON value that can be handed on. Raises: ValueError, TooDeep."""
-    if is_deeper(text, MAX_DEPTH):
-        raise TooDeep("this is too deep")
+def json_value(text: str, *, max_depth: int = MAX_DEPTH) -> Any:
+    """What a text of JSON says.
+
+    Raises:
+        TooDeep: it is nested more than `max_depth` times.
+        ValueError: it is no JSON, or a number is too large for a float.
+    """
+    if text.count("[") + text.count("{") > max_depth:
+        _check_depth(text, max_depth)
     return _DECODER.decode(text)
+
+
+def whole_number(value: object, least: int, most: int) -> int | None:
+    """A whole number of this range, or None. It may be spelled as a float: not all languages know one from the other."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and least <= value <= most else None
+
+
+def _check_depth(text: str, max_depth: int) -> None:
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub("", text)):
+        depth += 1 if bracket[0] in "[{" else -1
+        if depth > max_depth:
+            raise TooDeep(f"it is nested more than {max_depth} times")
 
 
 def _finite(text: str) -> float:
@@ -32,9 +53,9 @@ def _finite(text: str) -> float:
     return value
 
 
-def _short(text: str) -> int:
+def _whole(text: str) -> int:
     if len(text) > _MAX_DIGITS:
-        raise ValueError("a number is too large")
+        _finite(text)
     return int(text)
 
 
@@ -42,5 +63,5 @@ def _refuse(constant: str) -> object:
     raise ValueError(f"{constant} is not JSON")
 
 
-# Made once: a decoder that refuses something takes longer to make than a small event to decode.
-_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_short)
+# Made once: a decoder that refuses something takes longer to make than a small text to decode.
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite, parse_int=_whole)

@@ -7,7 +7,9 @@ const ROLES = ["user", "assistant", "system"]
 const OPERATIONS = ["insert", "update", "upsert", "delete"]
 const TURN_KINDS = ["message", "answers", "regenerate", "agent"]
 const MAX_INDEX = 999
+const MAX_TOKENS = 1e9
 const MAX_DEPTH = 100
+const LARGE_NUMBER = /\d[eE]\+?\d{3}|\d{309}/
 const CONTROLS = ["snapshot-start", "snapshot-end", "reset"]
 
 export class SessionFold {
@@ -484,7 +486,7 @@ function parseChunk({ operation, value }) {
   const fields = typeof value.chunk === "string" ? parsed(value.chunk) : null
   if (!isName(messageId) || typeof actorId !== "string" || !ROLES.includes(role)) return
   if (!isObject(fields) || typeof fields.type !== "string") return
-  const number = Number.isInteger(seq) ? seq : null
+  const number = Number.isSafeInteger(seq) ? seq : null
   const author = { actorId, actorName: textOr(value.actorName) || null, role }
   return { messageId, ...author, seq: number, createdAt: textOr(createdAt, ""), type: fields.type, fields }
 }
@@ -738,14 +740,19 @@ function taken(map, key) {
   return value
 }
 
-// What a text of JSON says; null for what is none, or is too deep.
+// What a text of JSON says; null for what is none, or cannot be read by all.
 function parsed(text) {
   if (text.length > 2 * MAX_DEPTH && isDeep(text)) return null
   try {
-    return JSON.parse(text)
+    return LARGE_NUMBER.test(text) ? JSON.parse(text, finite) : JSON.parse(text)
   } catch {
     return null
   }
+}
+
+function finite(_, value) {
+  if (value === Infinity || value === -Infinity) throw new RangeError("a number is too large")
+  return value
 }
 
 // Whether arrays and objects are nested oftener than all readers can take.
@@ -773,5 +780,5 @@ function errorText(error) {
 
 function tokens(usage, ...names) {
   const counts = names.map((name) => usage[name])
-  return counts.find((count) => Number.isSafeInteger(count) && count > 0) ?? 0
+  return counts.find((count) => Number.isInteger(count) && count > 0 && count <= MAX_TOKENS) ?? 0
 }

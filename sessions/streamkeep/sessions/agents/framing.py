@@ -1,8 +1,8 @@
 """The bytes of an agent's answer as JSON objects, whatever frames them: server-sent events, lines of JSON, or one value.
 
 Which of these it is, the first byte tells: no line of an event stream begins with a brace or a bracket. Lines end with LF,
-CR LF or CR. How the bytes were cut changes nothing. What is no JSON object is left out; one that is too large, or too deep
-to be handed on, is not. After an event that is too large, nothing more is read: what follows would have a hole in it.
+CR LF or CR. How the bytes were cut changes nothing. What is no JSON object that all can read is left out. After an event
+that is too large, nothing more is read: what follows would have a hole in it.
 """
 
 from __future__ import annotations
