@@ -158,16 +158,17 @@ back; and what the crowd held back before."""
 
 class Telling:
     """One telling of the readers of some feeds. What a crowd gets is made once, and what some dozens of crowds get goes out in
-    a row: each system call drives all else out of the processor's caches.
+    a row: each system call drives all else out of the processor's caches. `known_at` is the monotonic instant at which this
+    process learned of the first of the news.
 
     What would take too long is left to the next one: `asleep` are readers that are to be woken, `untold` feeds with crowds that
     stay where they were.
     """
 
-    def __init__(self, tally: ReadTally) -> None:
+    def __init__(self, tally: ReadTally, known_at: float) -> None:
         self.asleep: list[Reader] = []
         self.untold: list[Feed] = []
-        self._at = time.monotonic()
+        self._known_at = known_at
         self._tally = tally
         self._told: list[Feed] = []
         self._news: list[News] = []
@@ -209,17 +210,24 @@ class Telling:
     def send(self) -> None:
         """Write what there is to write. A peer that takes nothing now is left to its reader's task, which goes on from where
         it was."""
-        tally = self._tally
+        slow: list[Reader] = []
+        deliveries = size_bytes = 0
         for crowd, piece, chunk, held in self._news:
             if chunk:
-                slow = [reader for reader, writer in crowd.writers.items() if not writer.write(chunk)]
-                for reader in slow:
-                    reader.leave_crowd()
-                    reader.position, reader.held = piece.start, held
-                    reader.wake()
+                for reader, writer in crowd.writers.items():
+                    if not writer.write(chunk):
+                        slow.append(reader)
+                if slow:
+                    for reader in slow:
+                        reader.leave_crowd()
+                        reader.position, reader.held = piece.start, held
+                        reader.wake()
+                    slow.clear()
             count = len(crowd.writers)
-            tally.delivered_bytes += (piece.end - piece.start) * count
-            tally.lag_seconds.observe(time.monotonic() - piece.known_at, count)
+            deliveries += count
+            size_bytes += (piece.end - piece.start) * count
+        self._tally.delivered_bytes += size_bytes
+        self._tally.lag_seconds.observe(time.monotonic() - self._known_at, deliveries)
         for feed in self._told:
             feed.let_go()
         self._news.clear()
@@ -243,7 +251,7 @@ class Telling:
         chunk = b""
         if frame:
             chunk = asgi.chunk(frame + sse.control_frame(offset, crowd.cursor, is_up_to_date=True))
-            crowd.sent_at = self._at
+            crowd.sent_at = self._known_at
         self._news.append((crowd, piece, chunk, crowd.held))
         crowd.position, crowd.held = piece.end, held
         return True
@@ -483,6 +491,7 @@ class Readers:
         self._stale: set[int] = set()
         self._untold: dict[Feed, None] = {}
         self._asleep: list[Reader] = []
+        self._known_at = 0.0
         self._refresh = asyncio.Event()
         self._is_closed = False
         self._steady_count = 0
@@ -631,6 +640,7 @@ class Readers:
 
     def _tell(self, feed: Feed) -> None:
         if not self._untold:
+            self._known_at = time.monotonic()
             self._tell_soon()
         self._untold[feed] = None
 
@@ -641,7 +651,7 @@ class Readers:
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
         asleep, self._asleep = self._asleep, []
-        telling = Telling(self.tally)
+        telling = Telling(self.tally, self._known_at)
         telling.wake(asleep)
         for feed in untold:
             telling.tell(feed)
@@ -658,8 +668,8 @@ class Readers:
         if feed is None:
             return
         if len(data) <= _MAX_PIECE_BYTES:
-            feed.add(Piece(position, data, known_at=time.monotonic()))
             self._tell(feed)
+            feed.add(Piece(position, data, known_at=self._known_at))
         else:
             # Kept and sent as one, it would cost each feed as much, and each reader who is slow.
             self._see(feed, Tail(position + len(data), False))
@@ -718,8 +728,8 @@ class Readers:
             if feed.is_message_stream:
                 data = data[: data.rfind(SEPARATOR) + 1]
             if data and feed.position == news.position:
-                feed.add(Piece(news.position, data, known_at=time.monotonic()))
                 self._tell(feed)
+                feed.add(Piece(news.position, data, known_at=self._known_at))
             self._see(feed, news.tail)
 
     async def _news(self, stream_ids: Collection[int]) -> dict[int, Slice | None]:
