@@ -123,7 +123,7 @@ test("a tool runs once, where the question was asked, and its agent goes on", as
   )
   const calls = await withAgent(ann, [
     [called("one", "weather", { city: "Łódź" }), FINISH],
-    [called("two", "map", {}), FINISH],
+    [called("one", "map", {}), FINISH],
     [said("Lost."), FINISH],
   ])
   await ann.sendMessage("Weather?")

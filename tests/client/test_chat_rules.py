@@ -212,6 +212,19 @@ def test_who_asked_runs_the_tools_of_all_turns_that_this_led_to(asked_by: str, r
     assert state.take(rows, "0016", is_up_to_date=True).calls == ()
 
 
+def test_calls_of_one_id_in_two_answers_are_both_run() -> None:
+    state = ChatState(["weather"])
+    found: list[tuple[str, str]] = []
+    for at, message_id in enumerate(("a1", "a2")):
+        agent = Agent(message_id)
+        offered = agent.row("tool-input-available", toolCallId="call-1", toolName="weather", input={})
+        rows = [agent.call("call-1", "{}"), offered, agent.done("tool_calls")]
+        calls = state.take(rows, f"{at}0", is_up_to_date=True).calls
+        found += [(call.message_id, call.id) for call in calls]
+        state.take([result("call-1", "rain", message_id=message_id)], f"{at}1", is_up_to_date=True)
+    assert found == [("a1", "call-1"), ("a2", "call-1")]
+
+
 @pytest.mark.parametrize("end", ["stop", "error"])
 def test_a_call_of_an_answer_that_broke_off_is_not_run(end: str) -> None:
     state, agent = ChatState(["weather"]), Agent("a1")

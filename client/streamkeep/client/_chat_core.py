@@ -457,11 +457,15 @@ class ChatCore:
         return Sent(message_id, session_calls.parse_turns(await self._write(write)))
 
     async def add_tool_result(self, tool_call_id: str, output: object, error: str | None) -> None:
-        txid = str(uuid.uuid4())
         call = self.state.fold.tool_call(tool_call_id)
-        message_id = tool_call_id if call is None else call.message_id
-        event = events.tool_result(message_id, 0, tool_call_id, output, error, author=self._author, at=_now())
-        fields = {"toolCallId": tool_call_id, "error": error, "messageId": None if call is None else message_id}
+        await self._add_result(tool_call_id, None if call is None else call.message_id, output, error)
+
+    async def _add_result(self, tool_call_id: str, message_id: str | None, output: object, error: str | None) -> None:
+        txid, at = str(uuid.uuid4()), _now()
+        event = events.tool_result(
+            message_id or tool_call_id, 0, tool_call_id, output, error, author=self._author, at=at
+        )
+        fields = {"toolCallId": tool_call_id, "error": error, "messageId": message_id}
         body = self._body(fields, txid, output=output)
         await self._write(PendingWrite("tool-result", tool_call_id, txid, event, body))
 
@@ -604,7 +608,7 @@ class ChatCore:
         while True:
             self.background.check()
             try:
-                await self.add_tool_result(call.id, output, error)
+                await self._add_result(call.id, call.message_id, output, error)
             except ServerError as exc:
                 # Somebody else's answer counts, and the stream brings it.
                 if not _is_temporary(exc) or exc.code == _ALREADY_ANSWERED:

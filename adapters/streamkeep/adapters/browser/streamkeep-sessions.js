@@ -268,9 +268,8 @@ export function createDurableChat(options) {
   function save() {
     clearTimeout(saving)
     saving = undefined
-    // What is too deep to be copied is not kept.
-    const copy = cache && fold.position ? quietly(() => fold.snapshot()) : null
-    if (copy) Promise.resolve(cache.save(cacheKey, { createdAt, fold: copy })).catch(() => {})
+    if (!cache || !fold.position) return
+    Promise.resolve(cache.save(cacheKey, { createdAt, fold: fold.snapshot() })).catch(() => {})
   }
 
   // Tools
@@ -281,15 +280,17 @@ export function createDurableChat(options) {
     if (!toolNamed.size) return
     for (const call of fold.callsToRun(messageIds)) {
       const execute = toolNamed.get(call.name)
-      if (!execute || started.has(call.id) || !isMine(call.messageId)) continue
-      started.add(call.id)
-      runTool(call, execute).catch(() => {})
+      // Some models count their calls anew in each answer.
+      const key = JSON.stringify([base, sessionId, call.messageId, call.id])
+      if (!execute || started.has(key) || !isMine(call.messageId)) continue
+      started.add(key)
+      runTool(key, call, execute).catch(() => {})
     }
   }
 
-  function runTool({ id: toolCallId, messageId, input }, execute) {
-    return unlessElsewhere(JSON.stringify([base, sessionId, toolCallId]), async () => {
-      if (fold.toolCall(toolCallId)?.result) return
+  function runTool(key, { id: toolCallId, messageId, input }, execute) {
+    return unlessElsewhere(key, async () => {
+      if (!fold.callsToRun([messageId]).some(({ id }) => id === toolCallId)) return
       await addToolResult({ toolCallId, messageId, ...(await outcomeOf(() => execute(input))) })
     })
   }

@@ -112,7 +112,7 @@ class ChatState:
         self._shown: SessionFold | None = None
         self._known: set[str] = set()
         self._finished: set[str] = set()
-        self._called: set[str] = set()
+        self._called: set[tuple[str, str]] = set()
 
     @property
     def shown(self) -> SessionFold:
@@ -237,16 +237,16 @@ class ChatState:
         return came, finished
 
     def _calls_of(self, message_ids: Iterable[str]) -> tuple[ToolCall, ...]:
-        """The tool calls that wait for this client, each of them once."""
+        """The tool calls that wait for this client, each of them once. Some models count their calls anew in each answer."""
         if not self._tool_names:
             return ()
         found = tuple(
             call
             for message_id in message_ids
             for call in self.fold.calls_of(message_id)
-            if call.id not in self._called and self._waits_for_us(call)
+            if (call.message_id, call.id) not in self._called and self._waits_for_us(call)
         )
-        self._called.update(call.id for call in found)
+        self._called.update((call.message_id, call.id) for call in found)
         return found
 
     def _waits_for_us(self, call: ToolCall) -> bool:
