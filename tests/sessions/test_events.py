@@ -51,7 +51,7 @@ def test_an_answer_that_did_not_end_by_itself_gets_its_end(begun: bool) -> None:
     author = Author("helper", "Helper")
     rows = [events.turn_event(TURN)]
     if begun:
-        rows += [events.answer_start(TURN, author=author, at=AT)]
+        rows += [events.answer_row(TURN, 0, events.message_start(TURN, author), author=author, at=AT)]
         rows += [events.answer_row(TURN, 1, {"type": "content", "delta": "x"}, author=author, at=AT)]
     fold = folded(*rows)
     assert fold.pending_turns == (fold.turn("t"),)

@@ -115,7 +115,7 @@ class AgentTurn:
         self._author = Author(self._turn.agent_id, None if spec is None else spec.name)
         answer = AgentAnswer(None if spec is None else spec.format)
         self._next = 0
-        await self._write([_message_start(self._turn, self._author)])
+        await self._write([_json(events.message_start(self._turn, self._author))])
         called = await self._called(spec)
         if isinstance(called, Generation):
             if called.state is not State.REFUSED:
@@ -282,11 +282,6 @@ class AgentTurn:
 async def _read(answer: AgentAnswer, read: Callable[[], list[str]]) -> list[str]:
     """What an answer's next bytes, or its end, give; while the loop goes on, where that may take long."""
     return read() if answer.held_bytes <= _READ_AT_ONCE_BYTES else await asyncio.to_thread(read)
-
-
-def _message_start(turn: Turn, author: Author) -> str:
-    named = {} if author.name is None else {"name": author.name}
-    return _json({"type": "message-start", "agentId": turn.agent_id, "turnId": turn.id, **named})
 
 
 def _headers(spec: AgentSpec) -> list[tuple[bytes, bytes]]:

@@ -263,8 +263,8 @@ class Sessions:
                 be called.
             BadRequest: there is no room for the agent.
         """
-        book = await self._book_with(key, wanted.agent, principal)
-        agents = [*book.listening, *self._inline(book, wanted.agent, principal)] if wanted.role == "user" else []
+        book, came = await self._book_with(key, wanted.agent, principal)
+        agents = [*book.listening, *came] if wanted.role == "user" else []
         message_id = wanted.message_id or str(uuid.uuid4())
         message = _whole(message_id, wanted.parts, wanted.role, actor)
         fold = await self.folds.current(key)
@@ -291,7 +291,7 @@ class Sessions:
             ApiError: 404, there is no such message; 400 `no_agents`, nobody would answer; 400 `not_rewritable`, it is an
                 answer; 409 `message_exists`.
         """
-        book = await self._book_with(key, wanted.agent, principal)
+        book, came = await self._book_with(key, wanted.agent, principal)
         fold = await self.folds.viewed(key)
         nonce = wanted.txid or str(uuid.uuid4())
         cut = _cut(fold, wanted)
@@ -299,9 +299,7 @@ class Sessions:
         if cut.cause.id in cut.message_ids:
             message_id = wanted.message_id or str(uuid.uuid5(uuid.NAMESPACE_URL, f"{key.id}/{nonce}"))
             message = _whole(message_id, wanted.parts or (), cut.cause.role, actor)
-        inline = self._inline(book, wanted.agent, principal)
-        agents = [*book.callable, *inline]
-        decided = self._decide_again(fold, cut, book, inline, message_id, nonce)
+        decided = self._decide_again(fold, cut, book, came, message_id, nonce)
         if not decided.turns:
             raise problem(400, "no_agents", "no agent is registered that could answer")
         repeated = fold.turn(decided.turns[0].id)
@@ -313,7 +311,7 @@ class Sessions:
         fold = await self.folds.viewed(key)
         cut = _cut(fold, wanted)
         gone = removals(fold, cut.message_ids, cut.turns)
-        added = [*([] if message is None else [message]), *decided.events(agents)]
+        added = [*([] if message is None else [message]), *decided.events(book.callable)]
         # A message is rewritten once: of two who do it at once, the second finds it gone.
         writer = writer_id("turn", decided.turns[0].id) if message is None else writer_id("rewrite", cut.cause.id)
         written = chain(gone, with_txid(added, wanted.txid))
@@ -331,11 +329,11 @@ class Sessions:
             SessionNotFound, StreamNotFound, StreamGone, StreamClosed: as `send`.
             ApiError: 404, there is no such call; 409 `already_answered`, it has another result.
         """
-        book = AgentBook.load(await self._store.sessions.agents(key))
+        book = await self.agents(key)
         fold = await self.folds.current(key)
         call = _call(fold, wanted)
         if call.result is not None:
-            return _same_answer(fold, (call.result.output, call.result.error) == (wanted.output, wanted.error))
+            return _same_answer(fold, wanted.is_told_by(call.result))
         row = events.tool_result(
             call.message_id,
             fold.next_seq(call.message_id),
@@ -351,8 +349,7 @@ class Sessions:
         if appended.is_duplicate:
             fold = await self.folds.current(key)
             result = _call(fold, wanted).result
-            is_same = result is not None and (result.output, result.error) == (wanted.output, wanted.error)
-            return _same_answer(fold, is_same)
+            return _same_answer(fold, result is not None and wanted.is_told_by(result))
         return format_offset(appended.tail.position)
 
     async def answer_approval(self, key: SessionKey, approval_id: str, wanted: NewApproval, actor: Actor) -> str:
@@ -362,7 +359,7 @@ class Sessions:
             SessionNotFound, StreamNotFound, StreamGone, StreamClosed: as `send`.
             ApiError: 404, nobody asked for it; 409 `already_answered`, it was answered otherwise.
         """
-        book = AgentBook.load(await self._store.sessions.agents(key))
+        book = await self.agents(key)
         fold = await self.folds.current(key)
         asked = _approval(fold, approval_id)
         status = "approved" if wanted.approved else "denied"
@@ -441,23 +438,18 @@ class Sessions:
 
     # The parts of these
 
-    async def _book_with(self, key: SessionKey, spec: AgentSpec | None, principal: Principal) -> AgentBook:
-        """The agents, among them one that comes with a message."""
+    async def _book_with(
+        self, key: SessionKey, spec: AgentSpec | None, principal: Principal
+    ) -> tuple[AgentBook, list[Listening]]:
+        """The agents, and the one among them that comes with a message. Raises: ApiError (400, 403), BadRequest."""
         if spec is None:
-            return AgentBook.load(await self._store.sessions.agents(key))
+            return await self.agents(key), []
         owned, spec_id = self._owned(spec, principal), f"spec-{uuid.uuid4()}"
-        return AgentBook.load(
-            await self._store.sessions.change_agents(
-                key, lambda document: AgentBook.load(document).with_inline(owned, spec_id).dump()
-            )
+        document = await self._store.sessions.change_agents(
+            key, lambda document: AgentBook.load(document).with_inline(owned, spec_id).dump()
         )
-
-    def _inline(self, book: AgentBook, spec: AgentSpec | None, principal: Principal) -> list[Listening]:
-        """The agent that came with a message."""
-        if spec is None:
-            return []
-        owned = self._owned(spec, principal)
-        return [owned.listening(book.spec_id(owned))]
+        book = AgentBook.load(document)
+        return book, [owned.listening(book.spec_id(owned))]
 
     def _owned(self, spec: AgentSpec, principal: Principal) -> AgentSpec:
         """An agent that somebody may call, and calls in his own name. Raises: ApiError (400, 403)."""
@@ -469,20 +461,19 @@ class Sessions:
         fold: SessionFold,
         cut: Cut,
         book: AgentBook,
-        inline: Sequence[Listening],
+        came: Sequence[Listening],
         message_id: str,
         nonce: str,
     ) -> Decided:
         """Who answers anew: the agents of the answers that go, or else whoever listens to the message, and those that came
-        with it."""
-        at, fresh = now(), {agent.id: agent.spec_id for agent in inline}
+        with it, then or now."""
+        at, fresh = now(), {agent.id: agent.spec_id for agent in came}
         if not cut.again:
-            came = {turn.spec_id for turn in fold.turns if turn.spec_id and turn.cause_id == cut.cause.id}
-            agents = [*book.listening, *(one for one in book.callable if one.spec_id in came), *inline]
+            before = {turn.spec_id for turn in fold.turns if turn.spec_id and turn.cause_id == cut.cause.id}
+            agents = [*book.listening, *(one for one in book.callable if one.spec_id in before), *came]
             return turns_after_message(message_id, agents, max_depth=self.max_turns, at=at, nonce=nonce)
-        agents = [*book.callable, *inline]
         again = [replace(turn, spec_id=fresh.get(turn.agent_id, turn.spec_id)) for turn in cut.again]
-        found = [turn_again(turn, agents, max_depth=self.max_turns, at=at, nonce=nonce) for turn in again]
+        found = [turn_again(turn, book.callable, max_depth=self.max_turns, at=at, nonce=nonce) for turn in again]
         return Decided(
             tuple(turn for one in found for turn in one.turns), tuple(turn for one in found for turn in one.refused)
         )

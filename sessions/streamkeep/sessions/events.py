@@ -19,7 +19,6 @@ from streamkeep.sessions.views import Agent, Presence, Role, SessionInfo, Turn
 Event = dict[str, Any]
 EndReason = Literal["done", "stop", "error"]
 
-
 _ORDINARY_ID = re.compile(r"[A-Za-z0-9._~:@-]{1,200}")
 
 
@@ -100,10 +99,9 @@ def approval_key(message_id: str, approval_id: str) -> str:
     return f"{message_id}:approval:{approval_id}"
 
 
-def answer_start(turn: Turn, *, author: Author, at: str) -> Event:
-    """The first row of an agent's answer."""
-    chunk = {"type": "message-start", "agentId": turn.agent_id, "turnId": turn.id, **_given(name=author.name)}
-    return answer_row(turn, 0, chunk, author=author, at=at)
+def message_start(turn: Turn, author: Author) -> dict[str, Any]:
+    """The chunk with which an agent's answer begins."""
+    return {"type": "message-start", "agentId": turn.agent_id, "turnId": turn.id, **_given(name=author.name)}
 
 
 def answer_row(turn: Turn, seq: int, chunk: Mapping[str, Any] | str, *, author: Author, at: str) -> Event:
@@ -115,7 +113,7 @@ def answer_end(
     turn: Turn, seq: int, reason: EndReason, *, author: Author, at: str, error: Mapping[str, Any] | None = None
 ) -> list[Event]:
     """The last rows of an answer that did not end by itself; from the first one on, where nothing was written yet."""
-    begin = [answer_start(turn, author=author, at=at)] if seq == 0 else []
+    begin = [answer_row(turn, 0, message_start(turn, author), author=author, at=at)] if seq == 0 else []
     last: dict[str, Any] = {"type": "stop", "reason": "aborted"} if error is None else {"type": "error", "error": error}
     seq += len(begin)
     return [

@@ -11,7 +11,7 @@ from streamkeep.proxy.rules.session_agents import MAX_AGENTS, AgentSpec
 from streamkeep.proxy.rules.session_bodies import Fields, bad, check_actor_id, needed
 from streamkeep.proxy.rules.wire import BadRequest
 from streamkeep.sessions.events import Author
-from streamkeep.sessions.views import Role
+from streamkeep.sessions.views import Role, ToolResult
 
 MAX_PAGE = 500
 
@@ -150,6 +150,10 @@ class NewToolResult:
             fields.call_id("messageId"),
             fields.txid(),
         )
+
+    def is_told_by(self, result: ToolResult) -> bool:
+        """Whether a result that stands there says the same."""
+        return (result.output, result.error) == (self.output, self.error)
 
 
 @dataclass(frozen=True, slots=True)

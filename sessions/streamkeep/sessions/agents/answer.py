@@ -10,10 +10,11 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from streamkeep.sessions.agents.chunks import ChunkWriter, EndReason
+from streamkeep.sessions.agents.chunks import ChunkWriter
 from streamkeep.sessions.agents.formats import AgentFormat, Format, failure_of, format_for
 from streamkeep.sessions.agents.framing import AnswerEvents, EndMark, Event
 from streamkeep.sessions.answers import TRUNCATED
+from streamkeep.sessions.events import EndReason
 
 # An event that does not have its format's shape is met as one of these, and left out.
 _ODD_SHAPES = (AttributeError, KeyError, TypeError, ValueError, RecursionError)

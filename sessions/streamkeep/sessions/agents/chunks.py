@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from streamkeep.sessions.chunks import as_text
+from streamkeep.sessions.events import EndReason
 from streamkeep.sessions.json_text import json_value
 
 FINISH_REASONS: Final = frozenset({"stop", "length", "content_filter", "tool_calls"})
@@ -25,7 +26,6 @@ _MAX_ERROR_CHARACTERS = 2000
 _MAX_CODE_CHARACTERS = 100
 
 Fields = dict[str, Any]
-EndReason = Literal["done", "stop", "error"]
 
 
 @dataclass(slots=True)
