@@ -326,6 +326,14 @@ UNNAMED, TWICE = ["call-1", "call-2"], ["x", "x-1"]
             ),
             ["x", "y"],
         ),
+        (
+            # Both at once.
+            chat_calls(
+                [{"id": "x", "index": 0, "name": "a", "text": '{"n"'}, {"id": "y", "index": 1, "name": "b"}],
+                [{"id": "z", "index": 0, "name": "a", "text": ":0}"}, {**B, "id": "w", "index": 1}],
+            ),
+            ["x", "y"],
+        ),
         (responses_calls(("i", ""), ("j", "")), UNNAMED),
         (responses_calls(("i", "x"), ("i", "x")), TWICE),
         (message_calls("", ""), UNNAMED),

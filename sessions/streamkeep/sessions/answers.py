@@ -194,6 +194,11 @@ class _Calls:
         """The vendor's id of the call under way; None where none is."""
         return self._begun[key][0].vendors_id if key in self._begun else None
 
+    def may_be_whole(self, key: object) -> bool:
+        """Whether what has come of the arguments of a call under way could be all."""
+        _, pieces = self._begun[key]
+        return bool(pieces) and pieces[-1].endswith("}")
+
     def begin(self, key: object, id: str, name: str) -> Iterator[Step]:
         if key not in self._begun:
             call = CallBegan(self._own_id(id), name, id)
@@ -274,7 +279,9 @@ class _ChatReader:
         before = self._calls.vendors_id(place)
         if before is None:
             return bool(id or name)
-        return bool(name) and (id != before if id else not has_index)
+        if not has_index:
+            return bool(name) and (not id or id != before)
+        return bool(name and id) and id != before and self._calls.may_be_whole(place)
 
 
 class _ResponsesReader:
