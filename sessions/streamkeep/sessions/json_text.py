@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from array import array
+from itertools import accumulate
 from typing import Any
 
 MAX_DEPTH = 64
@@ -12,7 +14,9 @@ MAX_DEPTH = 64
 _MAX_DIGITS = 300
 # A text that never ends is one too, so that no text is looked at twice.
 _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
-_BRACKET = re.compile(r"[][{}]")
+_BRACKETS = b"[]{}"
+_STEPS = bytes.maketrans(_BRACKETS, array("b", (1, -1, 1, -1)).tobytes())
+_ALL_ELSE = bytes(set(range(256)) - set(_BRACKETS))
 
 
 class TooDeep(ValueError):
@@ -39,11 +43,10 @@ def whole_number(value: object, least: int, most: int) -> int | None:
 
 
 def _check_depth(text: str, max_depth: int) -> None:
-    depth = 0
-    for bracket in _BRACKET.finditer(_STRING.sub("", text)):
-        depth += 1 if bracket[0] in "[{" else -1
-        if depth > max_depth:
-            raise TooDeep(f"it is nested more than {max_depth} times")
+    # In a few steps, whatever it holds: a megabyte of brackets would take a tenth of a second one by one.
+    steps = _STRING.sub("", text).encode(errors="replace").translate(_STEPS, _ALL_ELSE)
+    if max(accumulate(array("b", steps)), default=0) > max_depth:
+        raise TooDeep(f"it is nested more than {max_depth} times")
 
 
 def _finite(text: str) -> float:
