@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -15,6 +16,8 @@ from typing import TypeVar
 
 import pytest
 
+from streamkeep.proxy.agent_turns import AgentTurn
+from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.long_json import written
 from streamkeep.proxy.rules.session_agents import AgentBook, AgentSpec
 from streamkeep.proxy.rules.session_bodies import Fields
@@ -29,6 +32,7 @@ from streamkeep.storage import (
     DEFAULT_TENANT,
     MAX_AGENTS_BYTES,
     Delivery,
+    GenerationKey,
     MemoryStore,
     SessionKey,
     StreamConfig,
@@ -42,7 +46,7 @@ from streamkeep.storage.rules.json_messages import encode_message
 from tests.agents import Room, saying
 from tests.proxy.test_sessions import Chat
 from tests.serving import Proxy, serving
-from tests.sessions.session_rows import Author, Row, said
+from tests.sessions.session_rows import Author, Row, said, turn
 from tests.upstream import upstream
 
 T = TypeVar("T")
@@ -204,6 +208,40 @@ async def test_of_a_long_history_only_what_is_sent_is_written_beside_the_loop(pr
     # The one for which there is no room is the last to be looked at.
     assert len(calls) == 4
     assert threading.current_thread().name not in calls
+
+
+async def test_many_turns_of_a_session_are_begun_and_stopped_some_at_a_time(proxy: Proxy) -> None:
+    chat, loops = await Chat(proxy.client).put(), 0
+    begun, stopped = Counter[int](), Counter[int]()
+    calls: set[GenerationKey] = set()
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code is AgentTurn.__init__.__code__:
+            begun[loops] += 1
+        elif event == "call" and frame.f_code is Generations.prevent.__code__:
+            # A coroutine is called anew each time that it goes on.
+            stopped[loops] += frame.f_locals["key"] not in calls
+            calls.add(frame.f_locals["key"])
+
+    async def count() -> None:
+        nonlocal loops
+        while True:
+            await asyncio.sleep(0)
+            loops += 1
+
+    counting = asyncio.create_task(count())
+    await chat.write(said("u", "Hi"), *(turn(f"turn {number}", f"answer {number}") for number in range(300)))
+    sys.setprofile(profile)
+    try:
+        await chat.call("POST", "/stop", json={}, status=204)
+        async with asyncio.timeout(60):
+            while begun.total() < 300:
+                await asyncio.sleep(0.01)
+    finally:
+        sys.setprofile(None)
+        counting.cancel()
+    assert max(begun.values()) <= 50
+    assert (len(calls), max(stopped.values()) <= 50) == (300, True)
 
 
 async def test_large_events_of_agents_are_read_beside_the_loop(proxy: Proxy) -> None:

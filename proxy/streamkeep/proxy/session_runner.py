@@ -49,6 +49,8 @@ _POLL_SECONDS = 1.0
 # How long what a mark announces may take to stand in the stream.
 _LINGER_SECONDS = 5.0
 _RETRY_SECONDS = 1.0
+# Each takes some tenths of a millisecond until it waits for something.
+_BEGUN_AT_ONCE = 50
 _RELEASE_SECONDS = 2.0
 _CLAIM_LOOK_SECONDS = 0.01
 _CLAIM_LOOKS = 200
@@ -254,7 +256,9 @@ class _Work:
                     continue
                 if reader.feed.is_gone:
                     raise StreamNotFound(f"no session {self._key.id}")
-                self._begin_turns(kept)
+                if self._begin_turns(kept):
+                    await asyncio.sleep(0)
+                    continue
                 if self.is_woken:
                     self.is_woken = False
                     await self._go_on(kept.fold)
@@ -281,14 +285,19 @@ class _Work:
         linger_until = float("inf") if self._turns else self._held_since + _LINGER_SECONDS
         return min([linger_until, *self._retry_at.values()])
 
-    def _begin_turns(self, kept: KeptFold) -> None:
-        now = time.monotonic()
+    def _begin_turns(self, kept: KeptFold) -> bool:
+        """Begin those that have not begun, some at a time; whether there may be more."""
+        begun, now = 0, time.monotonic()
         for turn in kept.fold.pending_turns:
             is_begun = turn.id in self._turns or turn.id in self._given_up
             if not is_begun and self._retry_at.get(turn.id, 0.0) <= now:
+                begun += 1
                 self._retry_at.pop(turn.id, None)
                 work = AgentTurn(self._parts, self._key, kept, turn)
                 self._turns[turn.id] = work, asyncio.create_task(self._take(turn, work), name=f"turn {turn.id}")
+                if begun == _BEGUN_AT_ONCE:
+                    return True
+        return False
 
     async def _take(self, turn: Turn, work: AgentTurn) -> None:
         try:

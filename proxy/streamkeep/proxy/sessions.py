@@ -78,6 +78,7 @@ logger = logging.getLogger(__name__)
 
 _DELETE_SECONDS = 5.0
 _STOP_SECONDS = 2.0
+_STOPPED_AT_ONCE = 50
 _STOP_POLL_SECONDS = 0.05
 _MAX_REMOVALS = 5
 
@@ -485,7 +486,8 @@ class Sessions:
             return
         await self._store.sessions.mark_due(key)
         calls = [GenerationKey(key.tenant, key.id, turn.id) for turn in turns]
-        await asyncio.gather(*(self._prevent(call) for call in calls))
+        for start in range(0, len(calls), _STOPPED_AT_ONCE):
+            await asyncio.gather(*(self._prevent(call) for call in calls[start : start + _STOPPED_AT_ONCE]))
         self._wake(key)
         deadline = time.monotonic() + _STOP_SECONDS
         stopped = {turn.id for turn in turns}
