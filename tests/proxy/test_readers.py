@@ -167,19 +167,29 @@ async def test_thousands_are_told_in_several_turns_and_all_of_them_of_everything
     assert readers.tally.delivered_bytes == 4 * len(peers)
 
 
-async def test_those_who_wait_alone_are_woken_in_several_turns(log: Log) -> None:
+@pytest.mark.parametrize("cause", ["news", "time", "drop", "rotate"])
+async def test_those_who_are_woken_are_woken_in_several_turns(log: Log, cause: str) -> None:
     readers = Readers(log.store)
+    running = asyncio.create_task(readers.run())
     with ExitStack() as stack:
         alone = [stack.enter_context(readers.reader(log.stream_id, 0, lambda: None)) for _ in range(3000)]
         assert await take(readers, alone[0]) == b""
-        waits = [asyncio.create_task(reader.wait(time.monotonic() + 120)) for reader in alone]
+        until = time.monotonic() + (0 if cause == "time" else 120)
+        waits = [asyncio.create_task(reader.wait(until)) for reader in alone]
         await asyncio.sleep(0)
-        readers.appended(log.stream_id, *await log.write(b"news"))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        assert 0 < sum(wait.done() for wait in waits) < len(waits) / 2
+        if cause == "news":
+            readers.appended(log.stream_id, *await log.write(b"news"))
+        elif cause == "drop":
+            readers.drop([log.stream_id])
+        elif cause == "rotate":
+            readers.rotate()
         async with asyncio.timeout(60):
+            while not any(wait.done() for wait in waits):
+                await asyncio.sleep(0)
+            assert sum(wait.done() for wait in waits) < len(waits) / 2
             await asyncio.gather(*waits)
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_a_crowd_goes_on_without_a_slow_peer_which_stays_where_it_was(log: Log) -> None:

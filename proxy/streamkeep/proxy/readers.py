@@ -341,15 +341,6 @@ class Feed:
         self.is_closed |= is_closed
         return True
 
-    def end(self) -> None:
-        """There is nothing to read any more."""
-        self.is_gone = True
-        self.wake()
-
-    def wake(self) -> None:
-        for reader in self.readers:
-            reader.wake()
-
 
 class Reader:
     """One connected reader: where it stands in the log and what it holds back, but for the time that it waits in a crowd;
@@ -534,7 +525,7 @@ class Readers:
         if feed is None or feed.is_gone:
             feed = self._feeds[stream_id] = Feed(stream_id, is_message_stream=is_message_stream)
         if keepalive is not None and feed.keeper is None:
-            feed.keeper = asyncio.create_task(_keep_alive(feed, keepalive))
+            feed.keeper = asyncio.create_task(_keep_alive(feed, keepalive, self._end))
         reader = Reader(feed, position, stop, is_steady=is_steady, viewer=viewer)
         feed.readers.add(reader)
         self.count += 1
@@ -612,7 +603,7 @@ class Readers:
         for stream_id in stream_ids:
             feed = self._feeds.get(stream_id)
             if feed is not None:
-                feed.end()
+                self._end(feed)
 
     def rotate(self) -> None:
         """Tell live readers to reconnect: those that are here now and can, and not those that come later."""
@@ -630,9 +621,20 @@ class Readers:
         self._dismiss(lambda reader: True)
 
     def _dismiss(self, is_meant: Callable[[Reader], bool]) -> None:
-        for feed in self._feeds.values():
-            for reader in filter(is_meant, feed.readers):
-                reader.leave()
+        meant = [reader for feed in self._feeds.values() for reader in feed.readers if is_meant(reader)]
+        for reader in meant:
+            reader.is_gone = True
+        self._wake(meant)
+
+    def _end(self, feed: Feed) -> None:
+        feed.is_gone = True
+        self._tell(feed)
+
+    def _wake(self, readers: Sequence[Reader]) -> None:
+        """End the waits of readers in the next turns of the loop."""
+        if readers:
+            self._tell_soon()
+            self._asleep += readers
 
     def _see(self, feed: Feed, tail: Tail) -> None:
         if feed.see(tail.position, is_closed=tail.is_closed):
@@ -722,7 +724,7 @@ class Readers:
             if feed is None:
                 continue
             if news is None:
-                feed.end()
+                self._end(feed)
                 continue
             data = news.data
             if feed.is_message_stream:
@@ -759,13 +761,15 @@ class Readers:
             await asyncio.sleep(_TICK_SECONDS)
             self.pages.let_go()
             now = time.monotonic()
+            due: list[Reader] = []
             for feed in list(self._feeds.values()):
                 for reader in list(feed.readers):
                     if reader.wake_at <= now:
-                        reader.wake()
+                        due.append(reader)
                     elif reader.sending_since is not None and now - reader.sending_since > self._stall_seconds:
                         self.tally.cut_off += 1
                         reader.stop()
+            self._wake(due)
 
 
 async def _viewed(reader: Reader, viewer: Viewer, pieces: list[Piece]) -> list[Piece]:
@@ -783,12 +787,12 @@ async def _viewed(reader: Reader, viewer: Viewer, pieces: list[Piece]) -> list[P
     return found
 
 
-async def _keep_alive(feed: Feed, keepalive: Keepalive) -> None:
+async def _keep_alive(feed: Feed, keepalive: Keepalive, end: Callable[[Feed], None]) -> None:
     while not feed.is_gone:
         await asyncio.sleep(keepalive.every_seconds)
         try:
             await keepalive.touch()
         except (StreamNotFound, StreamGone):
-            feed.end()
+            end(feed)
         except StoreError as exc:
             logger.warning("a stream with live readers could not be touched: %s", type(exc).__name__)
