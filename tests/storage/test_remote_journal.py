@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from types import FrameType
 from typing import Any
 
 import httpx
@@ -37,7 +39,9 @@ from streamkeep.storage import (
 )
 from streamkeep.storage.contract import FINGERPRINT, HEAD, Ears, ended, ending, events, key, raised, read_on, running
 from streamkeep.storage.contract_streams import TEXT, at, content, one, write
+from streamkeep.storage.pauses import Pauses
 from streamkeep.storage.remote import RemoteStore
+from streamkeep.storage.remote._replica import Replica
 from streamkeep.storage.rules import subscriptions as rules
 from tests.postgres import Relay, until
 from tests.serving import Proxy, serving
@@ -277,6 +281,26 @@ async def test_a_long_journal_becomes_a_snapshot_and_nothing_is_lost(other: Prox
         assert going is not None
         await store.commit(owner, [Append(going.data_stream, 6, b", and on")], [])
         assert await read_on(store, going.data_stream) == b"so far, and on"
+
+
+async def test_a_snapshot_is_read_with_pauses(url: str) -> None:
+    async with opened(url, roll_bytes=1000) as store:
+        await fill(store)
+        await store.merge()
+        await store.ping()
+    records, pauses = 0, 0
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal records, pauses
+        records += event == "call" and frame.f_code is Replica.restore.__code__
+        pauses += event == "call" and frame.f_code is Pauses.take.__code__
+
+    sys.setprofile(profile)
+    try:
+        async with opened(url):
+            assert 0 < records <= pauses
+    finally:
+        sys.setprofile(None)
 
 
 def test_a_snapshot_holds_all_that_the_memory_store_holds() -> None:

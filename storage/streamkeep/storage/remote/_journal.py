@@ -42,6 +42,7 @@ from streamkeep.storage._errors import (
     StreamNotFound,
 )
 from streamkeep.storage._types import Producer
+from streamkeep.storage.pauses import Pauses
 from streamkeep.storage.remote._replica import Command, Replica, changed_streams
 from streamkeep.storage.remote._server import START, Page, Server
 from streamkeep.storage.rules.records import decode_record, encode_record
@@ -368,10 +369,11 @@ class Journal:
         try:
             number = await self._newest()
             start, page = await self._first_page(number)
-            replica = Replica(self.replica.listeners)
+            replica, pauses = Replica(self.replica.listeners), Pauses()
             if start.snapshot is not None:
                 for line in (await self._read_all(_snapshot_path(start.snapshot), needs_end=True)).splitlines():
                     replica.restore(line)
+                    await pauses.take()
             # No await in here: what is asked meanwhile finds the one or the other.
             self.replica = replica
             self._enter(number)
