@@ -54,7 +54,7 @@ def pip(*arguments: str | Path) -> None:
 def environment(folder: Path, *requirements: str) -> Path:
     """A new virtual environment that holds these and what they ask for, nothing else; gives the folder of its commands."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    pip("--python", folder / "bin" / "python", "install", *requirements)
+    pip("--python", folder / "bin" / "python", "install", "--no-compile", *requirements)
     return folder / "bin"
 
 
