@@ -7,6 +7,7 @@ import base64
 import random
 import re
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
@@ -190,6 +191,54 @@ async def test_those_who_are_woken_are_woken_in_several_turns(log: Log, cause: s
             await asyncio.gather(*waits)
     running.cancel()
     await asyncio.wait([running])
+
+
+class Streams:
+    """Two streams of a memory store: `crowded` gets news in each turn of the loop, and `quiet` gets news once."""
+
+    def __init__(self, crowded: Log, quiet: Log) -> None:
+        self.crowded = crowded
+        self.quiet = quiet
+
+    async def turns_until(self, readers: Readers, is_told: Callable[[], bool]) -> int:
+        """Write to the quiet stream, and go on writing to the other one; how many turns pass before something holds, at most
+        a hundred."""
+        readers.appended(self.quiet.stream_id, *await self.quiet.write(b"once"))
+        for turn in range(100):
+            if is_told():
+                return turn
+            readers.appended(self.crowded.stream_id, *await self.crowded.write(b"."))
+            await asyncio.sleep(0)
+        return 100
+
+
+@pytest.fixture
+async def streams(log: Log) -> Streams:
+    generation = (await log.store.claim(log.owner, GenerationKey("default", "chat", "2"), b"f")).generation
+    await log.store.start(generation, UpstreamHead(200, "text/plain"), b"f")
+    return Streams(log, Log(log.store, log.owner, generation.data_stream))
+
+
+async def test_a_crowded_stream_with_news_in_each_turn_keeps_no_other_one_waiting(streams: Streams) -> None:
+    readers, peer, peers = Readers(streams.crowded.store), Peer(), [Peer() for _ in range(5000)]
+    with ExitStack() as stack:
+        quiet = stack.enter_context(readers.reader(streams.quiet.stream_id, 0, lambda: None))
+        crowd = [stack.enter_context(readers.reader(streams.crowded.stream_id, 0, lambda: None)) for _ in peers]
+        assert await take(readers, quiet) == await take(readers, crowd[0]) == b""
+        waits = [asyncio.create_task(one.wait(reader)) for one, reader in zip(peers, crowd, strict=True)]
+        waits.append(asyncio.create_task(peer.wait(quiet)))
+        await asyncio.sleep(0)
+        for _ in range(3):
+            readers.appended(streams.crowded.stream_id, *await streams.crowded.write(b"."))
+            await asyncio.sleep(0)
+        assert len({piece.known_at for piece in crowd[0].feed.pieces_from(0)}) == 3, "each turn's news is learned of anew"
+        assert await streams.turns_until(readers, lambda: peer.got == b"once") < 5
+        async with asyncio.timeout(60):
+            while not all(len(one.got) == streams.crowded.tail for one in peers):
+                await asyncio.sleep(0)
+        for reader in (quiet, *crowd):
+            reader.leave()
+        await asyncio.gather(*waits)
 
 
 async def test_a_crowd_goes_on_without_a_slow_peer_which_stays_where_it_was(log: Log) -> None:

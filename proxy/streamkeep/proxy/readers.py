@@ -158,17 +158,16 @@ back; and what the crowd held back before."""
 
 class Telling:
     """One telling of the readers of some feeds. What a crowd gets is made once, and what some dozens of crowds get goes out in
-    a row: each system call drives all else out of the processor's caches. `known_at` is the monotonic instant at which this
-    process learned of the first of the news.
+    a row: each system call drives all else out of the processor's caches.
 
     What would take too long is left to the next one: `asleep` are readers that are to be woken, `untold` feeds with crowds that
-    stay where they were.
+    stay where they were. Only of the first of these some may have been told.
     """
 
-    def __init__(self, tally: ReadTally, known_at: float) -> None:
+    def __init__(self, tally: ReadTally) -> None:
         self.asleep: list[Reader] = []
         self.untold: list[Feed] = []
-        self._known_at = known_at
+        self._at = time.monotonic()
         self._tally = tally
         self._told: list[Feed] = []
         self._news: list[News] = []
@@ -212,7 +211,12 @@ class Telling:
         it was."""
         slow: list[Reader] = []
         deliveries = size_bytes = 0
+        known_at = self._at
         for crowd, piece, chunk, held in self._news:
+            if piece.known_at != known_at:
+                # What was learned of together went out together.
+                self._measure(known_at, deliveries)
+                known_at, deliveries = piece.known_at, 0
             if chunk:
                 for reader, writer in crowd.writers.items():
                     if not writer.write(chunk):
@@ -227,11 +231,15 @@ class Telling:
             deliveries += count
             size_bytes += (piece.end - piece.start) * count
         self._tally.delivered_bytes += size_bytes
-        self._tally.lag_seconds.observe(time.monotonic() - self._known_at, deliveries)
+        self._measure(known_at, deliveries)
         for feed in self._told:
             feed.let_go()
         self._news.clear()
         self._told.clear()
+
+    def _measure(self, known_at: float, deliveries: int) -> None:
+        if deliveries:
+            self._tally.lag_seconds.observe(time.monotonic() - known_at, deliveries)
 
     def _move(self, feed: Feed, crowd: Crowd, *, is_one: bool) -> bool:
         """Have a crowd brought to the tail. False: its readers' tasks must see to it, since memory has nothing or not all of
@@ -251,7 +259,7 @@ class Telling:
         chunk = b""
         if frame:
             chunk = asgi.chunk(frame + sse.control_frame(offset, crowd.cursor, is_up_to_date=True))
-            crowd.sent_at = self._known_at
+            crowd.sent_at = self._at
         self._news.append((crowd, piece, chunk, crowd.held))
         crowd.position, crowd.held = piece.end, held
         return True
@@ -483,6 +491,7 @@ class Readers:
         self._untold: dict[Feed, None] = {}
         self._asleep: list[Reader] = []
         self._known_at = 0.0
+        self._has_news = False
         self._refresh = asyncio.Event()
         self._is_closed = False
         self._steady_count = 0
@@ -641,7 +650,8 @@ class Readers:
             self._tell(feed)
 
     def _tell(self, feed: Feed) -> None:
-        if not self._untold:
+        if not self._has_news:
+            self._has_news = True
             self._known_at = time.monotonic()
             self._tell_soon()
         self._untold[feed] = None
@@ -653,14 +663,16 @@ class Readers:
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
         asleep, self._asleep = self._asleep, []
-        telling = Telling(self.tally, self._known_at)
+        self._has_news = False
+        telling = Telling(self.tally)
         telling.wake(asleep)
         for feed in untold:
             telling.tell(feed)
         telling.send()
         if telling.untold or telling.asleep:
             self._tell_soon()
-            self._untold.update(dict.fromkeys(telling.untold))
+            # A crowded stream with news in each turn would otherwise keep all that stand behind it waiting for ever.
+            self._untold.update(dict.fromkeys(telling.untold[1:] + telling.untold[:1]))
             self._asleep += telling.asleep
 
     # Audience of the writer
