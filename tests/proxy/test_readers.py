@@ -241,6 +241,30 @@ async def test_a_crowded_stream_with_news_in_each_turn_keeps_no_other_one_waitin
         await asyncio.gather(*waits)
 
 
+async def test_those_who_are_to_be_woken_stand_in_line_once(streams: Streams) -> None:
+    readers = Readers(streams.crowded.store)
+
+    async def follow(reader: Reader) -> None:
+        while not reader.is_gone:
+            if not await take(readers, reader):
+                await reader.wait(time.monotonic() + 120)
+
+    with ExitStack() as stack:
+        alone = [stack.enter_context(readers.reader(streams.crowded.stream_id, 0, lambda: None)) for _ in range(2000)]
+        quiet = stack.enter_context(readers.reader(streams.quiet.stream_id, 0, lambda: None))
+        assert await take(readers, quiet) == b""
+        follows = [asyncio.create_task(follow(reader)) for reader in alone]
+        waiting = asyncio.create_task(quiet.wait(time.monotonic() + 120))
+        await asyncio.sleep(0)
+        for _ in range(30):
+            readers.appended(streams.crowded.stream_id, *await streams.crowded.write(b"."))
+            await asyncio.sleep(0)
+        assert await streams.turns_until(readers, waiting.done) < 20
+        for reader in alone:
+            reader.leave()
+        await asyncio.gather(waiting, *follows)
+
+
 async def test_a_crowd_goes_on_without_a_slow_peer_which_stays_where_it_was(log: Log) -> None:
     readers, quick, slow = Readers(log.store), Peer(), Peer()
     with (

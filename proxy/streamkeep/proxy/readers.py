@@ -165,7 +165,7 @@ class Telling:
     """
 
     def __init__(self, tally: ReadTally) -> None:
-        self.asleep: list[Reader] = []
+        self.asleep: dict[Reader, None] = {}
         self.untold: list[Feed] = []
         self._at = time.monotonic()
         self._tally = tally
@@ -198,13 +198,15 @@ class Telling:
         self._told.append(feed)
 
     def wake(self, readers: Iterable[Reader]) -> None:
-        """End the waits of readers, or of some of them."""
+        """End the waits of readers, or of some of them. Whoever does not wait will look for news before he does."""
         for reader in readers:
+            if not reader.is_waiting:
+                continue
             if self._woken < _WOKEN_IN_A_TURN:
                 self._woken += 1
                 reader.wake()
             else:
-                self.asleep.append(reader)
+                self.asleep[reader] = None
 
     def send(self) -> None:
         """Write what there is to write. A peer that takes nothing now is left to its reader's task, which goes on from where
@@ -414,6 +416,11 @@ class Reader:
             return False
         return self.viewer is None or self.viewer.final is not None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits, and was not woken yet."""
+        return self._waiter is not None and not self._waiter.done()
+
     def wake(self) -> None:
         """There may be news: end the wait."""
         if self._waiter is not None and not self._waiter.done():
@@ -489,7 +496,7 @@ class Readers:
         self._recorded_here: set[int] = set()
         self._stale: set[int] = set()
         self._untold: dict[Feed, None] = {}
-        self._asleep: list[Reader] = []
+        self._asleep: dict[Reader, None] = {}
         self._known_at = 0.0
         self._has_news = False
         self._refresh = asyncio.Event()
@@ -643,7 +650,7 @@ class Readers:
         """End the waits of readers in the next turns of the loop."""
         if readers:
             self._tell_soon()
-            self._asleep += readers
+            self._asleep.update(dict.fromkeys(readers))
 
     def _see(self, feed: Feed, tail: Tail) -> None:
         if feed.see(tail.position, is_closed=tail.is_closed):
@@ -662,7 +669,7 @@ class Readers:
 
     def _tell_all(self) -> None:
         untold, self._untold = self._untold, {}
-        asleep, self._asleep = self._asleep, []
+        asleep, self._asleep = self._asleep, {}
         self._has_news = False
         telling = Telling(self.tally)
         telling.wake(asleep)
@@ -673,7 +680,7 @@ class Readers:
             self._tell_soon()
             # A crowded stream with news in each turn would otherwise keep all that stand behind it waiting for ever.
             self._untold.update(dict.fromkeys(telling.untold[1:] + telling.untold[:1]))
-            self._asleep += telling.asleep
+            self._asleep.update(telling.asleep)
 
     # Audience of the writer
 
