@@ -216,6 +216,30 @@ async def test_pipelined_requests_are_answered_one_by_one_in_order(proxy: Proxy)
     assert await content(proxy) == b"123"
 
 
+async def test_who_leaves_with_another_request_sent_behind_is_gone() -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/plain"})
+        while not is_over.is_set():
+            await exchange.chunk(b"more")
+            await asyncio.sleep(0.005)
+        await exchange.end()
+
+    is_over = asyncio.Event()
+    async with serving(MemoryStore()) as proxy, upstream(play) as server:
+        await proxy.create("chat", "1", server.url)
+        url = urlsplit(proxy.url)
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        target = b"/stream/data?sessionId=chat&requestId=1&live=sse"
+        writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target + READ + b"\r\n")
+        async with asyncio.timeout(30):
+            await reader.readuntil(b"more")
+            assert proxy.service.readers.count == 1
+            writer.transport.abort()
+            while proxy.service.readers.count:
+                await asyncio.sleep(0.005)
+            is_over.set()
+
+
 async def test_a_refusal_is_never_the_answer_to_an_earlier_request(proxy: Proxy) -> None:
     """The first request waits for news; what is wrong with the second must not be told as its answer."""
     waiting = b"GET /v1/stream/a?offset=now&live=long-poll HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -66,6 +66,7 @@ class Connection(HttpToolsProtocol):
     _idle_bytes = 0
     _head_bytes = 0
     _patient_until = float("inf")
+    _answered: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -76,6 +77,7 @@ class Connection(HttpToolsProtocol):
         app = self.app
 
         async def app_with_abort(scope: Any, receive: Any, send: Any) -> None:
+            self._answered = send.__self__
             scope["streamkeep.abort"] = transport.abort
             scope["streamkeep.cut"] = transport.close
             if scope["http_version"] == "1.0":
@@ -88,6 +90,15 @@ class Connection(HttpToolsProtocol):
                 scope.pop("streamkeep.chunk_writer", None)
 
         self.app = app_with_abort
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As uvicorn does it, which tells the last request of it alone: of several that came at once that is not the one
+        that is being answered."""
+        answered = self._answered
+        if answered is not None and not answered.response_complete:
+            answered.disconnected = True
+            answered.message_event.set()
+        super().connection_lost(exc)
 
     def close_if_overdue(self, now: float) -> None:
         """Close a connection that has been idle for too long, or whose request's head does not come to its end."""
