@@ -121,9 +121,13 @@ async def test_a_migration_and_a_commit_under_way_do_not_wait_for_each_other(emp
 
 
 @pytest.fixture
-def short_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamkeep.storage.postgres._migrate._TRY_SECONDS", 0.1)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamkeep.storage.postgres._migrate._PAUSE_SECONDS", 0.1)
+
+
+@pytest.fixture
+def short_tries(monkeypatch: pytest.MonkeyPatch, short_pauses: None) -> None:
+    monkeypatch.setattr("streamkeep.storage.postgres._migrate._TRY_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("short_tries")
@@ -154,3 +158,17 @@ async def test_a_migration_gives_up_when_others_are_in_the_way_for_too_long(empt
             assert "pg_locks" in str(error)
             assert not isinstance(error, StoreUnavailable)
         assert await migrate(empty_url) == [migration.version for migration in migrations()[15:]]
+
+
+@pytest.mark.usefixtures("short_pauses")
+async def test_a_migration_that_is_undone_for_a_deadlock_tries_again(empty_url: str) -> None:
+    await migrate(empty_url, up_to=14)
+    async with connected(empty_url) as other, connected(empty_url) as third:
+        # The server takes the one who looks first, and it is not to be this one.
+        await other.execute("set deadlock_timeout = '600s'")
+        async with other.transaction():
+            await other.fetch("select from streamkeep.generations")
+            task = asyncio.create_task(migrate(empty_url, up_to=15))
+            await until_waiting(third)
+            await other.execute("lock table streamkeep.chunks in row exclusive mode")
+        assert await task == [15]

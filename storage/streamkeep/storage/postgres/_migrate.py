@@ -28,6 +28,8 @@ _LOCK = 0x73747265616D  # "stream": one lock for all processes that migrate one 
 _TRY_SECONDS = 2.0
 _PAUSE_SECONDS = 1.0
 _MIN_SERVER_VERSION = 150000
+# Who waits for a table that we hold, and holds one that we wait for, is in the way as well.
+_IN_THE_WAY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
 _FILE_NAME = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 
 
@@ -78,7 +80,7 @@ async def migrate(
                 return await _in_tries(lock_seconds)(_try, connection, up_to)
         finally:
             await disconnect(connection)
-    except asyncpg.LockNotAvailableError as exc:
+    except _IN_THE_WAY as exc:
         raise StoreError(
             f"the schema cannot be brought up to date: for {lock_seconds:g} s others have kept tables in use that are to be "
             "changed; pg_locks and pg_stat_activity tell who, and an old transaction is the likeliest"
@@ -112,7 +114,7 @@ _RECORD = "insert into streamkeep.migrations (version, name, checksum) values ($
 
 def _in_tries(seconds: float) -> AsyncRetrying:
     return AsyncRetrying(
-        retry=retry_if_exception_type(asyncpg.LockNotAvailableError),
+        retry=retry_if_exception_type(_IN_THE_WAY),
         wait=wait_fixed(_PAUSE_SECONDS),
         stop=stop_after_delay(seconds),
         before_sleep=_tell,
@@ -125,8 +127,8 @@ def _tell(state: RetryCallState) -> None:
 
 
 async def _try(connection: asyncpg.Connection[asyncpg.Record], up_to: int | None) -> list[int]:
-    """Raises: asyncpg.LockNotAvailableError: somebody is in the way; nothing was done, and no lock is held but that of
-    all who migrate, so nobody tries meanwhile."""
+    """Raises: one of `_IN_THE_WAY`: somebody is; nothing was done, and no lock is held but that of all who migrate, so nobody
+    tries meanwhile."""
     async with connection.transaction():
         await connection.execute(f"set local lock_timeout = '{_TRY_SECONDS:g}s'")
         return await _apply(connection, up_to)
