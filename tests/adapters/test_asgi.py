@@ -9,7 +9,7 @@ import re
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -303,6 +303,26 @@ async def test_an_answer_that_is_stopped_closes_its_generator_and_tells_its_read
     assert [chunk["message"] for chunk in shared if chunk["type"] == "RUN_ERROR"] == ["the answer was stopped"]
     assert (await stop("chat")).status_code == 204, "nothing runs"
     assert (await stop("no/id")).status_code == 400
+
+
+async def test_a_generator_that_takes_no_notice_is_stopped_for_its_readers(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamkeep.adapters.asgi._LAST_WORDS_SECONDS", 0.1)
+    begun = asyncio.Event()
+
+    async def deaf() -> AsyncIterator[dict[str, Any]]:
+        begun.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        yield chunks("anyway")[0]
+        await asyncio.Event().wait()
+
+    await backend.responses.ai_sdk("chat", "1", deaf())
+    await begun.wait()
+    assert (await backend.responses.stop("chat")).status_code == 204
+    told = await backend.messages("/streams/chat/1")
+    assert told[-1] == {"type": "error", "errorText": "the answer was stopped"}
 
 
 async def test_any_process_stops_an_answer(proxy: Proxy, session: str) -> None:

@@ -401,13 +401,15 @@ class DurableResponses:
 
     async def _stop(self, generation: _Generation) -> None:
         run = self._runs.get(generation.claim)
-        if run is None:
-            await self._end(generation, "the answer was stopped")
-            return
-        if generation.claim not in self._stopped:
-            self._stopped.add(generation.claim)
-            run.cancel()
-        await asyncio.wait([run], timeout=_LAST_WORDS_SECONDS)
+        if run is not None:
+            if generation.claim not in self._stopped:
+                self._stopped.add(generation.claim)
+                run.cancel()
+            await asyncio.wait([run], timeout=_LAST_WORDS_SECONDS)
+            if (await self._stream(generation.path).head()).is_closed:
+                return
+            # It was just about to begin or to end, and had no last words; or it takes no notice.
+        await self._end(generation, "the answer was stopped")
 
     async def _told(self, generation: _Generation, chunks: Chunks) -> AsyncGenerator[bytes, None]:
         """What a generator yields, as messages, and behind them what went wrong in it."""
