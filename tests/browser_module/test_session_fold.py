@@ -76,6 +76,7 @@ async def test_both_folds_agree(scripts: Path, tmp_path: Path) -> None:
         {"events": [*BAD, *recorded, *BAD, *recorded], "sizes": [3]},
         {"events": [row("a", nested(depth), seq=depth) for depth in (99, 100, 101)], "sizes": []},
         {"events": [Author(f"a{depth}").call("c", "[" * depth + "]" * depth) for depth in (100, 101)], "sizes": []},
+        {"events": [Author(f"a{digits}").call("c", f"[{'9' * digits}e99]") for digits in (209, 210, 211)], "sizes": []},
         {
             "events": [
                 *map(numbered, NUMBERS),

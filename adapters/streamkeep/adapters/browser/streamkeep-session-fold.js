@@ -9,7 +9,8 @@ const TURN_KINDS = ["message", "answers", "regenerate", "agent"]
 const MAX_INDEX = 999
 const MAX_TOKENS = 1e9
 const MAX_DEPTH = 100
-const LARGE_NUMBER = /\d[eE]\+?\d{3}|\d{309}/
+// Which may be too large: with an exponent of two digits, one of more than two hundred may.
+const LARGE_NUMBER = /\d[eE]\+?\d{3}|\d{200}/
 const CONTROLS = ["snapshot-start", "snapshot-end", "reset"]
 
 export class SessionFold {
