@@ -17,7 +17,7 @@ from streamkeep.client.sessions import Message, SessionFold
 from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.storage import DEFAULT_TENANT, MemoryStore, SessionKey
 from tests.serving import Proxy, serving
-from tests.sessions.session_rows import Author, Row, turn
+from tests.sessions.session_rows import Author, Row, row, turn
 
 OPERATOR = "operator-key-0123456789"
 ACME = "acme-key-0123456789abc"
@@ -411,6 +411,16 @@ async def test_regenerate_takes_the_answer_away_and_calls_the_agent_again(proxy:
     assert first["turns"][0]["messageId"] == fold.turns[0].message_id
     book = await proxy.service.sessions.agents(SessionKey(DEFAULT_TENANT, "chat"))
     assert book.find("helper", fold.turns[0].spec_id) is not None
+
+
+@pytest.mark.parametrize("number", [None, -1])
+async def test_regenerate_leaves_rows_without_numbers(proxy: Proxy, number: int | None) -> None:
+    chat = await Chat(proxy.client).put()
+    await chat.say("Hi", messageId="m1", agent=AGENT)
+    odd = row("odd", {"type": "content", "delta": "?"}, role="assistant")
+    await chat.write(odd | {"value": odd["value"] | {"seq": number}})
+    await chat.call("POST", "/regenerate", json={"fromMessageId": "m1"}, status=200)
+    assert [turn.kind for turn in (await chat.fold()).turns] == ["regenerate"]
 
 
 async def test_of_two_regenerations_at_once_one_is_left() -> None:

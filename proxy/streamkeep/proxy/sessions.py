@@ -506,7 +506,8 @@ class Sessions:
         """Rows that were written while their messages were taken away go too."""
         for _ in range(_MAX_REMOVALS):
             fold = await self.folds.current(key)
-            left = [message_id for message_id in message_ids if fold.message(message_id) is not None]
+            # What others wrote without numbers has no rows that could be named.
+            left = [message_id for message_id in message_ids if fold.numbers(message_id)]
             if not left:
                 return
             await self._append(key, removals(fold, left, ()))
