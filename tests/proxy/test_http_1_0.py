@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from urllib.parse import urlsplit
 
 import pytest
 
+from streamkeep.proxy import create_app
 from streamkeep.proxy.rules.upstreams import Upstreams
+from streamkeep.proxy.server import bind, make_server
 from streamkeep.storage import MemoryStore
-from tests.serving import Proxy, serving
+from tests.serving import Proxy, local_settings, serving
 from tests.upstream import Exchange, upstream
 
 EVENTS = b"".join(b'data: {"n": %d}\n\n' % n for n in range(40))
@@ -92,6 +95,55 @@ async def test_an_answer_that_breaks_off_does_not_look_whole() -> None:
     ):
         with pytest.raises(ConnectionResetError):
             await ask(proxy, "POST /u/vendor/v1/chat")
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_an_answer_is_whole_once_it_is_on_its_way_whole(is_cut: bool) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/event-stream"})
+        await exchange.chunk(body)
+        await exchange.end()
+
+    def has_all() -> bool:
+        """Whether the answer waits in the server's memory for its peer."""
+        held = [one.transport.get_write_buffer_size() for one in server.server_state.connections]
+        return held != [] and held[0] > 0 and not app.state.service.generations.running
+
+    body = EVENTS * 60
+    async with upstream(play) as vendor:
+        settings = local_settings(upstreams=Upstreams.parse(f"vendor={vendor.url}"))
+        app = create_app(store=MemoryStore(), settings=settings)
+        with bind("127.0.0.1", 0) as listener, socket.socket() as peer:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.setblocking(False)
+            server = make_server(app)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(60):
+                while not server.started:
+                    await asyncio.sleep(0.005)
+                await loop.sock_connect(peer, listener.getsockname())
+                await loop.sock_sendall(peer, b"POST /u/vendor/v1/chat HTTP/1.0\r\n\r\n")
+                while not has_all():
+                    await asyncio.sleep(0.005)
+                for _ in range(100):
+                    await asyncio.sleep(0)
+                if is_cut:
+                    for connection in server.server_state.connections:
+                        connection.transport.abort()
+                got, end = b"", ""
+                while not end:
+                    try:
+                        part = await loop.sock_recv(peer, 65536)
+                    except ConnectionResetError:
+                        end = "reset"
+                    else:
+                        got, end = got + part, "" if part else "closed"
+            server.should_exit = True
+            await serving
+    assert end == ("reset" if is_cut else "closed")
+    assert got.endswith(body) is not is_cut
 
 
 def data_of(events: bytes) -> bytes:

@@ -231,7 +231,9 @@ async def test_a_crowded_stream_with_news_in_each_turn_keeps_no_other_one_waitin
         for _ in range(3):
             readers.appended(streams.crowded.stream_id, *await streams.crowded.write(b"."))
             await asyncio.sleep(0)
-        assert len({piece.known_at for piece in crowd[0].feed.pieces_from(0)}) == 3, "each turn's news is learned of anew"
+        assert len({piece.known_at for piece in crowd[0].feed.pieces_from(0)}) == 3, (
+            "each turn's news is learned of anew"
+        )
         assert await streams.turns_until(readers, lambda: peer.got == b"once") < 5
         async with asyncio.timeout(60):
             while not all(len(one.got) == streams.crowded.tail for one in peers):

@@ -222,20 +222,39 @@ class AnswerInHttp10:
 
     async def __call__(self, message: Any) -> None:
         cycle = self._cycle
-        if message["type"] == "http.response.start":
+        is_start = message["type"] == "http.response.start"
+        if is_start:
             self._has_length = any(name.lower() == b"content-length" for name, _ in message["headers"])
-        if self._has_length or cycle.disconnected:
+        if self._has_length:
             await cycle.send(message)
-            return
-        if message["type"] == "http.response.start":
+        elif is_start:
             cycle.chunked_encoding = False
-            _reset_when_closed(cycle.transport, True)
+            self._reset_when_closed(True)
+            await cycle.send(message)
         else:
-            cycle.expected_content_length = len(message.get("body", b""))
-        await cycle.send(message)
-        # The connection is only about to be closed.
-        if cycle.response_complete:
-            _reset_when_closed(cycle.transport, False)
+            body: bytes = message.get("body", b"")
+            cycle.expected_content_length = len(body)
+            await cycle.send({"type": "http.response.body", "body": body, "more_body": True})
+            if not message.get("more_body"):
+                await self._end()
+
+    async def _end(self) -> None:
+        if not self._is_cut:
+            # What still waits in memory would be lost if it were cut now.
+            self._cycle.transport.set_write_buffer_limits(0)
+            await self._cycle.flow.drain()
+        self._reset_when_closed(False)
+        await self._cycle.send({"type": "http.response.body", "body": b""})
+
+    @property
+    def _is_cut(self) -> bool:
+        return self._cycle.disconnected or self._cycle.transport.is_closing()
+
+    def _reset_when_closed(self, is_wanted: bool) -> None:
+        # What is closed may have given its number to another connection's socket.
+        if not self._is_cut:
+            peer: socket.socket = self._cycle.transport.get_extra_info("socket")
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", is_wanted, 0))
 
 
 class Server(uvicorn.Server):
@@ -369,11 +388,6 @@ def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
 def _chunk_writer(cycle: RequestResponseCycle) -> ChunkWriter | None:
     """As `ChunkWriter.of`."""
     return ChunkWriter(cycle.transport, cycle.flow) if cycle.chunked_encoding else None
-
-
-def _reset_when_closed(transport: asyncio.Transport, is_wanted: bool) -> None:
-    peer: socket.socket = transport.get_extra_info("socket")
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", is_wanted, 0))
 
 
 def _notice_dead_peers(peer: socket.socket | None) -> None:
