@@ -19,12 +19,12 @@ from tests.upstream import Exchange, upstream
 EVENTS = b"".join(b'data: {"n": %d}\n\n' % n for n in range(40))
 
 
-async def ask(proxy: Proxy, request: str) -> tuple[bytes, bytes]:
+async def ask(proxy: Proxy, request: str, rest: str = "\r\n") -> tuple[bytes, bytes]:
     """The head of an answer, and all that comes behind it on the connection. Raises: ConnectionResetError."""
     address = urlsplit(proxy.url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
-        writer.write(f"{request} HTTP/1.0\r\n\r\n".encode())
+        writer.write(f"{request} HTTP/1.0\r\n{rest}".encode())
         async with asyncio.timeout(60):
             head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     finally:
@@ -36,6 +36,12 @@ async def test_an_answer_with_a_length_keeps_it(proxy: Proxy) -> None:
     head, body = await ask(proxy, "GET /health")
     assert f"content-length: {len(body)}".encode() in head
     assert b"transfer-encoding" not in head
+
+
+async def test_nobody_is_told_to_continue(proxy: Proxy) -> None:
+    rest = "Expect: 100-continue\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi"
+    head, _ = await ask(proxy, "PUT /v1/stream/a", rest)
+    assert head.startswith(b"http/1.1 201 ")
 
 
 async def test_an_answer_without_a_length_ends_with_its_connection() -> None:

@@ -156,8 +156,12 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._is_replaying:
             return
-        if not _is_plain(self.parser.get_http_version(), self.headers):
+        version = self.parser.get_http_version()
+        if not _is_plain(version, self.headers):
             raise httptools.HttpParserInvalidMethodError("the head can be read in several ways")
+        if version == "1.0":
+            # Its clients take the first head for the answer's (RFC 9110, 10.1.1).
+            self.expect_100_continue = False
         self._is_in_head = False
         self._has_progress = True
         self._patient_until = float("inf")
