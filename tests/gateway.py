@@ -29,7 +29,9 @@ class Gateway:
     buffers: bool = False  # an answer goes on when all of it is there
     compresses: bool = False  # events, as nobody can see them before there are many
     compresses_all: bool = False
-    cuts_after_seconds: float | None = None  # without a byte
+    cuts_after_seconds: float | None = (
+        None  # without a byte, what is read live: all else may take long on a busy machine
+    )
     drops: frozenset[str] = frozenset()  # headers of answers
     caches: bool = False  # for everybody, whatever they show
     refuses: frozenset[str] = frozenset()  # methods
@@ -52,8 +54,9 @@ class Gateway:
         headers = [(name, value) for name, value in request.headers.items() if name not in _OF_ONE_CONNECTION]
         headers.append(("host", request.headers["host"]))
         asked = self.client.build_request(request.method, self.target + path, headers=headers, content=body)
+        patience = self.cuts_after_seconds if "live" in request.query_params else None
         try:
-            async with asyncio.timeout(self.cuts_after_seconds):
+            async with asyncio.timeout(patience):
                 answer = await self.client.send(asked, stream=True)
         except TimeoutError:
             return Response("too late", 504)
@@ -70,17 +73,19 @@ class Gateway:
         if self.caches and request.method == "GET" and not is_live:
             self._kept[path] = Response(await answer.aread(), answer.status_code, shown)
             return self._kept[path]
-        pieces = self._pieces(answer, is_live=is_live, squeezes=squeezes)
+        pieces = self._pieces(answer, patience, is_live=is_live, squeezes=squeezes)
         return StreamingResponse(pieces, answer.status_code, shown)
 
-    async def _pieces(self, answer: httpx.Response, *, is_live: bool, squeezes: bool) -> AsyncIterator[bytes]:
+    async def _pieces(
+        self, answer: httpx.Response, patience: float | None, *, is_live: bool, squeezes: bool
+    ) -> AsyncIterator[bytes]:
         packer = zlib.compressobj(wbits=_GZIP) if squeezes else None
         held = b""
         async with aclosing(answer):
-            async with asyncio.timeout(self.cuts_after_seconds) as clock:
+            async with asyncio.timeout(patience) as clock:
                 async for piece in answer.aiter_raw():
-                    if self.cuts_after_seconds is not None:
-                        clock.reschedule(asyncio.get_running_loop().time() + self.cuts_after_seconds)
+                    if patience is not None:
+                        clock.reschedule(asyncio.get_running_loop().time() + patience)
                     data = piece if packer is None else packer.compress(piece)
                     if self.buffers and is_live:
                         held += data
