@@ -153,6 +153,19 @@ async def test_ready_tells_the_truth_about_the_database() -> None:
         assert (await proxy.client.get("/health")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/metrics", "/openapi.json", "/api/generations", "/v1/sessions", "/nowhere"]
+)
+async def test_head_is_answered_as_get_is_without_the_body(proxy: Proxy, path: str) -> None:
+    head, got = await proxy.client.head(path), await proxy.client.get(path)
+    assert got.status_code == (404 if path == "/nowhere" else 200)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    # Ids and dates differ, and the metrics go on counting.
+    ours = {"date", "x-request-id", *(["content-length"] if path == "/metrics" else [])}
+    assert "Content-Length" in head.headers
+    assert {i for i in head.headers.items() if i[0] not in ours} == {i for i in got.headers.items() if i[0] not in ours}
+
+
 async def test_catch_up_pages_and_says_when_it_is_up_to_date_and_closed(proxy: Proxy) -> None:
     body = b"x" * (1024 * 1024 + 10)
     async with upstream(whole(body, "text/plain", chunk_bytes=50_000)) as server:

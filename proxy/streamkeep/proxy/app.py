@@ -101,11 +101,17 @@ class _Application(FastAPI):
         routes = _raw_routes(service)
         self.router.routes.extend(routes)
         self._front = Front(
-            Cors(RawRoutes(super().__call__, routes), origins=service.settings.origins), tally=service.requests
+            Cors(RawRoutes(self._framework, routes), origins=service.settings.origins), tally=service.requests
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._front(scope, receive, send)
+
+    async def _framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI itself, whose routes for GET refuse HEAD. Here it is answered as GET is, and the server sends no body."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await super().__call__(scope, receive, send)
 
 
 def _raw_routes(service: Service) -> list[Route]:
