@@ -532,6 +532,45 @@ async def test_a_feed_keeps_nothing_that_its_only_reader_has(log: Log) -> None:
             assert await take(readers, late) == b"b"
 
 
+async def test_what_begins_here_is_read_from_memory_from_its_first_byte(log: Log) -> None:
+    readers = Readers(log.store)
+    readers.recorded_here(log.stream_id, log.stream_id + 1)
+    with readers.reader(log.stream_id, 0, lambda: None) as early:
+        assert await take(readers, early) == b""
+        readers.appended(log.stream_id, 0, b"in memory ")
+        assert await take(readers, early) == b"in memory "
+    readers.recorded_here(log.stream_id, log.stream_id + 1)
+    readers.appended(log.stream_id, 0, b"in memory ")
+    readers.appended(log.stream_id, 10, b"alone")
+    with readers.reader(log.stream_id, 0, lambda: None) as first:
+        assert await take(readers, first) == b"in memory alone"
+
+
+async def test_of_what_nobody_reads_no_more_is_kept_than_a_feed_retains(log: Log) -> None:
+    readers = Readers(log.store)
+    readers.recorded_here(log.stream_id, log.stream_id + 1)
+    body = random.Random(8).randbytes(9000)
+    for start in range(0, len(body), 1000):
+        readers.appended(log.stream_id, *await log.write(body[start : start + 1000]))
+    assert repr(readers) == "Readers(0 of 0 streams)"
+    with readers.reader(log.stream_id, 0, lambda: None) as late:
+        assert await take(readers, late) == body
+
+
+@pytest.mark.parametrize("end", ["closed", "recorded elsewhere"])
+async def test_what_is_no_longer_recorded_here_is_read_from_the_log(log: Log, end: str) -> None:
+    readers = Readers(log.store)
+    readers.recorded_here(log.stream_id, log.stream_id + 1)
+    if end == "closed":
+        readers.closed(log.stream_id, 0)
+    else:
+        readers.recorded_elsewhere((log.stream_id, log.stream_id + 1))
+    assert repr(readers) == "Readers(0 of 0 streams)"
+    await log.write(b"by another")
+    with readers.reader(log.stream_id, 0, lambda: None) as reader:
+        assert await take(readers, reader) == b"by another"
+
+
 async def test_what_was_appended_at_once_is_not_sent_at_once_however_large(log: Log) -> None:
     readers = Readers(log.store)
     body = random.Random(6).randbytes(3 * 1024 * 1024)

@@ -570,7 +570,7 @@ class Generations:
             span, request = self._tracing.begin(generation.key, request)
         call = Call(generation, self._writer.recorder(generation), request.clocks, request.label, span)
         self._calls[generation.id] = self._calls_by_key[generation.key] = call
-        self._readers.recorded_here((generation.data_stream, generation.control_stream))
+        self._readers.recorded_here(generation.data_stream, generation.control_stream)
         call.task = asyncio.create_task(self._record(call, request), name=f"generation {generation.id}")
         return call
 

@@ -1,7 +1,7 @@
 """Readers: committed bytes, encoded once for each encoding, handed to everybody who waits for them.
 
-A `Feed` exists for each stream that somebody here reads live. It keeps the newest pieces for a while, keyed by where
-they start, but none that the stream's only reader has. A reader takes a piece from memory only if the piece starts exactly where the reader stands; in every other
+A `Feed` exists for each stream that somebody here reads live, and for a generation that begins here: its first reader is on the way.
+It keeps the newest pieces for a while, keyed by where they start, but none that the stream's only reader has. A reader takes a piece from memory only if the piece starts exactly where the reader stands; in every other
 case it reads the log, and so do all where a piece would be large. So a lost, late or doubled wake-up costs a query and never a byte, and a slow reader holds no
 memory: it falls behind the feed and catches up from the log.
 
@@ -605,12 +605,21 @@ class Readers:
         if oldest.known_at > since:
             self.tally.lag_seconds.observe(time.monotonic() - oldest.known_at)
 
-    def recorded_here(self, stream_ids: Collection[int]) -> None:
-        """The writer of this process feeds these streams from now on; the slow poll may leave them out."""
-        self._recorded_here.update(stream_ids)
+    def recorded_here(self, data_stream: int, control_stream: int) -> None:
+        """The writer of this process feeds these streams, which are empty, from now on; the slow poll may leave them out.
+
+        Whoever had them made is about to read the data, so these are kept until there is more than a feed retains.
+        """
+        self._recorded_here.update((data_stream, control_stream))
+        if data_stream not in self._feeds:
+            feed = self._feeds[data_stream] = Feed(data_stream, is_message_stream=False)
+            feed.see(0)
 
     def recorded_elsewhere(self, stream_ids: Collection[int]) -> None:
         self._recorded_here.difference_update(stream_ids)
+        for stream_id in stream_ids:
+            if not self.of(stream_id):
+                self._feeds.pop(stream_id, None)
         self.streams_changed(stream_ids)
 
     def drop(self, stream_ids: Collection[int]) -> None:
@@ -688,7 +697,9 @@ class Readers:
         feed = self._feeds.get(stream_id)
         if feed is None:
             return
-        if len(data) <= _MAX_PIECE_BYTES:
+        if not feed.readers and feed.retained_bytes + len(data) > _RETAINED_BYTES:
+            del self._feeds[stream_id]  # Who comes later reads the log.
+        elif len(data) <= _MAX_PIECE_BYTES:
             self._tell(feed)
             feed.add(Piece(position, data, known_at=self._known_at))
         else:
@@ -698,8 +709,12 @@ class Readers:
     def closed(self, stream_id: int, final_position: int) -> None:
         self._recorded_here.discard(stream_id)
         feed = self._feeds.get(stream_id)
-        if feed is not None:
+        if feed is None:
+            return
+        if feed.readers:
             self._see(feed, Tail(final_position, True))
+        else:
+            del self._feeds[stream_id]
 
     # Listener of the store
 
