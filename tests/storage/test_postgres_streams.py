@@ -366,9 +366,9 @@ async def test_a_batch_takes_as_many_statements_whatever_its_size(database_url: 
         for path in paths:
             await made(store, path)
         heard: list[str] = []
-        connection = store._database._held
-        assert connection is not None
-        connection.add_query_logger(lambda record: heard.append(record.query))
+        assert store._database._held
+        for connection in store._database._held:
+            connection.add_query_logger(lambda record: heard.append(record.query))
         for turn, size in enumerate([1, 1, 200]):
             heard.clear()
             results = await store.append([write(path, b"x", producer=("p", turn, 0)) for path in paths[:size]])

@@ -10,8 +10,8 @@ crowd of catching-up readers cannot starve a lease.
 A connection that is new costs as much as dozens of statements, until its plans are made. So a burst of calls waits for those
 there are, and one more is made only where somebody waits for long.
 
-One connection is not given back between two calls while nobody waits for it: taking it from the pool and giving it back
-costs a commit half as much as sending it.
+A few connections are held between calls while nobody waits for one: taking one from the pool and giving it back costs half as
+much as sending a statement.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 _MAX_ATTEMPTS = 4
 _RESERVED_CONNECTIONS = 2
 _FIRST_CONNECTIONS = 3
+_HELD_CONNECTIONS = 3
 _PATIENCE_SECONDS = 0.02
 _RELEASE_SECONDS = 1.0
 _IDLE_SECONDS = 60.0
@@ -106,9 +107,9 @@ class Database:
         self._deadline_seconds = deadline_seconds
         self._is_pooled = is_pooled
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
-        self._held: PoolConnectionProxy[asyncpg.Record] | None = None
+        self._held: list[PoolConnectionProxy[asyncpg.Record]] = []
         self._waiting = 0
-        self._urgent = nullcontext()
+        self._urgent = _OpenLane()
         self._ordinary = _Lane(max(1, pool_size - _RESERVED_CONNECTIONS))
 
     async def open(self) -> None:
@@ -137,7 +138,7 @@ class Database:
         """How many connections there are, and how many of them are idle."""
         if self._pool is None:
             return 0, 0
-        return self._pool.get_size(), self._pool.get_idle_size() + (self._held is not None)
+        return self._pool.get_size(), self._pool.get_idle_size() + len(self._held)
 
     async def close(self) -> None:
         """Let calls under way finish, for a moment, and disconnect."""
@@ -146,38 +147,25 @@ class Database:
         pool, self._pool = self._pool, None
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
-                held, self._held = self._held, None
-                if held is not None:
-                    await pool.release(held)
+                while self._held:
+                    await pool.release(self._held.pop())
                 await pool.close()
         except DRIVER_ERRORS:
             pool.terminate()
 
     async def fetch(self, statement: str, *args: object, is_urgent: bool = False) -> list[asyncpg.Record]:
-        return await self._run(lambda connection: connection.fetch(statement, *args), is_urgent=is_urgent)
+        seconds = self._deadline_seconds
+        return await self._run_one(lambda held: held.fetch(statement, *args, timeout=seconds), is_urgent=is_urgent)
 
     async def fetch_row(self, statement: str, *args: object, is_urgent: bool = False) -> asyncpg.Record | None:
-        return await self._run(lambda connection: connection.fetchrow(statement, *args), is_urgent=is_urgent)
+        seconds = self._deadline_seconds
+        return await self._run_one(lambda held: held.fetchrow(statement, *args, timeout=seconds), is_urgent=is_urgent)
 
     async def execute(self, statement: str, *args: object, is_urgent: bool = False) -> int:
         """Run a statement that writes; return how many rows it wrote."""
-        status = await self._run(lambda connection: connection.execute(statement, *args), is_urgent=is_urgent)
-        return _rows_written(status)
-
-    async def execute_at_once(self, statement: str, *args: object) -> int:
-        """As an urgent `execute`, for what is run all the time: on the connection that is held, if there is one, nothing
-        but the statement is to be waited for, and the driver's own deadline is enough."""
-        pool, held = self._pool, self._held
-        if pool is None or held is None or not _is_open(held):
-            return await self.execute(statement, *args, is_urgent=True)
-        self._held = None
-        try:
-            status = await self._on(pool, held, held.execute(statement, *args, timeout=self._deadline_seconds))
-        except _ROLLED_BACK:
-            return await self.execute(statement, *args, is_urgent=True)
-        except DRIVER_ERRORS as exc:
-            raise await self._failure(pool, exc) from exc
-        return _rows_written(status)
+        seconds = self._deadline_seconds
+        status = await self._run_one(lambda held: held.execute(statement, *args, timeout=seconds), is_urgent=is_urgent)
+        return int(status.rpartition(" ")[2])
 
     async def transact(
         self,
@@ -203,6 +191,20 @@ class Database:
             return result
 
         return await self._run(transaction, is_urgent=is_urgent, deadline_seconds=deadline_seconds)
+
+    async def _run_one(self, call: Callable[[Connection], Awaitable[T]], *, is_urgent: bool) -> T:
+        """Run one statement, which the driver gives a deadline. With a connection at hand there is nothing else to wait for."""
+        pool, lane = self._pool, self._urgent if is_urgent else self._ordinary
+        if pool is None or lane.is_full or not (self._held and _is_open(self._held[-1])):
+            return await self._run(call, is_urgent=is_urgent)
+        try:
+            async with lane:
+                held = self._held.pop()
+                return await self._on(pool, held, call(held))
+        except _ROLLED_BACK:
+            return await self._run(call, is_urgent=is_urgent)
+        except DRIVER_ERRORS as exc:
+            raise await self._failure(pool, exc) from exc
 
     async def _run(
         self,
@@ -230,9 +232,10 @@ class Database:
         if isinstance(error, TimeoutError) and not pool.is_closing():
             # The network may have swallowed the idle connections as well, and only new ones can tell.
             await pool.expire_connections()
-            held, self._held = self._held, None
-            if held is not None and _is_open(held):
-                held.terminate()
+            held, self._held = self._held, []
+            for connection in held:
+                if _is_open(connection):
+                    connection.terminate()
         return translated(error)
 
     async def _once(self, pool: asyncpg.Pool[asyncpg.Record], work: Callable[[Connection], Awaitable[T]]) -> T:
@@ -246,8 +249,9 @@ class Database:
         is_held = False
         try:
             result = await call
-            if self._held is None and not self._waiting and self._pool is pool:
-                self._held, is_held = connection, True
+            if len(self._held) < _HELD_CONNECTIONS and not self._waiting and self._pool is pool:
+                self._held.append(connection)
+                is_held = True
             return result
         finally:
             if not is_held:
@@ -256,8 +260,8 @@ class Database:
                     await pool.release(connection, timeout=_RELEASE_SECONDS)
 
     async def _acquire(self, pool: asyncpg.Pool[asyncpg.Record]) -> PoolConnectionProxy[asyncpg.Record]:
-        held, self._held = self._held, None
-        if held is not None:
+        while self._held:
+            held = self._held.pop()
             if _is_open(held):
                 return held
             await pool.release(held)
@@ -268,6 +272,12 @@ class Database:
             self._waiting -= 1
 
 
+class _OpenLane(nullcontext[None]):
+    """Lets everybody in at once."""
+
+    is_full = False
+
+
 class _Lane:
     """Lets a few calls in at once, and one more for good, up to `most`, when somebody has waited for long."""
 
@@ -275,6 +285,11 @@ class _Lane:
         self._width = min(_FIRST_CONNECTIONS, most)
         self._most = most
         self._places = asyncio.Semaphore(self._width)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether who enters now has to wait."""
+        return self._places.locked()
 
     async def __aenter__(self) -> None:
         if self._width < self._most and self._places.locked():
@@ -290,10 +305,6 @@ class _Lane:
 
     async def __aexit__(self, *_: object) -> None:
         self._places.release()
-
-
-def _rows_written(status: str) -> int:
-    return int(status.rpartition(" ")[2])
 
 
 def _is_open(connection: PoolConnectionProxy[asyncpg.Record]) -> bool:

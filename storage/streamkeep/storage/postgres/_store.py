@@ -692,7 +692,7 @@ class PostgresStore:
         ended: frozenset[int] = frozenset()
         if appends and not endings:
             if all(known):
-                written = await self._database.execute_at_once(self._APPEND_TO_KNOWN, *values[:-1])
+                written = await self._database.execute(self._APPEND_TO_KNOWN, *values[:-1], is_urgent=True)
             else:
                 written = await self._database.execute(self._APPEND, *values, is_urgent=True)
             is_fresh = written > 0
