@@ -123,6 +123,21 @@ async def test_a_body_is_held_while_upstream_is_silent_and_let_go_of_by_a_cancel
         assert (await creating).status_code == 409
 
 
+@pytest.mark.parametrize("target", ["POST /v1/stream/a", "POST /api/chat/1"])
+async def test_a_body_that_stops_is_408_and_let_go_of(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is here already is taken without a deadline, and only that."""
+    monkeypatch.setattr("streamkeep.proxy.request_body._IDLE_SECONDS", 0.1)
+    async with serving(MemoryStore()) as proxy, asyncio.timeout(60):
+        await proxy.client.put("/v1/stream/a", headers={"Content-Type": "text/plain"})
+        parts = urlsplit(proxy.url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        head = [f"{target} HTTP/1.1", "Host: x", "Content-Type: text/plain", "X-Proxy-Url: http://127.0.0.1:1/"]
+        writer.write("\r\n".join([*head, "Content-Length: 10", "", "12345"]).encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.transport.abort()
+        await until_held(proxy, 0)
+
+
 async def test_refused_and_broken_requests_leave_nothing_held() -> None:
     async def refuse(exchange: Exchange) -> None:
         await exchange.answer(400, b"no")

@@ -25,7 +25,7 @@ from streamkeep.storage import (
     Tail,
 )
 from streamkeep.storage.rules import content_types
-from streamkeep.storage.rules.appends import Accepted, Repeated, StreamState, decide
+from streamkeep.storage.rules.appends import Repeated, StreamState, decide
 from streamkeep.storage.rules.expiry import first_end, is_over, moved_end, slack_seconds
 from streamkeep.storage.rules.forks import resolve
 from streamkeep.storage.rules.texts import is_storable
@@ -76,7 +76,7 @@ def test_a_producers_turn(known: tuple[int, int] | None, turn: tuple[int, int], 
     elif outcome == "repeated":
         assert decide(OPEN, last, asked) == Repeated(last)
     else:
-        assert isinstance(decide(OPEN, last, asked), Accepted)
+        assert isinstance(decide(OPEN, last, asked), StreamState)
 
 
 @pytest.mark.parametrize(
@@ -107,15 +107,15 @@ def test_what_is_refused_and_why_first(state: StreamState, asked: StreamAppend, 
 def test_an_accepted_close_remembers_its_tuple() -> None:
     closing = Producer("p", 0, 0)
     decision = decide(OPEN, None, append(b"xyz", producer=closing, sequence="7", is_close=True))
-    assert decision == Accepted(StreamState(1, "text/plain", Tail(13, True), "7", closing))
-    assert decide(decision.state, closing, append(b"other", producer=closing)) == Repeated(closing)
+    assert decision == StreamState(1, "text/plain", Tail(13, True), "7", closing)
+    assert decide(decision, closing, append(b"other", producer=closing)) == Repeated(closing)
 
 
 def test_a_close_ignores_the_content_type_and_may_be_repeated() -> None:
     close = append(b"", is_close=True, content_type="a/b")
     decision = decide(OPEN, None, close)
-    assert isinstance(decision, Accepted)
-    assert decide(decision.state, None, close) == Repeated(None)
+    assert isinstance(decision, StreamState)
+    assert decide(decision, None, close) == Repeated(None)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ class ChunkWriter:
         return None if make is None else make()
 
 
+def is_here(receive: Receive) -> bool:
+    """Whether `receive` gives its next message without waiting. A server that does not tell is waited for."""
+    tell: Callable[[], bool] | None = getattr(receive, "is_here", None)
+    return tell is not None and tell()
+
+
 @dataclass(slots=True)
 class Exchange:
     """One request and its answer, for whoever stands around the routes: `of(scope)` finds it. `send` is the server's own:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from starlette.types import Message, Receive
 
-from streamkeep.proxy.errors import problem
+from streamkeep.proxy.asgi import is_here
+from streamkeep.proxy.errors import ApiError, problem
 
 _IDLE_SECONDS = 60.0
 
@@ -122,27 +122,60 @@ class RequestBody:
         self._head.append(data)
 
     async def _next(self) -> bytes:
-        try:
-            async with asyncio.timeout(_IDLE_SECONDS):
-                message = await self._receive()
-        except TimeoutError:
-            raise problem(408, "request_timeout", f"no byte of the body came for {_IDLE_SECONDS:.0f} seconds") from None
-        if message["type"] == "http.disconnect":
-            raise CallerLeft
-        data: bytes = message.get("body", b"")
-        self.is_complete = not message.get("more_body", False)
+        data, self.is_complete = await _next_part(self._receive)
         self._size_bytes += len(data)
         if self._size_bytes > self._max_bytes:
-            raise problem(413, "body_too_large", f"request bodies may have up to {self._max_bytes} bytes")
+            raise _too_large(self._max_bytes)
         self._digest.update(data)
         return data
 
 
-@asynccontextmanager
-async def whole_body(receive: Receive, budget: BodyBudget, *, max_bytes: int) -> AsyncIterator[bytes]:
-    """All of a body, held for as long as the context lasts. Raises as `RequestBody.read` does."""
-    body = await RequestBody.read(receive, budget, max_buffered_bytes=max_bytes, max_bytes=max_bytes)
+class WholeBody:
+    """All of a body, held for as long as the context lasts. Entering raises as `RequestBody.read` does."""
+
+    __slots__ = ("_budget", "_held_bytes", "_max_bytes", "_receive")
+
+    def __init__(self, receive: Receive, budget: BodyBudget, *, max_bytes: int) -> None:
+        self._receive = receive
+        self._budget = budget
+        self._held_bytes = 0
+        self._max_bytes = max_bytes
+
+    async def __aenter__(self) -> bytes:
+        parts: list[bytes] = []
+        is_complete = False
+        try:
+            while not is_complete:
+                data, is_complete = await _next_part(self._receive)
+                if self._held_bytes + len(data) > self._max_bytes:
+                    raise _too_large(self._max_bytes)
+                self._budget.take(len(data), already_bytes=self._held_bytes)
+                self._held_bytes += len(data)
+                parts.append(data)
+        except BaseException:
+            self._budget.give_back(self._held_bytes)
+            raise
+        return b"".join(parts)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._budget.give_back(self._held_bytes)
+
+
+async def _next_part(receive: Receive) -> tuple[bytes, bool]:
+    """What comes next of a body, and whether it is the last of it. Raises: CallerLeft, ApiError (408)."""
     try:
-        yield body.content or b""
-    finally:
-        body.release()
+        # For what is here already a deadline would cost more than all else about a small body.
+        if is_here(receive):
+            message = await receive()
+        else:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                message = await receive()
+    except TimeoutError:
+        raise problem(408, "request_timeout", f"no byte of the body came for {_IDLE_SECONDS:.0f} seconds") from None
+    if message["type"] == "http.disconnect":
+        raise CallerLeft
+    return message.get("body", b""), not message.get("more_body", False)
+
+
+def _too_large(max_bytes: int) -> ApiError:
+    return problem(413, "body_too_large", f"request bodies may have up to {max_bytes} bytes")

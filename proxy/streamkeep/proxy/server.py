@@ -83,7 +83,7 @@ class Connection(HttpToolsProtocol):
             if scope["http_version"] == "1.0":
                 send = AnswerInHttp10(send.__self__)
             try:
-                await app(scope, receive, send)
+                await app(scope, Arrival(receive), send)
             finally:
                 # They lead back to who holds the scope, and no collection has to find that out.
                 scope.pop("streamkeep.exchange", None)
@@ -212,6 +212,19 @@ class Connection(HttpToolsProtocol):
         if self.pipeline or cycle is None or cycle.response_complete:
             return not self.pipeline
         return not self._is_in_head and not cycle.response_started
+
+
+class Arrival:
+    """`receive` of a request, which also tells whether there is anything to wait for: see `asgi.is_here`."""
+
+    __slots__ = ("_receive", "is_here")
+
+    def __init__(self, receive: Any) -> None:
+        self._receive = receive
+        self.is_here: Callable[[], bool] = receive.__self__.message_event.is_set
+
+    def __call__(self) -> Any:
+        return self._receive()
 
 
 class AnswerInHttp10:

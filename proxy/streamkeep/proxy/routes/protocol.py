@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -15,7 +14,7 @@ from streamkeep.proxy.access import Permit
 from streamkeep.proxy.errors import ApiError, not_found, problem
 from streamkeep.proxy.readers import Keepalive
 from streamkeep.proxy.reads import Reads, Target
-from streamkeep.proxy.request_body import CallerLeft, whole_body
+from streamkeep.proxy.request_body import CallerLeft, WholeBody
 from streamkeep.proxy.rules import stream_headers, stream_paths, wire
 from streamkeep.proxy.rules.access import Right
 from streamkeep.proxy.rules.json_mode import InvalidJson, split_messages
@@ -263,12 +262,12 @@ class StreamByAnyPath:
         self._service.registry.streams_changed()
         await asgi.answer(send, 204, b"", [asgi.NO_STORE])
 
-    def _body(self, content_length: str | None, receive: Receive) -> AbstractAsyncContextManager[bytes]:
+    def _body(self, content_length: str | None, receive: Receive) -> WholeBody:
         """The whole request body, held until it is stored. Raises: ApiError (413, 503), CallerLeft."""
         limit = self._service.settings.max_append_bytes
         if content_length is not None and int(content_length) > limit:
             raise problem(413, "body_too_large", f"a request may carry up to {limit} bytes; send more of them")
-        return whole_body(receive, self._service.body_budget, max_bytes=limit)
+        return WholeBody(receive, self._service.body_budget, max_bytes=limit)
 
     def _schema_headers(self, stream: StreamInfo, scope: Scope) -> tuple[tuple[str, str], ...]:
         if stream.schema_id is None:

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import problem
 from streamkeep.proxy.long_json import long_json
-from streamkeep.proxy.request_body import CallerLeft, whole_body
+from streamkeep.proxy.request_body import CallerLeft, WholeBody
 from streamkeep.proxy.rules import stream_paths, wire
 from streamkeep.proxy.rules.access import Principal
 from streamkeep.proxy.rules.session_bodies import MAX_BODY_BYTES, Fields, check_actor_id
@@ -215,7 +215,7 @@ async def _permitted(service: Service, session_id: str, request: Request) -> tup
 async def _wanted(service: Service, request: Request, parse: Callable[[bytes], T]) -> T:
     """What a request's body says; a large one is read while the loop goes on. Raises: ApiError, BadRequest."""
     try:
-        async with whole_body(request.receive, service.body_budget, max_bytes=MAX_BODY_BYTES) as body:
+        async with WholeBody(request.receive, service.body_budget, max_bytes=MAX_BODY_BYTES) as body:
             if len(body) <= _MAX_PARSED_AT_ONCE_BYTES:
                 return parse(body)
             return await asyncio.to_thread(parse, body)

@@ -9,7 +9,7 @@ from typing import Any, assert_never
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi
-from streamkeep.proxy.request_body import CallerLeft, whole_body
+from streamkeep.proxy.request_body import CallerLeft, WholeBody
 from streamkeep.proxy.rules import stream_paths
 from streamkeep.proxy.rules.access import Right
 from streamkeep.proxy.rules.sharing import MAX_BODY_BYTES, ShareRequest
@@ -27,7 +27,7 @@ class Share:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = await self._service.access.principal(scope)
         try:
-            async with whole_body(receive, self._service.body_budget, max_bytes=MAX_BODY_BYTES) as body:
+            async with WholeBody(receive, self._service.body_budget, max_bytes=MAX_BODY_BYTES) as body:
                 request = ShareRequest.parse(body, principal.tenant)
         except CallerLeft:
             return

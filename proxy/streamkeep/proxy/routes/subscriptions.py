@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from streamkeep.proxy import asgi
 from streamkeep.proxy.errors import ApiError, problem_of
 from streamkeep.proxy.long_json import written
-from streamkeep.proxy.request_body import CallerLeft, whole_body
+from streamkeep.proxy.request_body import CallerLeft, WholeBody
 from streamkeep.proxy.rules import subscription_requests as requests
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.subscription_requests import SubscriptionRefused
@@ -184,7 +184,7 @@ class _Request:
         return token.strip()
 
     async def _json(self) -> dict[str, object]:
-        async with whole_body(self._receive, self._service.body_budget, max_bytes=requests.MAX_BODY_BYTES) as body:
+        async with WholeBody(self._receive, self._service.body_budget, max_bytes=requests.MAX_BODY_BYTES) as body:
             if len(body) <= _MAX_PARSED_AT_ONCE_BYTES:
                 return requests.json_object(body)
             return await asyncio.to_thread(requests.json_object, body)

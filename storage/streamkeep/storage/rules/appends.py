@@ -26,7 +26,7 @@ A refused append moves no state at all. `Stream-Seq` is of the stream's scope.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from streamkeep.storage._errors import (
     ContentTypeMismatch,
@@ -61,21 +61,14 @@ class StreamState:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """The append is to be stored; `state` is the stream's after it."""
-
-    state: StreamState
-
-
-@dataclass(frozen=True, slots=True)
 class Repeated:
     """The append was accepted before; `producer` is its last accepted tuple."""
 
     producer: Producer | None
 
 
-def decide(state: StreamState, known: Producer | None, append: StreamAppend) -> Accepted | Repeated:
-    """What becomes of one append, given the last tuple accepted from its producer.
+def decide(state: StreamState, known: Producer | None, append: StreamAppend) -> StreamState | Repeated:
+    """What becomes of one append, given the last tuple accepted from its producer: where the stream stands after it.
 
     Raises:
         StreamGone, StreamClosed, ContentTypeMismatch, SchemaMismatch, ProducerFenced, InvalidEpochStart, SequenceGap, SequenceConflict,
@@ -104,13 +97,13 @@ def decide(state: StreamState, known: Producer | None, append: StreamAppend) -> 
     sequence = append.writer_sequence
     if sequence is not None and state.writer_sequence is not None and not _is_after(sequence, state.writer_sequence):
         raise SequenceConflict(f"{sequence!r} does not come after {state.writer_sequence!r}")
-    return Accepted(
-        replace(
-            state,
-            tail=Tail(tail.position + len(append.data), append.is_close),
-            writer_sequence=state.writer_sequence if sequence is None else sequence,
-            closed_by=producer if append.is_close else None,
-        )
+    return StreamState(
+        state.id,
+        state.content_type,
+        Tail(tail.position + len(append.data), append.is_close),
+        state.writer_sequence if sequence is None else sequence,
+        producer if append.is_close else None,
+        schema_id=state.schema_id,
     )
 
 
@@ -194,10 +187,10 @@ def decide_batch(
             )
             continue
         changes[before.id] = change
-        change.state = decision.state
+        change.state = decision
         if append.data:
             change.pieces.append(append.data)
         if append.producer is not None:
             change.producers[append.producer.id] = append.producer
-        results.append(Appended(before.id, position, decision.state.tail, producer=append.producer))
+        results.append(Appended(before.id, position, decision.tail, producer=append.producer))
     return results, list(changes.values())

@@ -11,7 +11,7 @@ def media_type(content_type: str) -> str:
 
 
 def is_same(content_type: str, other: str) -> bool:
-    return media_type(content_type) == media_type(other)
+    return content_type == other or media_type(content_type) == media_type(other)
 
 
 def is_json(content_type: str) -> bool:
