@@ -32,6 +32,9 @@ _SIGNER_SECONDS = 3.0
 _UNKNOWN_SIGNER_SECONDS = 1.0
 _MAX_KEYS = 1000
 
+# Who comes from this machine in development mode.
+_ANYBODY = Principal(DEFAULT_TENANT, is_operator=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Permit(Generic[K]):
@@ -98,7 +101,7 @@ class Access:
             client and client[0], headers, origins=self._settings.origins, public_url=self._settings.public_url
         ):
             raise problem(403, "not_permitted", "this proxy has no keys yet and serves its own machine alone")
-        return Principal(DEFAULT_TENANT, is_operator=True)
+        return _ANYBODY
 
     async def check_operator(self, scope: Scope) -> None:
         """Whoever asks may do what concerns all tenants. Raises: ApiError, as `principal`, and 403 `not_permitted`."""
@@ -118,7 +121,7 @@ class Access:
         """
         if not is_signed(parameters):
             principal = await self.principal(scope)
-            return Permit(named(principal.tenant), is_public=await self.is_open())
+            return Permit(named(principal.tenant), is_public=principal is _ANYBODY)
         key = named(parameters.get("tenant", DEFAULT_TENANT))
         await self._renew_signer(_SIGNER_SECONDS)
         if not self.signer.knows(parameters):

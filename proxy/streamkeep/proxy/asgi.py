@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from starlette.routing import Match, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streamkeep.proxy.errors import Problem, problem_of
@@ -29,7 +29,8 @@ SANDBOX = ("Content-Security-Policy", "sandbox; default-src 'none'")
 
 def raw_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Headers as ASGI wants them, with those that stand on every answer."""
-    return [*((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers), *SECURITY_HEADERS]
+    raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+    return [*raw, *SECURITY_HEADERS]
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Headers) -> None:
@@ -106,7 +107,7 @@ class Exchange:
 
 class RawRoutes:
     """ASGI middleware: what a route takes whole goes to its application, and all else on to the next. Nothing of a
-    framework then stands between a route and the server."""
+    framework then stands between a route and the server. What the routes' paths hold are texts, which nothing converts."""
 
     def __init__(self, app: ASGIApp, routes: Sequence[Route]) -> None:
         self._app = app
@@ -119,9 +120,9 @@ class RawRoutes:
             for beginning, route in self._routes:
                 if not path.startswith(beginning):
                     continue
-                match, of_route = route.matches(scope)
-                if match is Match.FULL:
-                    scope.update(of_route)
+                found = route.path_regex.match(path)
+                if found is not None and scope["method"] in (route.methods or ()):
+                    scope["path_params"] = found.groupdict()
                     await route.app(scope, receive, send)
                     return
         await self._app(scope, receive, send)

@@ -76,10 +76,13 @@ _EXPOSED = (
     wire.RECORDED_AS,
 )
 _ALWAYS_EXPOSED = b", ".join([b"*", *(name.encode() for name in _EXPOSED)])
-_KNOWN = frozenset(name.lower().encode() for name in _EXPOSED)
-_NEVER_EXPOSED = frozenset({b"vary", b"date", b"server", b"content-length", b"cache-control", b"set-cookie"}) | {
-    name for name, _ in asgi.SECURITY_HEADERS
-}
+_NEVER_ADDED = frozenset(
+    [
+        *(b"vary", b"date", b"server", b"content-length", b"cache-control", b"set-cookie"),
+        *(name for name, _ in asgi.SECURITY_HEADERS),
+        *(name.lower().encode() for name in _EXPOSED),
+    ]
+)
 _MAX_AGE_SECONDS = 600
 
 
@@ -117,7 +120,7 @@ class Cors:
         vary = [] if self._any_origin else [(b"vary", b"Origin")]
         if allowed is None:
             return vary
-        more = {name for name, _ in answered} - _KNOWN - _NEVER_EXPOSED
+        more = {name for name, _ in answered if name not in _NEVER_ADDED}
         exposed = b", ".join([_ALWAYS_EXPOSED, *sorted(more)]) if more else _ALWAYS_EXPOSED
         return [(b"access-control-allow-origin", allowed), (b"access-control-expose-headers", exposed), *vary]
 

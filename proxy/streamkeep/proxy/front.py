@@ -37,7 +37,7 @@ class Front:
             if message["type"] == "http.response.start":
                 exchange.has_started = True
                 self._note(scope, message["status"], request_id)
-                if not any(name == _HEADER for name, _ in message["headers"]):
+                if _HEADER not in dict(message["headers"]):
                     message["headers"] = [*message["headers"], (_HEADER, request_id.encode())]
             await send(message)
 

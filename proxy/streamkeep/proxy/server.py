@@ -395,11 +395,14 @@ def bind(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
 
 def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
     """Whether a head says in one way only whom it is for and where its body ends (RFC 9112, 2.3, 3.2 and 6.1)."""
-    hosts = sum(name == b"host" for name, _ in headers)
-    codings = [value for name, value in headers if name == b"transfer-encoding"]
+    names = [name for name, _ in headers]
+    hosts = names.count(b"host")
     if version not in ("1.0", "1.1") or hosts > 1 or (version == "1.1" and not hosts):
         return False
-    return not codings or (version == "1.1" and [coding.strip().lower() for coding in codings] == [b"chunked"])
+    if b"transfer-encoding" not in names:
+        return True
+    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    return version == "1.1" and codings == [b"chunked"]
 
 
 def _chunk_writer(cycle: RequestResponseCycle) -> ChunkWriter | None:

@@ -136,8 +136,8 @@ def is_from_here(
     Such a page tells its origin, unless its own name leads here (DNS rebinding), and then it is the name that is asked
     for: one with a dot in it, since nobody elsewhere can have another. Pages that are listed by their origin may come.
     """
-    hosts = [value.decode("latin-1") for name, value in headers if name.lower() == b"host"]
-    pages = [value.decode("latin-1") for name, value in headers if name.lower() == b"origin"]
+    hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+    pages = [value.decode("latin-1") for name, value in headers if name == b"origin"]
     ours = None if public_url is None else urlsplit(public_url).hostname
     return (
         address is not None
@@ -198,7 +198,7 @@ def is_misplaced(
     """Whether a key of ours stands where it would travel on to a vendor, or into somebody's log: any API key, the
     credential that was presented once more, or a bootstrap key in a place for vendors' keys."""
     ours = _OUR_HEADERS[credentials]
-    others = [(name, value) for name, value in headers if name.lower() not in ours]
+    others = [(name, value) for name, value in headers if name not in ours]
     # Neither a header's value nor a credential has an end of line in it.
     text_of_others = b"\n".join([value for _, value in others])
     if credentials is not Credentials.PROXY:
@@ -207,7 +207,7 @@ def is_misplaced(
         return True
     if text is not None and text.encode("latin-1", "replace") in text_of_others:
         return True
-    vendors = [value.decode("latin-1") for name, value in others if name.lower() in SDK_KEY_HEADERS] if keys else []
+    vendors = [value.decode("latin-1") for name, value in others if name in SDK_KEY_HEADERS] if keys else []
     return any(keys.find(value.rpartition(" ")[2]) is not None for value in vendors)
 
 

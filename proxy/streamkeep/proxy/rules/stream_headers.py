@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from streamkeep.proxy.rules import stream_paths, wire
 from streamkeep.proxy.rules.wire import BadRequest
@@ -44,6 +45,7 @@ def is_true(value: str | None) -> bool:
     return value is not None and value.strip().lower() == "true"
 
 
+@lru_cache(maxsize=256)
 def content_type(value: str | None) -> str | None:
     """A media type with its parameters as it was written; None where the header is absent or empty. Raises: BadRequest."""
     if value is None or not value.strip():
@@ -54,6 +56,7 @@ def content_type(value: str | None) -> str | None:
     return text
 
 
+@lru_cache(maxsize=256)
 def is_json(value: str | None) -> bool:
     """Whether a content type means JSON mode (9.1)."""
     return (value or "").partition(";")[0].strip().lower() == "application/json"

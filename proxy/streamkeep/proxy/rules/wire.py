@@ -145,11 +145,11 @@ def cancel_after_seconds(policy: str) -> float | None:
 
 
 def single_headers(headers: Iterable[tuple[bytes, bytes]], names: Iterable[str]) -> dict[str, str | None]:
-    """The values of headers that may stand once. Raises: BadRequest when one is repeated."""
+    """The values of headers that may stand once; their names come in lower case. Raises: BadRequest when one is repeated."""
     wanted = _by_wire_name(tuple(names))
     found: dict[str, str | None] = dict.fromkeys(wanted.values())
     for raw_name, raw_value in headers:
-        name = wanted.get(raw_name.lower())
+        name = wanted.get(raw_name)
         if name is None:
             continue
         if found[name] is not None:
