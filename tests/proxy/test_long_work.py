@@ -27,6 +27,7 @@ from streamkeep.proxy.session_streams import stream_of
 from streamkeep.sessions import SessionFold, as_json
 from streamkeep.sessions.agents import AgentAnswer, History
 from streamkeep.sessions.messages import MessageState
+from streamkeep.sessions.reading import read_event
 from streamkeep.sessions.views import OtherPart
 from streamkeep.storage import (
     DEFAULT_TENANT,
@@ -46,7 +47,7 @@ from streamkeep.storage.rules.json_messages import encode_message
 from tests.agents import Room, saying
 from tests.proxy.test_sessions import Chat
 from tests.serving import Proxy, serving
-from tests.sessions.session_rows import Author, Row, said, turn
+from tests.sessions.session_rows import Author, Row, row, said, turn
 from tests.upstream import upstream
 
 T = TypeVar("T")
@@ -138,6 +139,31 @@ async def test_a_session_of_tiny_messages_that_mean_nothing_is_no_burden() -> No
     kept = KeptFold(1)
     _, turns = await beside_others(kept.take(0, b"0\x1e" * 100_000))
     assert (turns > SOME_TURNS, kept.fold.position) == (True, 100_000)
+
+
+async def test_one_large_event_of_a_session_is_read_beside_the_loop() -> None:
+    parts = [{"type": "data", "data": {"number": number}} for number in range(20_000)]
+    large = row("large", {"type": "user-message", "message": {"role": "user", "parts": parts}})
+    kept, here = KeptFold(1), threading.current_thread().name
+    with calls_of(read_event) as calls:
+        await kept.take(0, stored([said("brief", "Hi")]))
+        assert {*calls} == {here}
+        _, turns = await beside_others(kept.take(kept.position, stored([large])))
+    assert turns > SOME_TURNS
+    assert calls.count(here) == 1
+    assert [len(message.parts) for message in kept.fold.messages] == [1, 20_000]
+
+
+async def test_a_session_as_it_stood_before_is_read_beside_the_loop_too() -> None:
+    store = MemoryStore()
+    large = said("large", "x" * 200_000)
+    await store.create_stream(stream_of(KEY), StreamConfig("application/json"), stored([large, said("brief", "Hi")]))
+    folds = SessionFolds(store)
+    end = (await folds.current(KEY)).messages[0].end
+    with calls_of(read_event) as calls:
+        past = await folds.until(KEY, end)
+    assert [message.text for message in past.messages] == ["x" * 200_000]
+    assert threading.current_thread().name not in calls
 
 
 def test_pieces_of_text_behind_a_tool_call_are_not_put_together_each_time() -> None:

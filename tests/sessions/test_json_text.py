@@ -35,6 +35,9 @@ def is_deeper(text: str, most: int) -> bool:
         ("]]][", 0),
         ('[["never ends [[[', 2),
         ("[\ud800[", 2),
+        ("[" + '"]", [], ' * 5000 + "[[", 3),
+        ("[],\n" * 40_000 + "[[[", 3),
+        ('["' + "\\\\[" * 50_000 + '", ["[', 2),
     ],
 )
 def test_depth_is_that_of_brackets_outside_of_texts(text: str, depth: int) -> None:
@@ -52,7 +55,23 @@ def test_a_text_of_nothing_but_brackets_takes_a_few_steps() -> None:
 
     sys.settrace(trace)
     try:
-        found = json_value("[" + "{}," * 10_000 + "true]")
+        found = json_value("[" + "[]," * 10_000 + "true]")
     finally:
         sys.settrace(tracing)
     assert (len(found), lines < 1000) == (10_001, True)
+
+
+def test_a_large_text_lets_other_threads_run() -> None:
+    calls = 0
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(profile)
+    try:
+        json_value("[" + '{"a": "b"},' * 1000 + "[]]")
+    finally:
+        sys.setprofile(None)
+    # The interpreter looks for those who wait where a function of Python's is called.
+    assert calls > 1000

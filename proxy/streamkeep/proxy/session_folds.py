@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from streamkeep.proxy.errors import problem
 from streamkeep.proxy.session_streams import stream_of
 from streamkeep.sessions import SessionFold
+from streamkeep.sessions.json_text import let_others_run
+from streamkeep.sessions.reading import Reading, read_event
 from streamkeep.sessions.views import Place
 from streamkeep.storage import SessionKey, Store, StreamInfo
 from streamkeep.storage.pauses import Pauses
@@ -24,6 +26,8 @@ _PAGE_BYTES = 256 * 1024
 # Messages that are taken without a pause.
 _BATCH_BYTES = 8 * 1024
 _BATCH_MESSAGES = 16
+# One message may be a hundred times as large.
+_READ_AT_ONCE_BYTES = 64 * 1024
 
 
 class SessionFolds:
@@ -71,7 +75,7 @@ class SessionFolds:
         async for data, position in _pages(self._store, await self._stream(key), 0):
             for messages, end in _batches(position, data):
                 missing = place.position - fold.position
-                fold.apply(_events(messages[:missing]), format_offset(end))
+                fold.apply(await _events(messages[:missing]), format_offset(end))
                 if fold.position >= place.position:
                     return fold
                 await pauses.take()
@@ -116,8 +120,9 @@ class KeptFold:
             return
         pauses = Pauses()
         for messages, end in _batches(self.position, data[self.position - position :]):
+            events = await _events(messages)
             self.position = end
-            self.fold.apply(_events(messages), format_offset(end))
+            self.fold.apply(events, format_offset(end))
             await pauses.take()
 
 
@@ -157,13 +162,24 @@ def _batches(position: int, data: bytes) -> Iterator[tuple[list[bytes], int]]:
             start, messages = end, []
 
 
-def _events(messages: Sequence[bytes]) -> list[object]:
-    return [_parsed(message) for message in messages]
+async def _events(messages: Sequence[bytes]) -> list[Reading]:
+    """What messages say. They are read beside the loop where they are large, which a single one is by itself."""
+
+    def read() -> list[Reading]:
+        return [read_event(_parsed(message)) for message in messages]
+
+    return read() if sum(map(len, messages)) <= _READ_AT_ONCE_BYTES else await asyncio.to_thread(read)
 
 
 def _parsed(message: bytes) -> object:
     """None for what nobody can read: it stands in the stream and means nothing."""
     try:
-        return json.loads(message)
+        return _DECODER.decode(message.decode())
     except (ValueError, RecursionError):
         return None
+
+
+# Functions of Python's for numbers too: `int` and `float` themselves would let nobody else run.
+_DECODER = json.JSONDecoder(
+    object_hook=let_others_run, parse_int=lambda text: int(text), parse_float=lambda text: float(text)
+)

@@ -23,7 +23,6 @@ Where the wire's own habits contradict each other, these rules hold:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal, Self
 
@@ -33,7 +32,6 @@ from streamkeep.sessions.chunks import (
     as_text,
     call_index,
     parse_agent,
-    parse_chunk,
     parse_presence,
     parse_row_key,
     parse_session,
@@ -41,10 +39,10 @@ from streamkeep.sessions.chunks import (
     text_or_none,
     tokens,
 )
-from streamkeep.sessions.errors import InvalidEvent
-from streamkeep.sessions.messages import CallState, MessageState
+from streamkeep.sessions.messages import CallState, MessageState, WholeMessage
+from streamkeep.sessions.reading import Reading, read_event
 from streamkeep.sessions.snapshot import EarlyAnswer, EarlyResult, SessionState
-from streamkeep.sessions.state_events import Change, parse_event
+from streamkeep.sessions.state_events import Change
 from streamkeep.sessions.views import (
     ActiveGeneration,
     Agent,
@@ -119,7 +117,8 @@ class SessionFold:
         return snapshot.dump(self.offset, self.position, self._state)
 
     def apply(self, events: Iterable[object], offset: str) -> SessionChanges:
-        """Take the events that come next, as they were read from the stream; `offset` is the one after them."""
+        """Take the events that come next, as they stand in the stream or as `read_event` read them; `offset` is the one after
+        them."""
         self._touched = _Touched()
         batch = list(events)
         begin, self._after = self.offset, Place(self.position, self.offset)
@@ -134,7 +133,7 @@ class SessionFold:
 
     def foreseen(self, events: Iterable[object]) -> SessionFold:
         """What this would be if these events came next; this one stays as it is."""
-        batch = list(events)
+        batch = [_read(event) for event in events]
         fold = SessionFold(self.offset)
         fold.position, fold._state = self.position, snapshot.copied(self._state, self._reached(batch))
         fold.apply(batch, self.offset)
@@ -290,21 +289,20 @@ class SessionFold:
         """The messages that events may change: those they name, and those of the calls that they answer."""
         reached: set[str] = set()
         for event in events:
-            with suppress(InvalidEvent):
-                change = parse_event(event)
-                chunk = parse_chunk(change) if isinstance(change, Change) and change.type == "chunk" else None
-                if chunk is not None:
-                    call = self._state.calls.get(str(chunk.fields.get("toolCallId")))
-                    approval = self._state.approvals.get(str(chunk.fields.get("approvalId")))
-                    reached |= {chunk.message_id} | {one.message_id for one in (call, approval) if one is not None}
-                elif isinstance(change, Change) and (named := parse_row_key(change.key)) is not None:
-                    reached.add(named[0])
+            reading = _read(event)
+            change, chunk = reading.event, reading.chunk
+            if chunk is not None:
+                call = self._state.calls.get(str(chunk.fields.get("toolCallId")))
+                approval = self._state.approvals.get(str(chunk.fields.get("approvalId")))
+                reached |= {chunk.message_id} | {one.message_id for one in (call, approval) if one is not None}
+            elif isinstance(change, Change) and (named := parse_row_key(change.key)) is not None:
+                reached.add(named[0])
         return reached
 
     def _take(self, event: object) -> None:
-        try:
-            found = parse_event(event)
-        except InvalidEvent:
+        reading = _read(event)
+        found = reading.event
+        if found is None:
             return
         if not isinstance(found, Change):
             if found.kind == "reset":
@@ -317,9 +315,8 @@ class SessionFold:
             case "chunk" if found.operation == "delete":
                 self._delete_row(found.key)
             case "chunk":
-                chunk = parse_chunk(found)
-                if chunk is not None:
-                    self._take_chunk(chunk)
+                if reading.chunk is not None:
+                    self._take_chunk(reading.chunk, reading.whole)
             case "turn":
                 self._take_turn(found)
             case "session":
@@ -387,7 +384,7 @@ class SessionFold:
             self._state.turns[turn.id] = replace(turn, is_pending=False)
             self._touched.turns[turn.id] = None
 
-    def _take_chunk(self, chunk: Chunk) -> None:
+    def _take_chunk(self, chunk: Chunk, whole: WholeMessage | None) -> None:
         if chunk.message_id in self._state.gone:
             return
         if chunk.type == "tool-result":
@@ -395,14 +392,13 @@ class SessionFold:
         elif chunk.type == "approval-response":
             self._take_answer(chunk)
         else:
-            self._write(chunk)
+            self._write(chunk, whole)
 
-    def _write(self, chunk: Chunk) -> None:
+    def _write(self, chunk: Chunk, whole: WholeMessage | None) -> None:
         message = self._state.messages.get(chunk.message_id)
-        whole = chunk.fields.get("message") if chunk.type == "user-message" else None
         is_new = message is None
         if message is None:
-            if chunk.type == "user-message" and not isinstance(whole, dict):
+            if chunk.type == "user-message" and whole is None:
                 return
             message = self._begin(chunk, whole)
         elif message.is_whole:
@@ -422,7 +418,7 @@ class SessionFold:
         self._saw(chunk, messages=int(is_new))
         self._touched.messages[message.id] = None
 
-    def _begin(self, chunk: Chunk, whole: object) -> MessageState:
+    def _begin(self, chunk: Chunk, whole: WholeMessage | None) -> MessageState:
         message = MessageState(
             id=chunk.message_id,
             role=chunk.role,
@@ -433,7 +429,7 @@ class SessionFold:
             last_chunk_at=chunk.created_at,
             actor_name=chunk.actor_name,
         )
-        if isinstance(whole, dict):
+        if whole is not None:
             message.write_whole(whole)
         else:
             self._state.active[message.id] = message
@@ -643,3 +639,7 @@ class SessionFold:
 def _call_id(message: MessageState, chunk: Chunk, is_open: Callable[[CallState], bool]) -> str:
     """The own id of the call that a chunk names; empty where it names none."""
     return message.answered_id(text_or_none(chunk.fields.get("toolCallId")) or "", is_open)
+
+
+def _read(event: object) -> Reading:
+    return event if isinstance(event, Reading) else read_event(event)

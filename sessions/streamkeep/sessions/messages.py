@@ -162,6 +162,28 @@ class FixedPart:
 PartInProgress = TextState | CallPlace | FixedPart
 
 
+@dataclass(frozen=True, slots=True)
+class WholeMessage:
+    """A message that comes in one piece, as users write them."""
+
+    role: Role | None
+    created_at: str | None
+    parts: tuple[FixedPart, ...]
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> WholeMessage:
+        """What stands in a message. What is malformed in it is left out."""
+        role, parts = message.get("role"), message.get("parts")
+        if not isinstance(parts, list):
+            content = text_or_none(message.get("content"))
+            parts = [] if content is None else [{"type": "text", "content": content}]
+        return cls(
+            cast("Role", role) if isinstance(role, str) and role in _ROLES else None,
+            text_or_none(message.get("createdAt")),
+            tuple(FixedPart(_whole_part(part)) for part in parts if isinstance(part, dict)),
+        )
+
+
 @dataclass(slots=True)
 class MessageState:
     """A message in progress. Parts are named by their index: `segment` is the text so far, `results` are of tools.
@@ -272,17 +294,12 @@ class MessageState:
             self.next_seq += 1
         return True
 
-    def write_whole(self, message: dict[str, Any]) -> None:
-        """A user's message, which comes in one piece; its own role and time win over its row's."""
+    def write_whole(self, message: WholeMessage) -> None:
+        """It comes in one piece; its own role and time win over its row's."""
         self.is_whole = True
-        role, parts = message.get("role"), message.get("parts")
-        if isinstance(role, str) and role in _ROLES:
-            self.role = cast("Role", role)
-        self.created_at = text_or_none(message.get("createdAt")) or self.created_at
-        if not isinstance(parts, list):
-            content = text_or_none(message.get("content"))
-            parts = [] if content is None else [{"type": "text", "content": content}]
-        self.parts = [FixedPart(_whole_part(part)) for part in parts if isinstance(part, dict)]
+        self.role = message.role or self.role
+        self.created_at = message.created_at or self.created_at
+        self.parts = list(message.parts)
 
     def write(self, chunk: Chunk) -> None:
         """Take a chunk of a message that streams. What is malformed changes nothing."""
