@@ -15,8 +15,10 @@ from streamkeep.storage import (
     DEFAULT_TENANT,
     Append,
     Appended,
+    ContentTypeMismatch,
     Expiry,
     ForkPoint,
+    SequenceConflict,
     SequenceGap,
     Store,
     StoreUnavailable,
@@ -369,12 +371,64 @@ async def test_a_batch_takes_as_many_statements_whatever_its_size(database_url: 
         assert store._database._held
         for connection in store._database._held:
             connection.add_query_logger(lambda record: heard.append(record.query))
-        for turn, size in enumerate([1, 1, 200]):
+        for turn, (size, statements) in enumerate([(1, 2), (1, 2), (200, 2), (200, 2), (200, 1), (1, 1)]):
             heard.clear()
             results = await store.append([write(path, b"x", producer=("p", turn, 0)) for path in paths[:size]])
             assert all(isinstance(result, Appended) for result in results)
-            # Look, write; the first time the driver also asks for what it must know.
-            assert len(heard) == 2 or turn == 0, heard
+            # Look, write; write alone where the streams are known. At first the driver also asks for what it must know.
+            assert len(heard) == statements or turn == 0, heard
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3, 4])
+async def test_what_another_instance_did_is_seen_however_often_this_one_wrote(database_url: str, writes: int) -> None:
+    """A stream that only one instance writes is not looked up: by the third append at the latest."""
+    async with opened(database_url) as first, opened(database_url) as second:
+        for path in ("a", "closed", "deleted", "replaced"):
+            await made(first, path)
+            for number in range(writes):
+                await one(first, write(path, b"x", producer=("p", 0, number), sequence=f"{number}"))
+        await one(second, write("a", b"y", producer=("p", 0, writes), sequence="5"))
+        await one(second, write("closed", b"", is_close=True))
+        await second.delete_stream(at("deleted"))
+        await second.delete_stream(at("replaced"))
+        await made(second, "replaced", config=StreamConfig("application/json"))
+        following = ("p", 0, writes)
+        asked = [
+            write("a", b"again", producer=following, sequence="5"),
+            write("a", b"gap", producer=("p", 0, writes + 2)),
+            write("a", b"before", sequence="5"),
+            write("a", b"z", producer=("p", 0, writes + 1), sequence="6"),
+            write("closed", b"x", producer=following),
+            write("deleted", b"x", producer=following),
+            write("replaced", b"x", producer=following),
+        ]
+        again, gap, before, after, *others = [(await first.append([append]))[0] for append in asked]
+        assert isinstance(again, Appended)
+        assert again.is_duplicate
+        assert [type(each) for each in (gap, before)] == [SequenceGap, SequenceConflict]
+        assert isinstance(after, Appended)
+        assert after.position == writes + 1
+        assert [type(each) for each in others] == [StreamClosed, StreamNotFound, ContentTypeMismatch]
+        assert await content(second, "a") == b"x" * writes + b"yz"
+
+
+async def test_a_repeat_is_a_duplicate_and_a_gap_is_told_of_a_stream_that_is_known(database_url: str) -> None:
+    async with opened(database_url) as store:
+        await made(store, "a")
+        for number in range(4):
+            await one(store, write("a", b"x", producer=("p", 0, number)))
+        repeated = await one(store, write("a", b"x", producer=("p", 0, 3)))
+        assert repeated.is_duplicate
+        results = await store.append(
+            [
+                write("a", b"gap", producer=("p", 0, 9)),
+                write("a", b"y", producer=("p", 0, 4)),
+                write("a", b"z", producer=("q", 0, 0)),
+                write("a", b"w"),
+            ]
+        )
+        assert isinstance(results[0], SequenceGap)
+        assert await content(store, "a") == b"xxxxyzw"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Streams of the open protocol: made, forked, written and deleted by anybody, in any process.
 
 Everything that changes such a stream holds its row's lock, and looks at other tables in a statement after the one that
-took the lock, so that it sees what whoever held the lock before has left. An append looks first and locks when it
-writes: it writes only what was decided about a stream that is still as it was. Locks are taken in the order of ids,
-those of one transaction in one statement. A source is always older than its forks, and whoever makes or removes a fork
-locks the whole line of sources with it.
+took the lock, so that it sees what whoever held the lock before has left. An append looks first, unless it knows how the
+last one left the stream, and locks when it writes: it writes only what was decided about a stream that is still as it was.
+Locks are taken in the order of ids, those of one transaction in one statement. A source is always older than its forks,
+and whoever makes or removes a fork locks the whole line of sources with it.
 
 A plan is made once and kept, often while a table is small. So statements are written such that there is no choice but
 to look rows up by key: `= any(…)` instead of a join, and `offset 0`, which keeps a lookup for each row what it is. What
@@ -18,7 +18,7 @@ tidies up.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import asyncpg
@@ -51,6 +51,7 @@ from streamkeep.storage._types import (
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
 from streamkeep.storage.postgres._database import Connection, Database
 from streamkeep.storage.postgres._key_log import KeyLog
+from streamkeep.storage.postgres._last_left import Known, LastLeft
 from streamkeep.storage.postgres._segments import SEALED, Codec, Segment, encoding_of, size_of
 from streamkeep.storage.rules import content_types, forks
 from streamkeep.storage.rules.appends import Change, StreamState, decide_batch
@@ -100,6 +101,7 @@ class ProtocolStreams:
         self._key_log = key_log
         self._announce = announce
         self._grew = grew
+        self._last_left = LastLeft()
 
     # Creation
 
@@ -384,9 +386,14 @@ class ProtocolStreams:
     """
 
     async def append(self, appends: Sequence[StreamAppend]) -> list[Appended | StoreError]:
-        # Two round trips as long as nobody else writes these streams at the same moment. Who was overtaken once holds the
-        # locks from the start.
-        decided = await self._append_unless_overtaken(self._database, appends)
+        # One round trip for streams that nobody else writes, and two as long as nobody does at the same moment. Who was
+        # overtaken once holds the locks from the start.
+        decided = None
+        known = self._last_left.known(appends)
+        if known.states:
+            decided = await self._append_unless_overtaken(self._database, appends, known)
+        if decided is None:
+            decided = await self._append_unless_overtaken(self._database, appends, Known({}, {}, appends))
         for _ in range(_MAX_ATTEMPTS):
             if decided is not None:
                 results, changes = decided
@@ -398,40 +405,52 @@ class ProtocolStreams:
         raise StoreUnavailable(f"streams changed {_MAX_ATTEMPTS} times while they were being written")
 
     async def _append_unless_overtaken(
-        self, on: Database | Connection, appends: Sequence[StreamAppend]
+        self, on: Database | Connection, appends: Sequence[StreamAppend], known: Known
     ) -> tuple[list[Appended | StoreError], list[Change]] | None:
-        """Decide about a batch, and write it if all is still as it was then; None, and nothing written, if not."""
-        rows = await on.fetch(self._STATES, *_wanted_arrays(appends))
+        """Decide about a batch, and write it if all is still as it was then; None, and nothing written, if not.
+
+        Streams that are known are not looked up. Of them None also says that something was not accepted as new.
+        """
+        states, producers = known.states, known.producers
+        remembered = set(states)
+        rows = await on.fetch(self._STATES, *_wanted_arrays(known.unknown)) if known.unknown else []
         found = [row for row in rows if not row["is_over"] or _is_gone(row)]
-        states = {StreamKey(row["tenant"], row["path"]): _state(row) for row in found}
-        producers = {
-            (row["id"], row["producer_id"]): Producer(row["producer_id"], row["epoch"], row["last_sequence"])
-            for row in found
-            if row["producer_id"] is not None
-        }
+        for row in found:
+            states[StreamKey(row["tenant"], row["path"])] = _state(row)
+            if row["producer_id"] is not None:
+                producer = Producer(row["producer_id"], row["epoch"], row["last_sequence"])
+                producers[row["id"], producer.id] = producer
         results, changes = decide_batch(appends, states, producers)
+        outcomes = zip(appends, results, strict=True)
+        if any(not _is_new(result) and append.key in remembered for append, result in outcomes):
+            return None
         if changes:
             ends = {
                 row["id"]: moved_end(row["ttl_seconds"], row["ends_at"], row["now"]) or row["ends_at"] for row in found
             }
-            tenants = {row["id"]: row["tenant"] for row in found}
-            chunks = await self._chunk_arrays(changes, tenants, on)
+            keys = {state.id: key for key, state in states.items()}
+            chunks = await self._chunk_arrays(changes, keys, on)
             written = await on.fetch(self._WRITE, *_change_arrays(changes, ends), *_producer_arrays(changes), *chunks)
             if not written[0]["is_valid"]:
                 return None
+            # Not what may still be rolled back, and no stream whose life ends.
+            if on is self._database:
+                for change in changes:
+                    if ends.get(change.state.id) is None:
+                        self._last_left.note(keys[change.state.id], change)
         return results, changes
 
     async def _chunk_arrays(
-        self, changes: Sequence[Change], tenants: dict[int, str], on: Database | Connection
+        self, changes: Sequence[Change], keys: Mapping[int, StreamKey], on: Database | Connection
     ) -> tuple[list[object], ...]:
         """The rows of these changes."""
         if not self._codec.is_plain:
-            await self._key_log.note((tenants[change.state.id] for change in changes), on)
+            await self._key_log.note((keys[change.state.id].tenant for change in changes), on)
         rows = [
             (change.state.id, segment)
             for change in changes
-            if change.data
-            for segment in self._codec.written(tenants[change.state.id], change.state.id, change.position, change.data)
+            if (data := change.data)
+            for segment in self._codec.written(keys[change.state.id].tenant, change.state.id, change.position, data)
         ]
         return (
             [stream_id for stream_id, _ in rows],
@@ -446,7 +465,7 @@ class ProtocolStreams:
         # Generations' rows are left alone: their owners write them, and not in the order of ids.
         keys = {append.key for append in appends if is_storable(append.key.path) and generation_of(append.key) is None}
         await connection.fetch(self._LOCK, [key.tenant for key in keys], [key.path for key in keys])
-        return await self._append_unless_overtaken(connection, appends)
+        return await self._append_unless_overtaken(connection, appends, Known({}, {}, appends))
 
     # Deletion
 
@@ -730,7 +749,11 @@ def _wanted_arrays(appends: Iterable[StreamAppend]) -> tuple[list[object], ...]:
     )
 
 
-def _change_arrays(changes: Sequence[Change], ends: dict[int, object]) -> tuple[list[object], ...]:
+def _is_new(result: Appended | StoreError) -> bool:
+    return isinstance(result, Appended) and not result.is_duplicate
+
+
+def _change_arrays(changes: Sequence[Change], ends: Mapping[int, object]) -> tuple[list[object], ...]:
     changes = sorted(changes, key=lambda change: change.state.id)
     states = [change.state for change in changes]
     return (
@@ -739,7 +762,7 @@ def _change_arrays(changes: Sequence[Change], ends: dict[int, object]) -> tuple[
         [state.tail.position for state in states],
         [state.tail.is_closed for state in states],
         [state.writer_sequence for state in states],
-        [ends[state.id] for state in states],
+        [ends.get(state.id) for state in states],
         [state.closed_by and state.closed_by.id for state in states],
         [state.closed_by and state.closed_by.epoch for state in states],
         [state.closed_by and state.closed_by.sequence for state in states],

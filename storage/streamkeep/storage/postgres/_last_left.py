@@ -1,0 +1,74 @@
+"""Streams as this process's appends left them, which need not be looked up for the next ones.
+
+What is known here is only tried: a write that finds the stream with another tail writes nothing, and then the stream is
+looked up. So nothing is refused, or called a duplicate, because of what is known here; and whatever becomes of a stream
+elsewhere, nobody has to tell.
+
+A stream is known once it was found as it had been left. Where processes write in turns, each looks first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from streamkeep.storage._types import Producer, StreamAppend, StreamKey
+from streamkeep.storage.rules.appends import Change, StreamState
+
+_MAX_STREAMS = 4096
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of a batch's streams, and of their producers by stream and id; and the appends whose streams are not."""
+
+    states: dict[StreamKey, StreamState]
+    producers: dict[tuple[int, str], Producer]
+    unknown: Sequence[StreamAppend]
+
+
+@dataclass(slots=True)
+class _Left:
+    """A stream after a change, and that change's producers. `is_ours`: nobody else wrote between it and the one before."""
+
+    state: StreamState
+    producers: dict[str, Producer]
+    is_ours: bool
+
+    def tells(self, producer: Producer | None) -> bool:
+        return self.is_ours and (producer is None or producer.id in self.producers)
+
+
+class LastLeft:
+    """Some of the streams that were written here."""
+
+    def __init__(self) -> None:
+        self._streams: dict[StreamKey, _Left] = {}
+
+    def known(self, appends: Sequence[StreamAppend]) -> Known:
+        """A stream is known for all appends of a batch, or for none."""
+        pairs = [(append, self._streams.get(append.key)) for append in appends]
+        strange = {append.key for append, left in pairs if left is None or not left.tells(append.producer)}
+        states: dict[StreamKey, StreamState] = {}
+        producers: dict[tuple[int, str], Producer] = {}
+        unknown: list[StreamAppend] = []
+        for append, left in pairs:
+            if left is None or (strange and append.key in strange):
+                unknown.append(append)
+                continue
+            states[append.key] = left.state
+            if append.producer is not None:
+                producers[left.state.id, append.producer.id] = left.producers[append.producer.id]
+        return Known(states, producers, unknown)
+
+    def note(self, key: StreamKey, change: Change) -> None:
+        """A change is committed."""
+        state = change.state
+        left = self._streams.get(key)
+        if left is None:
+            if len(self._streams) >= _MAX_STREAMS:
+                del self._streams[next(iter(self._streams))]
+            self._streams[key] = _Left(state, change.producers, is_ours=False)
+            return
+        left.is_ours = left.state.id == state.id and left.state.tail.position == change.position
+        left.state, left.producers = state, change.producers
