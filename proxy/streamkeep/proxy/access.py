@@ -36,7 +36,7 @@ _MAX_KEYS = 1000
 _ANYBODY = Principal(DEFAULT_TENANT, is_operator=True)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Permit(Generic[K]):
     """The thing that a request may touch. `is_public`: nobody had to show anything for it."""
 

@@ -54,7 +54,7 @@ def handler(log_format: LogFormat | None, stream: TextIO) -> logging.Handler:
     return writes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A request that was answered. The path is as it came, without the query: signed URLs are credentials."""
 

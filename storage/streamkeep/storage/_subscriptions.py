@@ -158,7 +158,7 @@ class Link:
         return self.tail > self.acked
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamNews:
     """A stream grew from `start` to `tail`; `is_new` says that `start` is where its life began."""
 

@@ -373,7 +373,7 @@ class Producer:
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamAppend:
     """One request to append: bytes in stored form (messages with their separators in a message stream), empty only with
     `is_close`. `content_type` is None when there is no body. `writer_sequence` is `Stream-Seq`: opaque, compared
@@ -388,7 +388,7 @@ class StreamAppend:
     schema_id: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Appended:
     """What an append came to. `position` is where its bytes begin, `tail` the stream's after it. A duplicate stored
     nothing, as does closing once more without a producer; `producer` is then the last tuple accepted from it."""

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _REST_SECONDS = 0.001
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Item:
     append: StreamAppend
     outcome: asyncio.Future[Appended]

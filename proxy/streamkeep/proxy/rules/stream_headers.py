@@ -120,7 +120,7 @@ def writer_sequence(values: Values) -> str | None:
     return value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AppendRequest:
     """The headers of an append."""
 

@@ -25,7 +25,7 @@ _MIN_GAIN = 0.9
 _LEVEL = 3
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Segment:
     """`size` raw bytes from `position` on; `data` is those bytes in `encoding`."""
 

@@ -46,7 +46,7 @@ from streamkeep.storage.rules import content_types
 from streamkeep.storage.rules.texts import is_storable
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StreamState:
     """A stream as an append meets it. `closed_by` is the producer tuple that closed it."""
 
