@@ -18,11 +18,15 @@ import pytest
 
 from tests.serving import ServedProcess, served_process
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("[a-z]*/README.md")]
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 CURL = next(code for language, code in BLOCKS if language == "sh" and code.startswith("curl"))
 CURL_SCHEMA = next(code for language, code in BLOCKS if language == "sh" and "Streamkeep-Schema" in code)
 CURL_VIEW = next(code for language, code in BLOCKS if language == "sh" and "as=json" in code)
+CURL_LIST = next(code for language, code in BLOCKS if language == "sh" and "/api/generations" in code)
+CURL_DELETE = next(code for language, code in BLOCKS if language == "sh" and "-X DELETE" in code)
 CURL_SESSION, CURL_AGENT = (code for language, code in BLOCKS if language == "sh" and "/v1/sessions" in code)
 VARIABLES = set(re.findall(r"`(STREAMKEEP_[A-Z_]+|DATABASE_URL)`", README))
 
@@ -165,6 +169,11 @@ async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_pat
     assert {message["object"] for message in messages} == {"chat.completion.chunk"}
     again = json.loads(await run("bash", "-c", create, home=tmp_path))
     assert again["createdAt"] == created["createdAt"]
+    listed = json.loads(await run("bash", "-c", here(CURL_LIST, proxy, vendor_url), home=tmp_path))
+    assert listed["generations"] == []
+    deletions = re.findall(r"^curl.*", here(CURL_DELETE, proxy, vendor_url), re.MULTILINE)
+    deleted = [json.loads(await run("bash", "-c", line, home=tmp_path)) for line in deletions]
+    assert [(one["generations"], one["rowsRemaining"]) for one in deleted] == [(1, 0), (0, 0)]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -230,10 +239,35 @@ def test_the_readme_has_a_line_for_every_setting() -> None:
 
 
 def test_the_readmes_defaults_are_the_settings() -> None:
+    from dataclasses import fields
+
     from streamkeep.proxy import Settings
 
-    settings = Settings()
-    for name in ("long_poll_seconds", "sse_seconds", "idle_seconds", "total_seconds", "drain_seconds", "retry_seconds"):
-        found = re.search(rf"`STREAMKEEP_{name.upper()}` \| `([0-9]+)`", README)
-        assert found is not None, name
-        assert float(found[1]) == getattr(settings, name)
+    settings, units = Settings(), {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "days": 24 * 3600}
+    numbers = {field.name: getattr(settings, field.name) for field in fields(Settings) if field.name != "port"}
+    for name, value in numbers.items():
+        if type(value) in (int, float):
+            found = re.search(rf"`STREAMKEEP_{name.upper()}` \| `?([0-9]+)`?(?: (\w+))? \|", README)
+            assert found is not None, name
+            assert float(found[1]) * units.get(found[2], 1) == value
+
+
+def test_every_link_in_the_guides_leads_somewhere() -> None:
+    lost = []
+    for guide in GUIDES:
+        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", without_code(guide)):
+            name, _, heading = target.partition("#")
+            file = guide.parent / name if name else guide
+            if not file.exists() or (heading and heading not in headings(file)):
+                lost.append(f"{guide.relative_to(ROOT)}: {target}")
+    assert lost == []
+
+
+def headings(guide: Path) -> set[str]:
+    """A page's headings, as links name them."""
+    found = re.findall(r"^#+ (.+)$", without_code(guide), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def without_code(guide: Path) -> str:
+    return re.sub(r"^```.*?^```", "", guide.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
