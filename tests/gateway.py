@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy.server import bind
+from tests.serving import CERTIFICATES
 
 _OF_ONE_CONNECTION = {"connection", "content-length", "host", "keep-alive", "transfer-encoding"}
 _GZIP = 16 + zlib.MAX_WBITS
@@ -98,7 +99,7 @@ class Gateway:
 async def gateway(target: str, **faults: object) -> AsyncIterator[str]:
     """The URL of a gateway with these faults before the server at `target`."""
     listener = bind("127.0.0.1", 0)
-    client = httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None))
+    client = httpx.AsyncClient(verify=CERTIFICATES, timeout=None, limits=httpx.Limits(max_connections=None))
     app = Gateway(client, target, **faults)  # type: ignore[arg-type]  # a test that names no fault is told so at once
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve(sockets=[listener]))

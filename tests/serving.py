@@ -27,6 +27,9 @@ from streamkeep.storage.remote import RemoteStore
 # A generation has ended within 15 s of its owner's death; and time for a busy machine.
 AFTER_DEATH_SECONDS = 30.0
 
+# Loaded once: each client would take a while to load them for itself.
+CERTIFICATES = httpx.create_ssl_context()
+
 ANY_LOCAL = Allowlist.parse(["http://127.0.0.1:*/**", "http://localhost:*/**"])
 
 
@@ -141,7 +144,8 @@ async def serving(store: Store, **settings: Any) -> AsyncIterator[Proxy]:
                 if task.done():
                     task.result()
                 await asyncio.sleep(0.005)
-        async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, verify=CERTIFICATES, timeout=60, limits=limits) as client:
             yield Proxy(url, app, client)
     finally:
         server.should_exit = True
@@ -208,7 +212,7 @@ async def served_process(
             first = (await process.stdout.readline()).decode()
         found = re.search(r"http://[0-9.]+:[0-9]+", first)
         assert found is not None, f"not ready: {first!r}"
-        async with httpx.AsyncClient(base_url=found[0], timeout=60) as client:
+        async with httpx.AsyncClient(base_url=found[0], verify=CERTIFICATES, timeout=60) as client:
             yield ServedProcess(process, found[0], client)
     finally:
         if process.returncode is None:

@@ -22,7 +22,7 @@ from streamkeep.adapters.asgi import DurableResponses, InProcess
 from streamkeep.client import astream
 from streamkeep.proxy import create_app
 from streamkeep.storage import MemoryStore
-from tests.serving import Proxy, local_settings
+from tests.serving import CERTIFICATES, Proxy, local_settings
 
 WORDS = ["Hello", " wörld", " ☃"]
 
@@ -102,7 +102,7 @@ def routes(backend: Backend) -> FastAPI:
 async def backend_over(responses: DurableResponses) -> AsyncIterator[Backend]:
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with responses, httpx.AsyncClient(base_url=url, timeout=60) as client:
+    async with responses, httpx.AsyncClient(base_url=url, verify=CERTIFICATES, timeout=60) as client:
         backend = Backend(url, responses, client, asyncio.Semaphore(0))
         server = uvicorn.Server(uvicorn.Config(routes(backend), log_config=None, timeout_graceful_shutdown=1))
         serving = asyncio.create_task(server.serve(sockets=[listener]))

@@ -10,12 +10,10 @@ import httpx
 
 from streamkeep.client import AsyncFetchClient, FetchClient, GenerationInfo, MemoryStore, Patience
 from streamkeep.client._network import Network
+from tests.serving import CERTIFICATES
 
 # The pauses of the shipped patience only cost time here.
 QUICK = Patience(pause_seconds=0.01)
-
-# Loaded once: each client would take a while to load them for itself.
-CERTIFICATES = httpx.create_ssl_context()
 
 Kind = Literal["sync", "async"]
 

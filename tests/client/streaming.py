@@ -20,7 +20,8 @@ from streamkeep.client import (
     stream,
 )
 from streamkeep.client._network import Network
-from tests.client.both import CERTIFICATES, Kind
+from tests.client.both import Kind
+from tests.serving import CERTIFICATES
 
 T = TypeVar("T")
 

@@ -28,10 +28,10 @@ from streamkeep.client.sessions import (
 )
 from streamkeep.storage import MemoryStore
 from tests.agents import SSE, answer, sse
-from tests.client.both import CERTIFICATES, Kind
+from tests.client.both import Kind
 from tests.client.streaming import call, items, transport
 from tests.cutting import Wire, wire_to
-from tests.serving import Proxy, served_process, serving
+from tests.serving import CERTIFICATES, Proxy, served_process, serving
 from tests.sessions.session_rows import Author as Agent
 from tests.sessions.session_rows import Row
 from tests.sessions.test_fold import seen

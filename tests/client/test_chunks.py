@@ -13,6 +13,7 @@ import pytest
 
 from streamkeep.client._network import Network
 from streamkeep.client._rules.chunks import ChunkMerger
+from tests.serving import CERTIFICATES
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 PARTS = [b"a", b"\r\n", b"3\r\nabc\r\n0\r\n\r\n", b"x" * 17, "naïve".encode()]
@@ -130,7 +131,7 @@ def test_answers_on_one_connection_are_whole_however_they_come() -> None:
         [b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD + BODY],
         [HEAD[:9], HEAD[9:] + BODY[:7], BODY[7:40], BODY[40:]],
     ]
-    with answering(*answers) as url, httpx.Client(transport=Network()) as client:
+    with answering(*answers) as url, httpx.Client(transport=Network(CERTIFICATES)) as client:
         found = [client.get(url).content for _ in answers]
     whole = b"".join(PARTS)
     assert found == [whole, whole, b"5\r\nabc\r\n", whole, whole, whole]
@@ -139,7 +140,7 @@ def test_answers_on_one_connection_are_whole_however_they_come() -> None:
 def test_a_body_that_breaks_off_is_an_error_of_httpx() -> None:
     with (
         answering([HEAD + BODY[:-9]]) as url,
-        httpx.Client(transport=Network()) as client,
+        httpx.Client(transport=Network(CERTIFICATES)) as client,
         pytest.raises(httpx.RemoteProtocolError),
     ):
         client.get(url)
@@ -148,5 +149,5 @@ def test_a_body_that_breaks_off_is_an_error_of_httpx() -> None:
 def test_a_server_that_is_not_there_is_an_error_of_httpx() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with httpx.Client(transport=Network()) as client, pytest.raises(httpx.ConnectError):
+    with httpx.Client(transport=Network(CERTIFICATES)) as client, pytest.raises(httpx.ConnectError):
         client.get(f"http://127.0.0.1:{port}/")

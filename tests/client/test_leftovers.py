@@ -30,10 +30,9 @@ from streamkeep.client import (
 from streamkeep.client._network import Network
 from streamkeep.storage import Retention
 from streamkeep.storage.postgres import PostgresStore
-from tests.client.both import CERTIFICATES
 from tests.client.streaming import created, items
 from tests.postgres import Connection, connected
-from tests.serving import Proxy, serving
+from tests.serving import CERTIFICATES, Proxy, serving
 from tests.upstream import Exchange, upstream, whole
 
 BODY = bytes(range(256)) * 8

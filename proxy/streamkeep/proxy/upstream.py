@@ -25,6 +25,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import httpx
 
@@ -68,6 +69,12 @@ async def system_resolver(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in found))
 
 
+@cache
+def _system_trust() -> ssl.SSLContext:
+    """Whom the machine trusts, read once: it takes as long as to build all the rest of the proxy."""
+    return ssl.create_default_context()
+
+
 class UpstreamTransport(httpx.AsyncBaseTransport):
     """Sends requests to upstreams and keeps finished connections for the next one to the same origin.
 
@@ -88,7 +95,7 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         self._idle_seconds = idle_seconds
         self._max_idle = max_idle
         self._scratch = memoryview(bytearray(max_buffered_bytes))
-        self._tls = tls or ssl.create_default_context()
+        self._tls = tls or _system_trust()
         self._tls.set_alpn_protocols(["http/1.1"])
         self._resolve = resolve
         self._open: set[Connection] = set()
