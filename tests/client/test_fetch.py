@@ -6,7 +6,9 @@ import asyncio
 import gzip
 import hashlib
 import io
+import json
 import random
+from urllib.parse import unquote_plus
 
 import httpx
 import pytest
@@ -101,7 +103,8 @@ async def test_upstream_gets_the_call_and_nothing_of_ours(make_client: MakeClien
         )
         await reading.rest()
         (call,) = server.calls
-        assert (call.method, call.path, call.body) == ("PATCH", "/v1/thing?a=1", '{"a":"ä"}'.encode())
+        # httpx's versions spell JSON, and spaces in a query, in ways of their own.
+        assert (call.method, call.path, json.loads(call.body)) == ("PATCH", "/v1/thing?a=1", {"a": "ä"})
         assert call.header("Authorization") == "Bearer vendor"
         assert call.header("Content-Type") == "application/json"
         ours = ("x-session", "x-request", "x-resume", "x-replay", "x-active", "x-proxy", "streamkeep")
@@ -362,7 +365,7 @@ async def test_a_form_with_files_arrives_whole(make_client: MakeClient, proxy: P
             response = await client.fetch(server.url, data={"purpose": "test"}, files=files, params={"a": "1 2"})
             assert await response.rest() == WAVES
             call = server.calls[number]
-            assert (call.method, call.path) == ("POST", "/?a=1+2")
+            assert (call.method, unquote_plus(call.path)) == ("POST", "/?a=1 2")
             assert (call.header("Content-Type") or "").startswith("multipart/form-data; boundary=")
             assert payload in call.body
             assert b'name="purpose"\r\n\r\ntest\r\n' in call.body
