@@ -634,17 +634,14 @@ class Generations:
         relay = call.relay or Relay(call.recorder, None, max_bytes=0)
         terminal = relay.terminal(end, duration_ms=call.duration_ms)
         ended = call.recorder.end(terminal)
-        row = replace(
-            call.generation, state=end.code.state, code=end.code, message=end.detail, ended_at=datetime.now(UTC)
-        )
         if end.code is Code.STORAGE_UNAVAILABLE:
-            _answer(call, row)
+            _answer_end(call, end)
         if await ended:
             self.tally.ended[call.upstream, end.code] += 1
             if call.span is not None:
                 call.span.ended(terminal, relay.observation())
-            _answer(call, row)
-            logger.info("generation %s: %s, %d bytes", row.id, end.code, relay.size_bytes)
+            _answer_end(call, end)
+            logger.info("generation %s: %s, %d bytes", call.generation.id, end.code, relay.size_bytes)
 
     async def _refuse(self, call: Call, request: UpstreamRequest, refusal: Refusal) -> None:
         """Write upstream's refusal; like an end it is kept and tried until it is stored or this owner is fenced."""
@@ -996,6 +993,13 @@ def _body_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:
 def _answer(call: Call, row: Generation) -> None:
     if not call.outcome.done():
         call.outcome.set_result(row)
+
+
+def _answer_end(call: Call, end: End) -> None:
+    """Whoever still waits for upstream's verdict learns how the call ended."""
+    if not call.outcome.done():
+        state, now = end.code.state, datetime.now(UTC)
+        _answer(call, replace(call.generation, state=state, code=end.code, message=end.detail, ended_at=now))
 
 
 async def _every(seconds: float, action: Callable[[], Awaitable[None]]) -> None:
