@@ -546,12 +546,13 @@ async def test_what_begins_here_is_read_from_memory_from_its_first_byte(log: Log
         assert await take(readers, first) == b"in memory alone"
 
 
-async def test_of_what_nobody_reads_no_more_is_kept_than_a_feed_retains(log: Log) -> None:
+@pytest.mark.parametrize("chunk_bytes", [10, 1000, 9000])
+async def test_of_what_nobody_reads_no_more_is_kept_than_a_feed_retains(log: Log, chunk_bytes: int) -> None:
     readers = Readers(log.store)
     readers.recorded_here(log.stream_id, log.stream_id + 1)
     body = random.Random(8).randbytes(9000)
-    for start in range(0, len(body), 1000):
-        readers.appended(log.stream_id, *await log.write(body[start : start + 1000]))
+    for start in range(0, len(body), chunk_bytes):
+        readers.appended(log.stream_id, *await log.write(body[start : start + chunk_bytes]))
     assert repr(readers) == "Readers(0 of 0 streams)"
     with readers.reader(log.stream_id, 0, lambda: None) as late:
         assert await take(readers, late) == body

@@ -697,7 +697,7 @@ class Readers:
         feed = self._feeds.get(stream_id)
         if feed is None:
             return
-        if not feed.readers and feed.retained_bytes + len(data) > _RETAINED_BYTES:
+        if not feed.readers and feed.retained_bytes + _PIECE_OVERHEAD_BYTES + len(data) > _RETAINED_BYTES:
             del self._feeds[stream_id]  # Who comes later reads the log.
         elif len(data) <= _MAX_PIECE_BYTES:
             self._tell(feed)
