@@ -145,17 +145,19 @@ class Connection(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         if not self._is_replaying:
-            self._count_head(len(url))
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._is_in_head:
-            self._count_head(len(name) + len(value))
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._is_replaying:
             return
+        # A head may come whole, in one read.
+        self._head_bytes = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            raise httptools.HttpParserInvalidURLError("the head is too large")
         version = self.parser.get_http_version()
         if not _is_plain(version, self.headers):
             raise httptools.HttpParserInvalidMethodError("the head can be read in several ways")
@@ -180,12 +182,6 @@ class Connection(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             self._is_in_head = True
             super().on_message_complete()
-
-    def _count_head(self, size_bytes: int) -> None:
-        # A head may come whole, in one read.
-        self._head_bytes += size_bytes
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            raise httptools.HttpParserInvalidURLError("the head is too large")
 
     def on_response_complete(self) -> None:
         """As uvicorn does it, without a timer of its own for each connection."""

@@ -34,10 +34,7 @@ class _Item:
     append: StreamAppend
     outcome: asyncio.Future[Appended]
     since: float
-
-    @property
-    def size(self) -> int:
-        return len(self.append.data)
+    size: int
 
 
 class Appender:
@@ -102,7 +99,7 @@ class Appender:
             await self._committed.wait()
         if self._is_stopped:
             raise StoreUnavailable("this process takes no more appends")
-        item = _Item(append, asyncio.get_running_loop().create_future(), time.monotonic())
+        item = _Item(append, asyncio.get_running_loop().create_future(), time.monotonic(), len(append.data))
         self._pending.append(item)
         self._pending_bytes += item.size
         self._work.set()
@@ -162,7 +159,7 @@ class Appender:
         else:
             self.tally.note(
                 lag_seconds=time.monotonic() - batch[0].since,
-                size_bytes=sum(item.size for item in batch),
+                size_bytes=sum([item.size for item in batch]),
                 items=len(batch),
             )
             self._publish(batch, results)
@@ -190,7 +187,7 @@ class Appender:
                 item.outcome.set_exception(exc)
 
     def _done(self, batch: Sequence[_Item]) -> None:
-        self._pending_bytes -= sum(item.size for item in batch)
+        self._pending_bytes -= sum([item.size for item in batch])
         # Wake everybody who waits for room, without a future for each.
         self._committed.set()
         self._committed = asyncio.Event()
