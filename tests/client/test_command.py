@@ -28,7 +28,7 @@ async def endless(exchange: Exchange) -> None:
 
 async def test_help_lists_every_command_and_exit_code(run: Program) -> None:
     for arguments in (["--help"], ["fetch", "--help"]):
-        ended = await run(*arguments)
+        ended = await run.here(*arguments)
         assert (ended.code, ended.err) == (0, "")
         assert b"18  cancelled" in ended.out
     top = (await run("--help")).out.decode()
@@ -52,8 +52,10 @@ async def test_fetch_writes_the_body(run: Program, tmp_path: Path) -> None:
         ended = await run("fetch", f"{server.url}/a?b=1")
         assert (ended.code, ended.out, ended.err) == (0, BODY, "")
         (tmp_path / "question").write_bytes(b"from a file")
-        await run("fetch", server.url, "-d", "as text", "-H", "Authorization: Bearer x", "-H", "Content-Type: text/x")
-        await run("fetch", server.url, "-X", "PUT", "-d", f"@{tmp_path / 'question'}")
+        await run.here(
+            "fetch", server.url, "-d", "as text", "-H", "Authorization: Bearer x", "-H", "Content-Type: text/x"
+        )
+        await run.here("fetch", server.url, "-X", "PUT", "-d", f"@{tmp_path / 'question'}")
         await run("fetch", server.url, "-d", "@-", stdin=b"from outside")
         seen = [(call.method, call.path, call.body, call.header("Content-Type")) for call in server.calls]
         assert seen == [
@@ -85,9 +87,9 @@ async def test_an_interrupted_fetch_is_resumed(run: Program, session: str) -> No
         assert process.returncode == 130
         assert f"streamkeep fetch --resume --session {session}" in err.decode()
         gate.set()
-        ended = await run("fetch", "--resume", "--session", session, "--from-start")
+        ended = await run.here("fetch", "--resume", "--session", session, "--from-start")
         assert (ended.code, ended.out) == (0, BODY + b"the rest")
-        ended = await run("fetch", "--resume", "--session", session)
+        ended = await run.here("fetch", "--resume", "--session", session)
         assert (ended.code, ended.out) == (3, b"")
         assert "nothing to resume (ended)" in ended.err
 
@@ -113,9 +115,9 @@ async def test_a_closed_pipe_ends_it_quietly(run: Program) -> None:
 async def test_read_follows_a_stream_url_from_any_byte(run: Program, proxy: Proxy, session: str) -> None:
     async with upstream(whole(BODY, "text/plain")) as server:
         made = (await proxy.create(session, "1", server.url)).json()
-        assert (await run("read", made["streamUrl"])).out == BODY
-        assert (await run("read", made["streamUrl"], "--offset", f"{0:016d}_{7:016d}")).out == BODY[7:]
-        ended = await run("read", made["streamUrl"].replace("signature=1.", "signature=1.x"))
+        assert (await run.here("read", made["streamUrl"])).out == BODY
+        assert (await run.here("read", made["streamUrl"], "--offset", f"{0:016d}_{7:016d}")).out == BODY[7:]
+        ended = await run.here("read", made["streamUrl"].replace("signature=1.", "signature=1.x"))
         assert (ended.code, ended.out) == (5, b"")
         assert "signature_invalid" in ended.err
 
@@ -125,12 +127,12 @@ async def test_active_and_cancel(run: Program, session: str) -> None:
         process = await run.start("fetch", server.url, "--session", session, "--request", "1")
         assert process.stdout is not None
         await process.stdout.readexactly(len(BODY))
-        listed = await run("active", session)
+        listed = await run.here("active", session)
         assert listed.out.decode().split("\t")[:3] == ["1", "running", "-"]
-        assert (await run("cancel", session, "1")).out == b"cancelled\n"
+        assert (await run.here("cancel", session, "1")).out == b"cancelled\n"
         _, err = await process.communicate()
         assert (process.returncode, "cancelled" in err.decode()) == (18, True)
-        ended = await run("cancel", session, "2")
+        ended = await run.here("cancel", session, "2")
         assert (ended.code, "not_found" in ended.err) == (5, True)
 
 
@@ -190,7 +192,7 @@ async def test_every_ending_has_its_code(run: Program) -> None:
         waiting = list(codes)
         proxy.control = [ending]
         for code in codes.values():
-            ended = await run("fetch", "http://vendor.test/", "--server", proxy.url)
+            ended = await run.here("fetch", "http://vendor.test/", "--server", proxy.url)
             assert (ended.code, ended.out) == (code, b"0123456789")
 
 

@@ -57,13 +57,13 @@ async def test_a_server_that_nothing_stands_before_is_well(run: Program, proxy: 
     checks = ["connection", "address", "bytes", "headers", "revalidation", "ranges", "browsers", "upload", "HEAD"]
     assert lines == dict.fromkeys([*checks, "long-polls", "events", "quiet events", "quiet long-poll"], "ok")
     assert "\x1b" not in ended.text
-    listed = (await run("list", "doctor-*")).text
+    listed = (await run.here("list", "doctor-*")).text
     assert listed == ""
 
 
 async def test_findings_are_json_a_line(run: Program, proxy: Proxy) -> None:
     async with gateway(proxy.url, drops=frozenset({"stream-next-offset"})) as url:
-        ended = await run("doctor", "--server", url, "--seconds", "1", "--json")
+        ended = await run.here("doctor", "--server", url, "--seconds", "1", "--json")
     found = {line["check"]: line for line in ended.json_lines}
     assert (ended.code, found["headers"]["verdict"], found["address"]["verdict"]) == (1, "bad", "ok")
     assert "Stream-…" in found["headers"]["advice"]
@@ -176,7 +176,7 @@ async def test_a_cache_that_answers_strangers_is_found() -> None:
 
 async def test_without_a_stream_there_is_nothing_to_measure(run: Program, proxy: Proxy) -> None:
     async with gateway(proxy.url, refuses=frozenset({"PUT"})) as url:
-        ended = await run("doctor", url)
+        ended = await run.here("doctor", url)
     assert (ended.code, ended.out, "405" in ended.err or "refused" in ended.err) == (5, b"", True)
-    assert (await run("doctor", "http://127.0.0.1:1")).code == 1
-    assert (await run("doctor", "nonsense")).code == 2
+    assert (await run.here("doctor", "http://127.0.0.1:1")).code == 1
+    assert (await run.here("doctor", "nonsense")).code == 2

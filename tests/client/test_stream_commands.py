@@ -48,17 +48,17 @@ async def test_a_stream_is_made_written_read_and_deleted(run: Program, name: str
 
 
 async def test_a_pipe_of_any_size_goes_in_and_out(run: Program, name: str) -> None:
-    await run("create", name, "--content-type", "text/plain")
+    await run.here("create", name, "--content-type", "text/plain")
     assert (await run("write", name, stdin=LINES)).code == 0
     assert (await run("read", name)).out == LINES
-    await run("close", name)
+    await run.here("close", name)
     ended = await run("tail", name, "-n", "2")
     assert (ended.code, ended.out) == (0, b"line 49998\nline 49999\n")
 
 
 async def test_write_needs_little_memory(run: Program, name: str, tmp_path: Path) -> None:
     """64 MiB go through a process that may have little more than it has when it is idle."""
-    await run("create", name)
+    await run.here("create", name)
     size = 64 * 1024 * 1024
     (tmp_path / "large").write_bytes(bytes(size))
 
@@ -75,37 +75,37 @@ async def test_write_needs_little_memory(run: Program, name: str, tmp_path: Path
         )
         _, err = await process.communicate()
     assert (process.returncode, err) == (0, b"")
-    assert (await run("info", name, "--json")).json["offset"].endswith(f"_{size:016d}")
+    assert (await run.here("info", name, "--json")).json["offset"].endswith(f"_{size:016d}")
 
 
 async def test_messages_go_in_and_come_out_one_a_line(run: Program, name: str) -> None:
-    await run("create", name, "--content-type", "application/json")
-    assert (await run("write", name, "--json", '{"a": [1, "]"]}')).code == 0
+    await run.here("create", name, "--content-type", "application/json")
+    assert (await run.here("write", name, "--json", '{"a": [1, "]"]}')).code == 0
     assert (await run("write", name, stdin=b'{"n": 1.50}\n"two"\n\n{\n "n": 3\n}\n')).code == 0
     assert (await run("write", name, "--batch-json", stdin=b'[4, [5, 6],\n {"n": 7}]')).code == 0
-    read = await run("read", name)
+    read = await run.here("read", name)
     assert read.text.splitlines()[:3] == ['{"a": [1, "]"]}', '{"n": 1.50}', '"two"']
     assert [json.loads(line) for line in read.text.splitlines()[3:]] == [{"n": 3}, 4, [5, 6], {"n": 7}]
     for bad, said in (('{"a": ', "ends inside of message 1"), ("1 nonsense", "message 2 is not JSON")):
-        ended = await run("write", name, bad)
+        ended = await run.here("write", name, bad)
         assert (ended.code, said in ended.err, ended.err.count("\n")) == (1, True, 1)
-    assert (await run("write", name, "--batch-json", '{"a": 1}')).code == 1
+    assert (await run.here("write", name, "--batch-json", '{"a": 1}')).code == 1
 
 
 async def test_json_flags_want_a_json_stream(run: Program, name: str) -> None:
-    await run("create", name, "--content-type", "text/plain")
-    ended = await run("write", name, "--json", "1")
+    await run.here("create", name, "--content-type", "text/plain")
+    ended = await run.here("write", name, "--json", "1")
     assert (ended.code, "text/plain" in ended.err) == (2, True)
 
 
 async def test_follow_waits_until_the_stream_is_closed(run: Program, name: str) -> None:
-    await run("create", name, "--content-type", "text/plain")
-    await run("write", name, "one ")
+    await run.here("create", name, "--content-type", "text/plain")
+    await run.here("write", name, "one ")
     reader, tailing = await run.start("read", name, "--follow"), await run.start("tail", name)
     assert reader.stdout is not None
     async with asyncio.timeout(60):
         assert await reader.stdout.readexactly(4) == b"one "
-    await run("write", name, "two", "--close")
+    await run.here("write", name, "two", "--close")
     async with asyncio.timeout(60):
         assert (await reader.communicate(), reader.returncode) == ((b"two", b""), 0)
         out, err = await tailing.communicate()
@@ -122,8 +122,8 @@ async def test_tail_shows_the_last_lines_first(run: Program, name: str) -> None:
 
 async def test_a_resume_file_goes_on_where_the_last_run_was(run: Program, name: str, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    await run("create", name, "--content-type", "text/plain")
-    await run("write", name, "one ")
+    await run.here("create", name, "--content-type", "text/plain")
+    await run.here("write", name, "one ")
     reader = await run.start("read", name, "--follow", "--resume-file", str(kept))
     assert reader.stdout is not None
     async with asyncio.timeout(60):
@@ -132,14 +132,14 @@ async def test_a_resume_file_goes_on_where_the_last_run_was(run: Program, name: 
             await asyncio.sleep(0.01)
     reader.kill()
     await reader.wait()
-    await run("write", name, "two ")
-    assert (await run("read", name, "--resume-file", str(kept))).out == b"two "
-    assert (await run("read", name, "--resume-file", str(kept))).out == b""
-    await run("create", f"{name}-2")
-    other = await run("read", f"{name}-2", "--resume-file", str(kept))
+    await run.here("write", name, "two ")
+    assert (await run.here("read", name, "--resume-file", str(kept))).out == b"two "
+    assert (await run.here("read", name, "--resume-file", str(kept))).out == b""
+    await run.here("create", f"{name}-2")
+    other = await run.here("read", f"{name}-2", "--resume-file", str(kept))
     assert (other.code, "another stream" in other.err) == (2, True)
     kept.write_text("nonsense")
-    assert (await run("read", name, "--resume-file", str(kept))).code == 2
+    assert (await run.here("read", name, "--resume-file", str(kept))).code == 2
 
 
 async def test_what_is_no_resume_file_is_refused(run: Program, name: str, tmp_path: Path) -> None:
@@ -181,26 +181,26 @@ async def test_what_is_no_header_is_not_repeated(run: Program) -> None:
 
 
 async def test_a_fork_shares_what_was_before_it(run: Program, name: str) -> None:
-    await run("create", name, "--content-type", "text/plain")
-    await run("write", name, "shared and more")
-    made = await run("fork", name, f"{name}-fork", "--offset", f"{0:016d}_{6:016d}")
+    await run.here("create", name, "--content-type", "text/plain")
+    await run.here("write", name, "shared and more")
+    made = await run.here("fork", name, f"{name}-fork", "--offset", f"{0:016d}_{6:016d}")
     assert made.code == 0
-    await run("write", f"{name}-fork", " otherwise")
-    assert (await run("read", f"{name}-fork")).out == b"shared otherwise"
-    final = await run("close", f"{name}-fork")
+    await run.here("write", f"{name}-fork", " otherwise")
+    assert (await run.here("read", f"{name}-fork")).out == b"shared otherwise"
+    final = await run.here("close", f"{name}-fork")
     assert final.text == f"{0:016d}_{16:016d}\n"
 
 
 async def test_list_tells_of_what_is_there(run: Program, session: str) -> None:
     for number in range(3):
-        await run("create", f"{session}/{number}", "--content-type", "text/plain")
-    await run("delete", f"{session}/1")
+        await run.here("create", f"{session}/{number}", "--content-type", "text/plain")
+    await run.here("delete", f"{session}/1")
     async with asyncio.timeout(60):
         while True:
-            listed = (await run("list", f"{session}/*")).text.splitlines()
+            listed = (await run.here("list", f"{session}/*")).text.splitlines()
             if [line.split("\t")[0] for line in listed] == [f"{session}/0", f"{session}/2"]:
                 break
-    found = [json.loads(line) for line in (await run("list", f"{session}/*", "--json")).text.splitlines()]
+    found = [json.loads(line) for line in (await run.here("list", f"{session}/*", "--json")).text.splitlines()]
     assert [each["contentType"] for each in found] == ["text/plain"] * 2
 
 
@@ -209,8 +209,8 @@ async def test_list_is_the_same_page_by_page_and_by_the_registry(run: Program, s
     for path in paths:
         await proxy.client.put(f"/v1/stream/{path}", headers={"Content-Type": "text/plain"})
     await proxy.client.delete(f"/v1/stream/{paths.pop()}")
-    assert [line.split("\t")[0] for line in (await run("list", f"{session}/*")).text.splitlines()] == paths
-    assert (await run("list", f"{session}/?")).text.count("\n") == 10
+    assert [line.split("\t")[0] for line in (await run.here("list", f"{session}/*")).text.splitlines()] == paths
+    assert (await run.here("list", f"{session}/?")).text.count("\n") == 10
     async with gateway(proxy.url, hides="/api/") as url, asyncio.timeout(60):
         other = Program({**run.environ, "STREAM_URL": url})
         while (listed := await other("list", f"{session}/*", "--json")).text.count("\n") != len(paths):
@@ -219,8 +219,8 @@ async def test_list_is_the_same_page_by_page_and_by_the_registry(run: Program, s
 
 
 async def test_ctrl_c_is_quiet(run: Program, name: str) -> None:
-    await run("create", name, "--content-type", "text/plain")
-    await run("write", name, "one")
+    await run.here("create", name, "--content-type", "text/plain")
+    await run.here("write", name, "one")
     reader = await run.start("read", name, "--follow")
     assert reader.stdout is not None
     await reader.stdout.readexactly(3)
@@ -230,7 +230,7 @@ async def test_ctrl_c_is_quiet(run: Program, name: str) -> None:
 
 
 async def test_head_may_leave_early(run: Program, name: str) -> None:
-    await run("create", name, "--content-type", "text/plain")
+    await run.here("create", name, "--content-type", "text/plain")
     await run("write", name, stdin=LINES)
     command = f"{shlex.quote(sys.executable)} -m streamkeep.client read {name}; echo $? >&2"
     shell = await asyncio.create_subprocess_exec(

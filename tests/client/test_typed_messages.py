@@ -163,17 +163,17 @@ async def test_a_producer_takes_models_and_stops_at_what_the_schema_refuses(url:
 async def test_a_schema_from_a_file(run: Program, session: str, tmp_path: Path) -> None:
     path = tmp_path / "order.json"
     path.write_text(json.dumps(ORDER))
-    assert (await run("create", session, "--schema", str(path))).code == 0
-    refused = await run("write", session, '{"id": 1}')
+    assert (await run.here("create", session, "--schema", str(path))).code == 0
+    refused = await run.here("write", session, '{"id": 1}')
     assert (refused.code, refused.err.count("\n")) == (5, 1)
     assert "$.id: 1 is not of type 'string'" in refused.err
-    assert (await run("write", session, '{"id": "a"}')).code == 0
-    assert "as=schema" in (await run("info", session)).text
+    assert (await run.here("write", session, '{"id": "a"}')).code == 0
+    assert "as=schema" in (await run.here("info", session)).text
     for bad in ("[]", "{", "[" * 10_000):
         path.write_text(bad)
         assert (await run("create", f"{session}-2", "--schema", str(path))).code == 2
     path.write_text('{"type": 1}')
-    assert (await run("create", f"{session}-2", "--schema", str(path))).code == 5
+    assert (await run.here("create", f"{session}-2", "--schema", str(path))).code == 5
 
 
 # What a type checker infers; mypy reads these.
