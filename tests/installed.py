@@ -17,6 +17,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.serving import CERTIFICATES
+
 READY_WITHIN_SECONDS = 60.0
 STOPPED_WITHIN_SECONDS = 30.0
 
@@ -43,7 +45,7 @@ class Running:
     def is_ready(self) -> bool:
         assert self.process.poll() is None, f"it ended by itself:\n{self.output}"
         try:
-            return httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/ready", verify=CERTIFICATES, timeout=5).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -130,7 +132,8 @@ def read_to_the_end(url: str) -> bytes:
     """A stream's bytes, by long-polls."""
     body, offset = b"", "-1"
     while True:
-        answer = httpx.get(url, params=httpx.URL(url).params.merge({"offset": offset, "live": "long-poll"}), timeout=30)
+        query = httpx.URL(url).params.merge({"offset": offset, "live": "long-poll"})
+        answer = httpx.get(url, params=query, verify=CERTIFICATES, timeout=30)
         assert answer.status_code in {200, 204}, answer.text
         body, offset = body + answer.content, answer.headers["Stream-Next-Offset"]
         if answer.headers.get("Stream-Closed") == "true":

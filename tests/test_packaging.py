@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.installed import UPSTREAM_BODY, free_port, read_to_the_end, running, tiny_upstream
+from tests.serving import CERTIFICATES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("adapters", "client", "demos", "proxy", "sessions", "storage")
@@ -68,7 +69,7 @@ def wait_until_it_answers(url: str) -> None:
     deadline = time.monotonic() + 30
     while True:
         try:
-            httpx.get(url, timeout=5).raise_for_status()
+            httpx.get(url, verify=CERTIFICATES, timeout=5).raise_for_status()
         except httpx.HTTPError:
             assert time.monotonic() < deadline, f"{url} does not answer"
             time.sleep(0.05)

@@ -30,7 +30,7 @@ import httpx
 
 from tests.cutting import Wire, wire_to
 from tests.database import PrivateServer
-from tests.serving import ServedProcess, served_process
+from tests.serving import CERTIFICATES, ServedProcess, served_process
 from tests.upstream import Exchange, upstream
 
 MOMENTS = ("before the first byte", "in the middle", "in the last commit")
@@ -209,7 +209,9 @@ async def call(world: World, name: str) -> None:
     while True:
         url = world.instances[turn % len(world.instances)].url
         turn += 1
-        async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(30.0, connect=2.0)) as client:
+        async with httpx.AsyncClient(
+            base_url=url, verify=CERTIFICATES, timeout=httpx.Timeout(30.0, connect=2.0)
+        ) as client:
             try:
                 answer = await client.post(
                     f"/api/{SESSION}/{name}", content=b"{}", headers={"X-Proxy-Url": f"{world.vendor_url}/{name}"}
@@ -230,7 +232,9 @@ async def read(world: World, name: str) -> None:
     while True:
         url = chance.choice(world.instances).url
         query = {"sessionId": SESSION, "requestId": name, "offset": offset, "live": "long-poll"}
-        async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(10.0, connect=2.0)) as client:
+        async with httpx.AsyncClient(
+            base_url=url, verify=CERTIFICATES, timeout=httpx.Timeout(10.0, connect=2.0)
+        ) as client:
             try:
                 answer = await client.get("/stream/data", params=query)
             except httpx.TransportError:
@@ -250,7 +254,7 @@ async def read(world: World, name: str) -> None:
 async def examine(world: World, name: str, toll: Toll) -> None:
     """What is there now, beside what the reader was given and what the vendor sent."""
     query = {"sessionId": SESSION, "requestId": name, "offset": "-1"}
-    async with httpx.AsyncClient(base_url=world.instances[-1].url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=world.instances[-1].url, verify=CERTIFICATES, timeout=30) as client:
         data = await client.get("/stream/data", params=query)
         control = await client.get("/stream/control", params=query)
     seen = world.seen.get(name, b"")

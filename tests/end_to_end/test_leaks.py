@@ -18,7 +18,7 @@ import pytest
 
 from streamkeep.proxy.rules.upstreams import Upstreams
 from streamkeep.storage.postgres import PostgresStore
-from tests.serving import Proxy, serving
+from tests.serving import CERTIFICATES, Proxy, serving
 from tests.upstream import Exchange, upstream
 
 GENERATIONS = 2_000
@@ -167,7 +167,9 @@ async def settled(proxy: Proxy) -> Resources:
             if found["state"] in ("creating", "running"):
                 await proxy.client.post(f"/api/s/{found['requestId']}/cancel")
     await proxy.client.aclose()
-    proxy.client = httpx.AsyncClient(base_url=proxy.url, timeout=60, limits=httpx.Limits(max_connections=None))
+    proxy.client = httpx.AsyncClient(
+        base_url=proxy.url, verify=CERTIFICATES, timeout=60, limits=httpx.Limits(max_connections=None)
+    )
     best, since = Resources.of(proxy), 0
     async with asyncio.timeout(60):
         while since < 20 or best.readers:

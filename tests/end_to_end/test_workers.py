@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.serving import ServedProcess, served_process
+from tests.serving import CERTIFICATES, ServedProcess, served_process
 from tests.upstream import Exchange, upstream
 
 COUNT = 2
@@ -47,7 +47,7 @@ async def read_whole(served: ServedProcess, request_id: str) -> tuple[bytes, str
     body, offset = b"", "-1"
     async with asyncio.timeout(60):
         while True:
-            async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
+            async with httpx.AsyncClient(base_url=served.url, verify=CERTIFICATES, timeout=30) as client:
                 query = {"sessionId": "s", "requestId": request_id, "offset": offset, "live": "long-poll"}
                 try:
                     answer = await client.get("/stream/data", params=query)
@@ -57,13 +57,13 @@ async def read_whole(served: ServedProcess, request_id: str) -> tuple[bytes, str
             offset = answer.headers.get("Stream-Next-Offset", offset)
             if answer.headers.get("Stream-Closed") == "true":
                 break
-    async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=served.url, verify=CERTIFICATES, timeout=30) as client:
         events = await client.get("/stream/control", params={"sessionId": "s", "requestId": request_id})
     return body, events.json()[0]["code"]
 
 
 async def create(served: ServedProcess, url: str, request_id: str) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=served.url, verify=CERTIFICATES, timeout=30) as client:
         return await client.post(f"/api/s/{request_id}", content=b"{}", headers={"X-Proxy-Url": url})
 
 

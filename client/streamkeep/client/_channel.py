@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 import httpx
 
-from streamkeep.client._network import Network
+from streamkeep.client._network import Network, certificates
 
 T = TypeVar("T")
 
@@ -156,8 +156,8 @@ class AsyncChannel:
         if not isinstance(request.stream, httpx.AsyncByteStream):
             raise TypeError("an async client sends bytes or an async iterable, not a blocking one")
         if self._http is None:
-            made = await asyncio.to_thread(httpx.AsyncHTTPTransport, limits=_LIMITS)
-            self._http = self._http or made
+            trust = await asyncio.to_thread(certificates)
+            self._http = self._http or httpx.AsyncHTTPTransport(verify=trust, limits=_LIMITS)
         departure = _Departure()
         request.extensions = {**request.extensions, "trace": departure.trace}
         task = self.start(self._send(self._http, request))

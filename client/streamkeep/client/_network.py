@@ -10,6 +10,7 @@ import re
 import ssl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, cast
 
 import httpcore
@@ -22,12 +23,18 @@ _HEAD_END = re.compile(rb"\n\r?\n")
 _SocketOptions = Iterable[tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]]
 
 
+@cache
+def certificates() -> ssl.SSLContext:
+    """Those of all authorities, as httpx chooses them, read once: it takes longer than most requests."""
+    return httpx.create_ssl_context()
+
+
 class Network(httpx.BaseTransport):
     """HTTP/1.1, with as many connections as are asked for; 20 are kept for half a minute. `trust` is whom to, if not httpx's choice."""
 
     def __init__(self, trust: ssl.SSLContext | None = None) -> None:
         self._pool = httpcore.ConnectionPool(
-            ssl_context=httpx.create_ssl_context() if trust is None else trust,
+            ssl_context=certificates() if trust is None else trust,
             max_connections=None,
             max_keepalive_connections=20,
             keepalive_expiry=30,
