@@ -558,14 +558,22 @@ async def test_of_what_nobody_reads_no_more_is_kept_than_a_feed_retains(log: Log
         assert await take(readers, late) == body
 
 
-@pytest.mark.parametrize("end", ["closed", "recorded elsewhere"])
-async def test_what_is_no_longer_recorded_here_is_read_from_the_log(log: Log, end: str) -> None:
+async def test_who_comes_after_the_end_of_what_was_recorded_here_need_not_read_the_log(log: Log) -> None:
     readers = Readers(log.store)
     readers.recorded_here(log.stream_id, log.stream_id + 1)
-    if end == "closed":
-        readers.closed(log.stream_id, 0)
-    else:
-        readers.recorded_elsewhere((log.stream_id, log.stream_id + 1))
+    readers.appended(log.stream_id, 0, b"in memory ")
+    readers.appended(log.stream_id, 10, b"alone")
+    readers.closed(log.stream_id, 15)
+    assert repr(readers) == "Readers(0 of 0 streams)"
+    with readers.reader(log.stream_id, 0, lambda: None) as late:
+        assert await take(readers, late) == b"in memory alone"
+        assert late.is_at_end
+
+
+async def test_what_is_recorded_elsewhere_is_read_from_the_log(log: Log) -> None:
+    readers = Readers(log.store)
+    readers.recorded_here(log.stream_id, log.stream_id + 1)
+    readers.recorded_elsewhere((log.stream_id, log.stream_id + 1))
     assert repr(readers) == "Readers(0 of 0 streams)"
     await log.write(b"by another")
     with readers.reader(log.stream_id, 0, lambda: None) as reader:

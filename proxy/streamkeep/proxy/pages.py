@@ -68,6 +68,10 @@ class Pages:
             first.set_result(None)
         return page
 
+    def keep(self, stream_id: int, page: Slice, max_bytes: int) -> None:
+        """Here is a page of a closed stream, before anybody has asked for it."""
+        self._keep((stream_id, page.position, max_bytes, False), page)
+
     def forget(self, stream_ids: Collection[int]) -> None:
         """There is nothing to read in these streams any more."""
         for place in [place for place in self._kept if place[0] in stream_ids]:

@@ -713,8 +713,11 @@ class Readers:
             return
         if feed.readers:
             self._see(feed, Tail(final_position, True))
-        else:
-            del self._feeds[stream_id]
+            return
+        del self._feeds[stream_id]
+        data = b"".join(piece.data for piece in feed.pieces_from(0))
+        if len(data) == final_position:  # All of it: its reader is late, and no more will be to read.
+            self.pages.keep(stream_id, Slice(0, data, Tail(final_position, True)), _READ_BYTES)
 
     # Listener of the store
 
