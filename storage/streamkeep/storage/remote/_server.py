@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import httpx
 
@@ -42,6 +44,12 @@ class RemoteTail:
     is_closed: bool
 
 
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Those of all authorities, read once: it takes longer than to make all the rest of a store."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
 class Server:
     """Streams below one URL of another server. `token` is sent as a bearer token, to nobody else. `request_seconds` is how
     long it may stay silent, but for long-polls.
@@ -59,6 +67,7 @@ class Server:
             limits=httpx.Limits(max_connections=None),
             follow_redirects=False,
             trust_env=False,
+            verify=_certificates(),
         )
 
     def __repr__(self) -> str:
