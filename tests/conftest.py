@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import gc
-import socket
 import sys
-import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("streamkeep.storage.contract", "streamkeep.storage.contract_streams")
 
-from streamkeep.proxy.vendor import create_vendor_app
 from tests import database
+from tests.serving import vendor_in_a_thread
 
 # The same examples each time, however slow the machine; `--hypothesis-profile=default` looks for others.
 settings.register_profile(
@@ -99,12 +96,6 @@ def private_server(tmp_path: Path) -> Iterator[database.PrivateServer]:
 
 @pytest.fixture(scope="module")
 def vendor() -> Iterator[str]:
-    """The fake vendor, in a thread of its own: its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_vendor_app(), log_config=None, timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    """The fake vendor: its URL."""
+    with vendor_in_a_thread() as url:
+        yield url

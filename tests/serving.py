@@ -6,14 +6,17 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
 
 from streamkeep.proxy import Settings, create_app
@@ -21,6 +24,7 @@ from streamkeep.proxy.rules.allowlist import Allowlist
 from streamkeep.proxy.server import bind, make_server
 from streamkeep.proxy.service import Service
 from streamkeep.proxy.upstream import Resolver, system_resolver
+from streamkeep.proxy.vendor import Plan, create_vendor_app
 from streamkeep.storage import MemoryStore, Store
 from streamkeep.storage.remote import RemoteStore
 
@@ -160,6 +164,20 @@ async def store_of(kind: str) -> AsyncIterator[Store]:
             yield RemoteStore(f"{other.url}/v1/stream/ours")
     else:
         yield MemoryStore()
+
+
+@contextmanager
+def vendor_in_a_thread(defaults: Plan | None = None) -> Iterator[str]:
+    """The fake vendor, in a thread of its own: its URL. `defaults` hold for whatever a request does not ask for."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_vendor_app(defaults), log_config=None, timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
 
 
 class ServedProcess(Shorthands):

@@ -10,13 +10,16 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.serving import ServedProcess, served_process
+from streamkeep.proxy.rules.upstreams import Upstreams
+from streamkeep.proxy.vendor import Plan
+from streamkeep.storage.postgres import PostgresStore
+from tests.serving import Proxy, serving, vendor_in_a_thread
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -44,25 +47,19 @@ def example(heading: str) -> str:
 
 
 @pytest.fixture
-async def vendor_url() -> AsyncIterator[str]:
-    command = [sys.executable, "-m", "streamkeep.proxy", "vendor", "--port", "0", "--rate", "60", "--tokens", "90"]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    assert process.stdout is not None
-    found = re.search(r"http://127\.0\.0\.1:[0-9]+", (await process.stdout.readline()).decode())
-    assert found is not None
-    yield found[0]
-    process.terminate()
-    await process.wait()
+def vendor_url() -> Iterator[str]:
+    with vendor_in_a_thread(Plan(tokens=90, rate=60)) as url:
+        yield url
 
 
 @pytest.fixture
-async def proxy(database_url: str, vendor_url: str) -> AsyncIterator[ServedProcess]:
-    upstreams = {"STREAMKEEP_UPSTREAMS": f"demo={vendor_url}"}
-    async with served_process(database_url=database_url, environ=upstreams) as process:
-        yield process
+async def proxy(database_url: str, vendor_url: str) -> AsyncIterator[Proxy]:
+    upstreams = Upstreams.parse(f"demo={vendor_url}")
+    async with serving(PostgresStore(database_url), upstreams=upstreams) as served:
+        yield served
 
 
-def here(text: str, proxy: ServedProcess, vendor_url: str) -> str:
+def here(text: str, proxy: Proxy, vendor_url: str) -> str:
     return text.replace("http://127.0.0.1:4000", proxy.url).replace("http://127.0.0.1:4001", vendor_url)
 
 
@@ -75,14 +72,12 @@ async def run(*command: str, home: Path, environ: Mapping[str, str] | None = Non
     return done.stdout
 
 
-async def test_the_openai_example_runs(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+async def test_the_openai_example_runs(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     answer = await run(sys.executable, "-c", here(example("OpenAI in five lines"), proxy, vendor_url), home=tmp_path)
     assert len(answer) > 100
 
 
-async def test_the_base_url_example_runs_and_is_called_once(
-    proxy: ServedProcess, vendor_url: str, tmp_path: Path
-) -> None:
+async def test_the_base_url_example_runs_and_is_called_once(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     text = here(example("Any SDK, by its base URL"), proxy, vendor_url)
     answers = [await run(sys.executable, "-c", text, home=tmp_path) for _ in range(2)]
     assert len(answers[0]) > 100
@@ -90,7 +85,7 @@ async def test_the_base_url_example_runs_and_is_called_once(
     assert (await proxy.client.get(f"{vendor_url}/_fake/calls")).json()["count"] == 1
 
 
-async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+async def test_the_resume_example_goes_on_after_a_kill(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     program = here(example("Resume"), proxy, vendor_url)
     env = {**os.environ, "XDG_STATE_HOME": str(tmp_path)}
     killed = await asyncio.create_subprocess_exec(
@@ -113,9 +108,7 @@ async def test_the_resume_example_goes_on_after_a_kill(proxy: ServedProcess, ven
     assert calls["count"] == 1
 
 
-async def test_the_messages_example_remembers_what_was_said(
-    proxy: ServedProcess, vendor_url: str, tmp_path: Path
-) -> None:
+async def test_the_messages_example_remembers_what_was_said(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     program = here(example("Messages"), proxy, vendor_url)
     for turns in (1, 2):
         printed = (await run(sys.executable, "-c", program, home=tmp_path)).splitlines()
@@ -123,9 +116,7 @@ async def test_the_messages_example_remembers_what_was_said(
         assert "partial" not in "".join(printed)
 
 
-async def test_the_streams_examples_read_on_produce_and_work(
-    proxy: ServedProcess, vendor_url: str, tmp_path: Path
-) -> None:
+async def test_the_streams_examples_read_on_produce_and_work(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     reading, typed, producing, working = (here(text, proxy, vendor_url) for text in examples("Streams from Python"))
     first, last = (await run(sys.executable, "-c", reading, home=tmp_path)).splitlines()
     assert first.startswith("[{'step': 1}, {'step': 2}] 0000")
@@ -138,9 +129,7 @@ async def test_the_streams_examples_read_on_produce_and_work(
     assert await run(sys.executable, "-c", working, home=tmp_path) == "jobs/today [{'job': 1}]\n"
 
 
-async def test_the_state_example_follows_writes_and_mirrors(
-    proxy: ServedProcess, vendor_url: str, tmp_path: Path
-) -> None:
+async def test_the_state_example_follows_writes_and_mirrors(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     printed = await run(sys.executable, "-c", here(example("State"), proxy, vendor_url), home=tmp_path)
     steps, names = printed.rstrip().rsplit("\n", 1)
     assert steps == "[('insert', '1'), ('insert', '2')]\n[('update', '2')]"
@@ -150,14 +139,14 @@ async def test_the_state_example_follows_writes_and_mirrors(
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-async def test_the_schema_lines_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+async def test_the_schema_lines_run(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     printed = await run("bash", "-ec", here(CURL_SCHEMA, proxy, vendor_url), home=tmp_path)
     assert "message 1, $.count: 'two' is not of type 'integer'" in printed
     assert printed.rstrip().endswith('{"properties":{"count":{"type":"integer"}},"required":["count"],"type":"object"}')
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+async def test_the_curl_lines_run(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     create, read, control = re.split(r"\n(?=curl)", here(CURL, proxy, vendor_url).strip())
     created = json.loads(await run("bash", "-c", create, home=tmp_path))
     assert created["state"] in ("running", "done")
@@ -177,7 +166,7 @@ async def test_the_curl_lines_run(proxy: ServedProcess, vendor_url: str, tmp_pat
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-async def test_the_session_lines_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+async def test_the_session_lines_run(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     lines = re.split(r"\n(?=curl)", re.sub(r"^# .*\n", "", here(CURL_SESSION, proxy, vendor_url), flags=re.MULTILINE))
     answers = [json.loads(await run("bash", "-c", line, home=tmp_path)) for line in lines]
     made, written, messages, events, fork = answers
@@ -193,7 +182,7 @@ async def test_the_session_lines_run(proxy: ServedProcess, vendor_url: str, tmp_
 
 @pytest.mark.slow
 async def test_the_chat_in_python_and_the_one_in_the_terminal_run(
-    proxy: ServedProcess, vendor_url: str, tmp_path: Path
+    proxy: Proxy, vendor_url: str, tmp_path: Path
 ) -> None:
     program = here(example("Durable sessions"), proxy, vendor_url)
     printed = (await run(sys.executable, "-c", program, home=tmp_path)).replace("\r", "\n")
@@ -206,7 +195,7 @@ async def test_the_chat_in_python_and_the_one_in_the_terminal_run(
     assert told.count("Ann: Where to?") == 1
 
 
-async def test_the_commands_run(proxy: ServedProcess, vendor_url: str, tmp_path: Path) -> None:
+async def test_the_commands_run(proxy: Proxy, vendor_url: str, tmp_path: Path) -> None:
     section = README.partition("\n## The command\n")[2].partition("\n## ")[0]
     streams, messages, work, requests, door = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     environ = {"STREAM_URL": proxy.url, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
