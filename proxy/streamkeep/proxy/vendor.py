@@ -659,7 +659,7 @@ def create_vendor_app(defaults: Plan | None = None) -> FastAPI:
         shown = [call.to_json() for call in calls if key is None or call.plan.key == key]
         return {"count": len(shown), "calls": shown}
 
-    @app.delete("/_fake/calls", status_code=204)
+    @app.delete("/_fake/calls", status_code=204, response_model=None)
     async def forget_calls() -> None:
         calls.clear()
         refusals.clear()
