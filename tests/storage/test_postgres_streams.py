@@ -21,6 +21,7 @@ from streamkeep.storage import (
     SequenceConflict,
     SequenceGap,
     Store,
+    StoreError,
     StoreUnavailable,
     StreamAppend,
     StreamClosed,
@@ -33,8 +34,10 @@ from streamkeep.storage import (
 from streamkeep.storage.contract import Ears, ended, key, read_on, running
 from streamkeep.storage.contract_streams import at, content, fork, made, one, write
 from streamkeep.storage.postgres import PostgresStore, migrate
+from streamkeep.storage.postgres._last_left import LastLeft
 from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, ZSTD
 from streamkeep.storage.postgres._upkeep import OPEN_BYTES
+from streamkeep.storage.rules.appends import Change, StreamState
 from tests.cutting import wire_to
 
 
@@ -379,37 +382,58 @@ async def test_a_batch_takes_as_many_statements_whatever_its_size(database_url: 
             assert len(heard) == statements or turn == 0, heard
 
 
-@pytest.mark.parametrize("writes", [1, 2, 3, 4])
-async def test_what_another_instance_did_is_seen_however_often_this_one_wrote(database_url: str, writes: int) -> None:
-    """A stream that only one instance writes is not looked up: by the third append at the latest."""
+@pytest.mark.parametrize(
+    ("append", "error"),
+    [
+        (write("a", b"z", producer=("p", 0, 4), sequence="6"), None),
+        (write("a", b"gap", producer=("p", 0, 5)), SequenceGap),
+        (write("a", b"before", sequence="5"), SequenceConflict),
+        (write("closed", b"x", producer=("p", 0, 3)), StreamClosed),
+        (write("deleted", b"x", producer=("p", 0, 3)), StreamNotFound),
+        (write("replaced", b"x", producer=("p", 0, 3)), ContentTypeMismatch),
+    ],
+)
+async def test_what_another_instance_did_is_seen_of_a_stream_that_is_known(
+    database_url: str, append: StreamAppend, error: type[StoreError] | None
+) -> None:
+    """A stream that only one instance writes is not looked up, by the third append at the latest."""
+    path = append.key.path
     async with opened(database_url) as first, opened(database_url) as second:
-        for path in ("a", "closed", "deleted", "replaced"):
-            await made(first, path)
-            for number in range(writes):
-                await one(first, write(path, b"x", producer=("p", 0, number), sequence=f"{number}"))
-        await one(second, write("a", b"y", producer=("p", 0, writes), sequence="5"))
-        await one(second, write("closed", b"", is_close=True))
-        await second.delete_stream(at("deleted"))
-        await second.delete_stream(at("replaced"))
-        await made(second, "replaced", config=StreamConfig("application/json"))
-        following = ("p", 0, writes)
-        asked = [
-            write("a", b"again", producer=following, sequence="5"),
-            write("a", b"gap", producer=("p", 0, writes + 2)),
-            write("a", b"before", sequence="5"),
-            write("a", b"z", producer=("p", 0, writes + 1), sequence="6"),
-            write("closed", b"x", producer=following),
-            write("deleted", b"x", producer=following),
-            write("replaced", b"x", producer=following),
-        ]
-        again, gap, before, after, *others = [(await first.append([append]))[0] for append in asked]
-        assert isinstance(again, Appended)
-        assert again.is_duplicate
-        assert [type(each) for each in (gap, before)] == [SequenceGap, SequenceConflict]
-        assert isinstance(after, Appended)
-        assert after.position == writes + 1
-        assert [type(each) for each in others] == [StreamClosed, StreamNotFound, ContentTypeMismatch]
-        assert await content(second, "a") == b"x" * writes + b"yz"
+        await made(first, path)
+        for number in range(3):
+            await one(first, write(path, b"x", producer=("p", 0, number), sequence=f"{number}"))
+        if path == "a":
+            await one(second, write("a", b"y", producer=("p", 0, 3), sequence="5"))
+        elif path == "closed":
+            await one(second, write("closed", is_close=True))
+        else:
+            await second.delete_stream(append.key)
+        if path == "replaced":
+            await made(second, path, config=StreamConfig("application/json"))
+        (result,) = await first.append([append])
+        if error is None:
+            assert isinstance(result, Appended)
+            assert (result.position, result.is_duplicate) == (4, False)
+            assert await content(second, "a") == b"xxxyz"
+        else:
+            assert type(result) is error
+
+
+def test_what_is_known_is_tried_more_rarely_the_more_often_it_was_wrong() -> None:
+    last_left, appends = LastLeft(), [write("a", b"x")]
+
+    def tries(batches: int) -> int:
+        return sum(bool(last_left.known(appends).states) for _ in range(batches))
+
+    for position in range(2):
+        state = StreamState(1, "text/plain", Tail(position + 1, False))
+        last_left.note(at("a"), Change(position, state))
+        assert tries(3) == 3 * position
+    for put_off in (1, 3, 7, 15, 31, 63, 64, 64):
+        last_left.tried(False)
+        assert tries(put_off + 3) == 3
+    last_left.tried(True)
+    assert tries(3) == 3
 
 
 async def test_a_repeat_is_a_duplicate_and_a_gap_is_told_of_a_stream_that_is_known(database_url: str) -> None:

@@ -4,7 +4,8 @@ What is known here is only tried: a write that finds the stream with another tai
 looked up. So nothing is refused, or called a duplicate, because of what is known here; and whatever becomes of a stream
 elsewhere, nobody has to tell.
 
-A stream is known once it was found as it had been left. Where processes write in turns, each looks first.
+A stream is known once it was found as it had been left. Where processes write in turns, each looks first: a try that
+failed cost a batch what it was to save, so the next ones are put off, the longer the more have failed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from streamkeep.storage._types import Producer, StreamAppend, StreamKey
 from streamkeep.storage.rules.appends import Change, StreamState
 
 _MAX_STREAMS = 4096
+_MAX_BATCHES_PUT_OFF = 64
 
 
 @dataclass(slots=True)
@@ -44,9 +46,14 @@ class LastLeft:
 
     def __init__(self) -> None:
         self._streams: dict[StreamKey, _Left] = {}
+        self._pause = 0
+        self._batches_put_off = 0
 
     def known(self, appends: Sequence[StreamAppend]) -> Known:
-        """A stream is known for all appends of a batch, or for none."""
+        """What may be tried for a batch; a stream is known for all of its appends, or for none."""
+        if self._batches_put_off:
+            self._batches_put_off -= 1
+            return Known({}, {}, appends)
         pairs = [(append, self._streams.get(append.key)) for append in appends]
         strange = {append.key for append, left in pairs if left is None or not left.tells(append.producer)}
         states: dict[StreamKey, StreamState] = {}
@@ -60,6 +67,11 @@ class LastLeft:
             if append.producer is not None:
                 producers[left.state.id, append.producer.id] = left.producers[append.producer.id]
         return Known(states, producers, unknown)
+
+    def tried(self, has_worked: bool) -> None:
+        """What was known of a batch was right, or was not."""
+        self._pause = 0 if has_worked else min(2 * self._pause + 1, _MAX_BATCHES_PUT_OFF)
+        self._batches_put_off = self._pause
 
     def note(self, key: StreamKey, change: Change) -> None:
         """A change is committed."""
