@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 
+from streamkeep.proxy.__main__ import main
 from streamkeep.proxy.rules.signing import Signer
 from streamkeep.storage import StreamKey
 from streamkeep.storage.postgres import PostgresStore
@@ -122,8 +123,11 @@ async def test_an_instance_learns_of_a_new_signing_key_when_it_meets_one(databas
         [],
     ],
 )
-async def test_a_misused_command_says_so(arguments: list[str]) -> None:
-    nowhere = "postgresql://nobody@127.0.0.1:1/none"
-    code, said, complained = await command("keys", *arguments, database_url=nowhere)
-    assert (code, said) == (2, "")
-    assert "Usage: streamkeep keys" in complained
+def test_a_misused_command_says_so(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    code = main(["keys", *arguments])
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert "Usage: streamkeep keys" in said.err
