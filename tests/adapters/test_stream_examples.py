@@ -7,30 +7,25 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from streamkeep.client import AsyncDurableStream
+from streamkeep.proxy.vendor import Plan
 from tests import node
-from tests.serving import Proxy
+from tests.serving import Proxy, vendor_in_a_thread
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 INTEROP = Path(__file__).parents[1] / "interop"
 
 
 @pytest.fixture
-async def vendor() -> AsyncIterator[str]:
+def vendor() -> Iterator[str]:
     """A vendor whose answers take a second, long enough to be killed in."""
-    command = (sys.executable, "-m", "streamkeep.proxy", "vendor", "--port", "0", "--rate", "60", "--tokens", "60")
-    process = await start(*command)
-    assert process.stdout is not None
-    found = re.search(r"http://127\.0\.0\.1:[0-9]+", (await process.stdout.readline()).decode())
-    assert found is not None
-    yield found[0]
-    process.terminate()
-    await process.communicate()
+    with vendor_in_a_thread(Plan(tokens=60, rate=60)) as url:
+        yield url
 
 
 async def start(
