@@ -66,9 +66,9 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def database_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def database_server() -> Iterator[str]:
     """The URL of the session's Postgres. The header of the run says which one it is."""
-    with database.running_server(tmp_path_factory.mktemp("database")) as url:
+    with database.running_server() as url:
         yield url
 
 
