@@ -1,6 +1,6 @@
 """Group commit: one transaction for whatever all generations of this process have pending.
 
-The loop takes what is pending, commits it, rests until enough has gathered or a millisecond is over, and takes that: an idle
+The loop takes what is pending, commits it, rests until enough has gathered or a moment is over, and takes that: an idle
 system adds one commit of delay, a busy one makes larger batches. Appends of one stream within a batch become one row.
 
 What a relay hands over is visible to readers only after its commit, when the audience is told. The end of a generation
@@ -34,9 +34,11 @@ logger = logging.getLogger(__name__)
 
 _MAX_RETRY_PAUSE_SECONDS = 0.5
 # A commit costs as much as ten chunks, whatever it holds, so the next one waits: until some streams have something for it, or
-# for so long. The first after a quiet moment does not. Behind a crowd it always waits for long, since the more there is to
-# do, the less of it should go into commits.
+# for so long. The first after a quiet moment does not. The more there is to do, the less of it should go into commits: behind
+# a few the wait is short, since there is time for them, and behind a crowd it is always long.
 _REST_SECONDS = 0.001
+_SHORT_REST_SECONDS = 0.0005
+_FEW = 12
 _COMPANY = 20
 _CROWD = 36
 
@@ -215,14 +217,14 @@ class Writer:
                 owner = batch[0].recorder.owner
                 await self._commit(owner, batch)
                 self._company = _COMPANY if len(batch) < _CROWD else math.inf
-                await self._rest()
+                await self._rest(_SHORT_REST_SECONDS if len(batch) < _FEW else _REST_SECONDS)
 
-    async def _rest(self) -> None:
+    async def _rest(self, seconds: float) -> None:
         if len(self._dirty) >= self._company:
             return
         loop = asyncio.get_running_loop()
         self._resting = loop.create_future()
-        timer = loop.call_later(_REST_SECONDS, self._go_on)
+        timer = loop.call_later(seconds, self._go_on)
         try:
             await self._resting
         finally:
