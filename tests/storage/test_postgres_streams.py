@@ -365,21 +365,69 @@ async def test_every_acknowledged_write_is_durable_whatever_the_default_is(datab
         await connection.close()
 
 
+def statements_of(store: PostgresStore) -> list[str]:
+    """What an open store asks from now on, as long as one call follows another."""
+    heard: list[str] = []
+    assert store._database._held
+    for connection in store._database._held:
+        connection.add_query_logger(lambda record: heard.append(record.query))
+    return heard
+
+
+async def appended(store: Store, appends: list[StreamAppend], heard: list[str]) -> list[Appended | StoreError]:
+    """What became of a batch; `heard` is what was asked for that."""
+    heard.clear()
+    results = await store.append(appends)
+    await asyncio.sleep(0)  # The driver tells of a statement in the next turn of the loop.
+    return results
+
+
 async def test_a_batch_takes_as_many_statements_whatever_its_size(database_url: str) -> None:
     async with opened(database_url) as store:
         paths = [f"a{number}" for number in range(200)]
         for path in paths:
             await made(store, path)
-        heard: list[str] = []
-        assert store._database._held
-        for connection in store._database._held:
-            connection.add_query_logger(lambda record: heard.append(record.query))
+        heard = statements_of(store)
         for turn, (size, statements) in enumerate([(1, 2), (1, 2), (200, 2), (200, 2), (200, 1), (1, 1)]):
-            heard.clear()
-            results = await store.append([write(path, b"x", producer=("p", turn, 0)) for path in paths[:size]])
+            batch = [write(path, b"x", producer=("p", turn, 0)) for path in paths[:size]]
+            results = await appended(store, batch, heard)
             assert all(isinstance(result, Appended) for result in results)
             # Look, write; write alone where the streams are known. At first the driver also asks for what it must know.
             assert len(heard) == statements or turn == 0, heard
+
+
+async def test_what_became_of_a_stream_elsewhere_is_found_out_once(database_url: str) -> None:
+    """One that is gone, or was replaced by one whose life ends, is looked up from then on, and others are soon known again."""
+    async with opened(database_url) as first, opened(database_url) as second:
+        paths = ("replaced", "deleted", "kept")
+        for path in paths:
+            await made(first, path)
+        batch = [write(path, b"x") for path in paths]
+        for _ in range(3):
+            await first.append(batch)
+        await second.delete_stream(at("replaced"))
+        await second.delete_stream(at("deleted"))
+        await made(second, "replaced", config=StreamConfig("text/plain", Expiry(1000)))
+        heard = statements_of(first)
+        # The write that finds out, the look, and the write; then without the first.
+        for statements in (3, 2, 2, 2):
+            results = await appended(first, batch, heard)
+            assert [type(result) for result in results] == [Appended, StreamNotFound, Appended]
+            assert len(heard) == statements, heard
+        await appended(first, [write("kept", b"x")], heard)
+        assert len(heard) == 1, heard
+
+
+async def test_of_a_stream_with_many_producers_none_is_kept_in_memory(database_url: str) -> None:
+    async with opened(database_url) as store:
+        await made(store, "a")
+        for turn in range(3):
+            await store.append([write("a", b"x", producer=(f"p{number}", turn, 0)) for number in range(100)])
+        heard = statements_of(store)
+        for number, statements in ((1, 2), (2, 1)):
+            (result,) = await appended(store, [write("a", b"x", producer=("p99", 2, number))], heard)
+            assert isinstance(result, Appended)
+            assert len(heard) == statements, heard
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,20 @@ looked up. So nothing is refused, or called a duplicate, because of what is know
 elsewhere, nobody has to tell.
 
 A stream is known once it was found as it had been left. Where processes write in turns, each looks first: a try that
-failed cost a batch what it was to save, so the next ones are put off, the longer the more have failed.
+failed cost a batch what it was to save, so the next ones are put off, the longer the more have failed. The streams of that
+batch are known again once they were found as they had been left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from streamkeep.storage._types import Producer, StreamAppend, StreamKey
 from streamkeep.storage.rules.appends import Change, StreamState
 
 _MAX_STREAMS = 4096
+_MAX_PRODUCERS = 16
 _MAX_BATCHES_PUT_OFF = 64
 
 
@@ -31,7 +33,8 @@ class Known:
 
 @dataclass(slots=True)
 class _Left:
-    """A stream after a change, and that change's producers. `is_ours`: nobody else wrote between it and the one before."""
+    """A stream after a change, and that change's producers, if they are few. `is_ours`: nobody else wrote between it and the
+    one before, as far as anybody has seen."""
 
     state: StreamState
     producers: dict[str, Producer]
@@ -73,14 +76,21 @@ class LastLeft:
         self._pause = 0 if has_worked else min(2 * self._pause + 1, _MAX_BATCHES_PUT_OFF)
         self._batches_put_off = self._pause
 
+    def doubt(self, keys: Iterable[StreamKey]) -> None:
+        """Of one of these streams something wrong was known, and nobody can tell of which."""
+        for key in keys:
+            if (left := self._streams.get(key)) is not None:
+                left.is_ours = False
+
     def note(self, key: StreamKey, change: Change) -> None:
         """A change is committed."""
         state = change.state
+        producers = change.producers if len(change.producers) <= _MAX_PRODUCERS else {}
         left = self._streams.get(key)
         if left is None:
             if len(self._streams) >= _MAX_STREAMS:
                 del self._streams[next(iter(self._streams))]
-            self._streams[key] = _Left(state, change.producers, is_ours=False)
+            self._streams[key] = _Left(state, producers, is_ours=False)
             return
         left.is_ours = left.state.id == state.id and left.state.tail.position == change.position
-        left.state, left.producers = state, change.producers
+        left.state, left.producers = state, producers

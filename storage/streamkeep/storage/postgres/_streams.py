@@ -393,6 +393,8 @@ class ProtocolStreams:
         if known.states:
             decided = await self._append_unless_overtaken(self._database, appends, known)
             self._last_left.tried(decided is not None)
+            if decided is None:
+                self._last_left.doubt(known.states)
         if decided is None:
             decided = await self._append_unless_overtaken(self._database, appends, Known({}, {}, appends))
         for _ in range(_MAX_ATTEMPTS):
