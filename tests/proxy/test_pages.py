@@ -16,6 +16,7 @@ from streamkeep.storage import (
     StreamConfig,
     StreamInfo,
     StreamKey,
+    Tail,
 )
 
 
@@ -111,4 +112,18 @@ async def test_what_is_kept_is_bounded_and_the_oldest_goes_first(store: Counting
     pages.forget([stream.id])
     assert repr(pages) == "Pages(0, 0 bytes)"
     await pages.read(stream.id, 0, 30_000)
+    assert repr(pages) == "Pages(0, 0 bytes)"
+
+
+async def test_what_is_kept_while_it_is_read_counts_once(store: CountingStore) -> None:
+    stream = await create(store, b"x" * 1000, is_closed=True)
+    pages = Pages(store)
+    store.gate.clear()
+    reading = asyncio.create_task(pages.read(stream.id, 0, 2000))
+    await asyncio.sleep(0)
+    pages.keep(stream.id, Slice(0, b"x" * 1000, Tail(1000, True)), 2000)
+    store.gate.set()
+    assert (await reading).data == b"x" * 1000
+    assert repr(pages) == "Pages(1, 1512 bytes)"
+    pages.forget([stream.id])
     assert repr(pages) == "Pages(0, 0 bytes)"

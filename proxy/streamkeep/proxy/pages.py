@@ -84,6 +84,8 @@ class Pages:
             self._drop(next(iter(self._kept)))
 
     def _keep(self, place: _Place, page: Slice) -> None:
+        if place in self._kept:  # It came from elsewhere while it was read.
+            self._drop(place)
         self._kept[place] = _Kept(page, time.monotonic())
         self._kept_bytes += len(page.data) + _OVERHEAD_BYTES
         while self._kept_bytes > self._max_kept_bytes:
