@@ -198,17 +198,19 @@ def is_misplaced(
     """Whether a key of ours stands where it would travel on to a vendor, or into somebody's log: any API key, the
     credential that was presented once more, or a bootstrap key in a place for vendors' keys."""
     ours = _OUR_HEADERS[credentials]
-    others = [(name, value) for name, value in headers if name not in ours]
     # Neither a header's value nor a credential has an end of line in it.
-    text_of_others = b"\n".join([value for _, value in others])
+    text_of_others = b"\n".join([value for name, value in headers if name not in ours])
     if credentials is not Credentials.PROXY:
         text_of_others += b"\n" + query_string
     if _ANY_API_KEY.search(text_of_others):
         return True
     if text is not None and text.encode("latin-1", "replace") in text_of_others:
         return True
-    vendors = [value.decode("latin-1") for name, value in others if name in SDK_KEY_HEADERS] if keys else []
-    return any(keys.find(value.rpartition(" ")[2]) is not None for value in vendors)
+    if not keys:
+        return False
+    vendors = SDK_KEY_HEADERS - ours
+    values = [value.decode("latin-1") for name, value in headers if name in vendors]
+    return any(keys.find(value.rpartition(" ")[2]) is not None for value in values)
 
 
 def _bearer(value: str) -> str:
