@@ -20,7 +20,7 @@ MOST_OF_IDEAL = 1.05
 
 _CREATED_PER_SECOND = 200
 _CREATING_SYSTEMS = ("pass-through", "pass-through-fast", "sketch", OURS)
-_SEARCH_PARTS = 8
+_SEARCH_PARTS = 5
 _SEARCHED_P99_MS = 60.0
 
 # Beyond these numbers of generations nothing is learnt from a system.
@@ -66,7 +66,7 @@ async def search_largest(
     fails: int, measured: Mapping[Workload, Outcome], place: Place, say: Callable[[str], None]
 ) -> dict[Workload, Outcome]:
     """What was measured and what more it took to find the largest number of generations that keeps up, where `fails` do not:
-    to within an eighth of that."""
+    to within a fifth of that."""
     found = dict(measured)
     largest = largest_that_keeps_up(found)
     works = 0 if largest is None else largest.generations
