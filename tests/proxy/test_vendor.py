@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,9 +17,6 @@ import anthropic
 import httpx
 import openai
 import pytest
-import uvicorn
-
-from streamkeep.proxy.vendor import create_vendor_app
 
 QUESTION = "What does the river say?"
 TOOL = {
@@ -28,18 +24,6 @@ TOOL = {
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}, "unit": {"enum": ["C", "F"]}},
 }
 FAST = {"Fake-Rate": "0", "Fake-Tokens": "12"}
-
-
-@pytest.fixture(scope="module")
-def vendor() -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_vendor_app(), log_config=None, timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
 
 
 @pytest.fixture

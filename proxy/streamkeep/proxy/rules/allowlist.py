@@ -30,7 +30,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
 import idna
@@ -156,11 +155,7 @@ class _Target:
         found = _URL.match(url)
         if found is None:
             raise _Malformed("it is not an absolute URL")
-        return cls._of(found[1].lower(), found[2], found[3])
-
-    @classmethod
-    @lru_cache(maxsize=1000)  # Most calls go to a few places, and differ in their queries.
-    def _of(cls, scheme: str, authority: str, path: str) -> _Target:
+        scheme, authority, path = found[1].lower(), found[2], found[3]
         if scheme not in _DEFAULT_PORTS:
             raise _Malformed("only http and https can be called")
         if "@" in authority:

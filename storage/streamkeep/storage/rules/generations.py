@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 
 from streamkeep.storage.rules.offsets import format_offset
 
@@ -118,7 +117,6 @@ class Terminal:
     usage: Usage | None = None
     detail: str | None = None
 
-    @lru_cache(maxsize=100)  # noqa: B019  It is checked, stored and told, one after the other.
     def to_json(self) -> bytes:
         """The event as it stands on the control stream, one line of JSON."""
         event: dict[str, object] = {
