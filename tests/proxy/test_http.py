@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import re
+import weakref
 from importlib.resources import files
 from typing import Any
 
+import httpx
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from streamkeep.proxy.routes.subscriptions import OPERATIONS
 from streamkeep.proxy.rules.upstreams import Upstreams
+from streamkeep.proxy.server import Connection
 from streamkeep.storage import MemoryStore, StoreUnavailable
-from tests.serving import Proxy, serving
+from tests.serving import CERTIFICATES, Proxy, serving
 from tests.upstream import Exchange, upstream, whole
 
 OUR_REQUEST_HEADERS = [
@@ -131,6 +135,31 @@ async def test_every_answer_forbids_sniffing_and_stream_contents_cannot_run(prox
     for answer in (data, await proxy.client.get("/stream/data"), await proxy.client.get("/nowhere")):
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Cache-Control"] == "no-store"
+
+
+async def test_a_connection_that_ended_is_no_work_for_the_collector(proxy: Proxy) -> None:
+    """One that was open for long would else stay in memory until a full collection, which is rare."""
+
+    def connections() -> list[Connection]:
+        return [one for one in gc.get_objects() if type(one) is Connection]
+
+    plain = {"Content-Type": "text/plain"}
+    await proxy.client.put("/v1/stream/open", headers=plain)
+    before = weakref.WeakSet(connections())
+    gc.disable()
+    try:
+        async with httpx.AsyncClient(base_url=proxy.url, verify=CERTIFICATES) as client:
+            for _ in range(2):
+                assert (await client.post("/v1/stream/open", content=b"x", headers=plain)).status_code == 204
+            async with client.stream("GET", "/v1/stream/open", params={"offset": "now", "live": "sse"}):
+                assert (await client.get("/v1/stream/none")).status_code == 404
+                during = weakref.WeakSet(one for one in connections() if one not in before)
+                assert len(during) == 2
+        async with asyncio.timeout(30):
+            while during:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 async def test_ready_tells_the_truth_about_the_database() -> None:

@@ -38,7 +38,7 @@ _CLOSE_SECONDS = 3
 _MAX_HEAD_BYTES = 64 * 1024
 _PEER_TIMEOUT_MS = 30_000
 _KEEP_ALIVE_SECONDS = 75
-_COLLECTION_THRESHOLDS = (5_000, 20, 100)
+_COLLECTION_THRESHOLDS = (5_000, 2, 1_000)
 _HEAD_SECONDS = 30.0
 # As often the server ticks.
 _TICKS_PER_SECOND = 10
@@ -99,6 +99,8 @@ class Connection(HttpToolsProtocol):
             answered.disconnected = True
             answered.message_event.set()
         super().connection_lost(exc)
+        # They lead back here. A connection that was open for long would wait for a full collection, which is rare.
+        self.app = self.cycle = self._answered = None  # type: ignore[assignment]
 
     def close_if_overdue(self, now: float) -> None:
         """Close a connection that has been idle for too long, or whose request's head does not come to its end."""
@@ -364,8 +366,8 @@ def serve(app: FastAPI, listener: socket.socket, *, announce: Callable[[], None]
     """Serve on a bound socket until a signal. Returns the process's exit code: 0, or 1 when the service failed."""
 
     def ready() -> None:
-        # A full collection stalls every stream. What the frameworks built stays for ever and need not be walked, and the
-        # hot path makes no cycles, so the rest is walked less often.
+        # A collection stalls every stream. What the frameworks built stays for ever and need not be walked; neither the hot
+        # path nor what ends leaves cycles, so the rest is walked rarely, and what is new by a few thousand objects at a time.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECTION_THRESHOLDS)
