@@ -21,6 +21,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -162,8 +163,7 @@ class Connection(asyncio.BufferedProtocol):
         while not decoder.buffered_bytes:
             if decoder.is_complete:
                 return b""
-            if self._failure is not None:
-                raise self._failure
+            self._check()
             await self._wait()
         data = decoder.take()
         if self._is_read_paused:
@@ -184,8 +184,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._give(decoder)
             while self._receiver is not None and not decoder.is_complete:
-                if self._failure is not None:
-                    raise self._failure
+                self._check()
                 await self._wait()
             if self._receivers_failure is not None:
                 raise self._receivers_failure
@@ -206,6 +205,8 @@ class Connection(asyncio.BufferedProtocol):
             and not self.is_closed
             and not self._transport.get_write_buffer_size()
         )
+        if decoder is not None:
+            decoder.stop()
         if can_go_on and self._is_read_paused:
             self._resume_reading()
         return can_go_on
@@ -285,10 +286,14 @@ class Connection(asyncio.BufferedProtocol):
     async def _head(self) -> ResponseHead:
         decoder = self._in_exchange()
         while decoder.head is None:
-            if self._failure is not None:
-                raise self._failure
+            self._check()
             await self._wait()
         return decoder.head
+
+    def _check(self) -> None:
+        """Raises: the failure, if there is one, as a copy: a traceback would lead back here, for the collector to find."""
+        if self._failure is not None:
+            raise copy(self._failure) from self._failure.__cause__
 
     def _in_exchange(self) -> ResponseDecoder:
         if self._decoder is None:
@@ -442,7 +447,7 @@ class Connection(asyncio.BufferedProtocol):
     def _fail(self, failure: httpx.TransportError, cause: Exception | None = None) -> None:
         """Keep the first failure for whoever reads; it is raised behind all bytes that came before it."""
         if self._failure is None:
-            failure.__cause__ = cause
+            failure.__cause__ = cause and cause.with_traceback(None)
             self._failure = failure
         self.resume_writing()
         self._wake()

@@ -82,7 +82,8 @@ class Relay:
             async with aclosing(body):
                 is_whole = await self._pump(body)
         except httpx.TransportError as exc:
-            return self._broken(exc)
+            # The body keeps it, and the traceback leads to the body.
+            return self._broken(exc.with_traceback(None))
         finally:
             self.waiting_since = None
         return self._whole() if is_whole else End(Code.TOO_LARGE)
