@@ -13,7 +13,8 @@ from contextlib import ExitStack
 import pytest
 
 from streamkeep.proxy.asgi import ChunkWriter
-from streamkeep.proxy.readers import Piece, Reader, Readers
+from streamkeep.proxy.feeds import Piece, Reader
+from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.rules.sse import Encoding
 from streamkeep.storage import (
     Append,

@@ -15,8 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from streamkeep.proxy.feeds import Piece
 from streamkeep.proxy.json_view import Decoding, JsonView
-from streamkeep.proxy.readers import Piece, Readers
+from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.rules.event_messages import MAX_EVENT_BYTES, begin
 from streamkeep.storage import Append, GenerationKey, MemoryStore, UpstreamHead
 from streamkeep.storage.postgres import PostgresStore

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 from starlette.types import Message, Receive, Scope, Send
 
 from streamkeep.proxy import asgi
+from streamkeep.proxy.feeds import Piece, Reader
 from streamkeep.proxy.json_view import JsonView, Page, Viewer
-from streamkeep.proxy.readers import Keepalive, Piece, Reader, Readers
+from streamkeep.proxy.readers import Keepalive, Readers
 from streamkeep.proxy.rules import caching, sse, wire
 from streamkeep.proxy.rules.caching import CachePolicy
 from streamkeep.proxy.rules.cursors import next_cursor

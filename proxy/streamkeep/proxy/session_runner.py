@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from streamkeep.proxy.agent_turns import AgentTurn, TryLater, TurnParts
 from streamkeep.proxy.errors import ApiError
-from streamkeep.proxy.readers import Reader
+from streamkeep.proxy.feeds import Reader
 from streamkeep.proxy.rules.session_agents import AgentBook
 from streamkeep.proxy.session_folds import KeptFold, SessionFolds
 from streamkeep.proxy.session_streams import append_of, now

@@ -13,7 +13,8 @@ import time
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi
-from streamkeep.proxy.readers import Reader, Readers
+from streamkeep.proxy.feeds import Reader
+from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.reads import Parts, Reads, Target, send_body
 from streamkeep.proxy.rules import shape_log, sse
 from streamkeep.proxy.rules.cursors import next_cursor
