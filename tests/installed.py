@@ -19,7 +19,7 @@ import httpx
 
 from tests.serving import CERTIFICATES
 
-READY_WITHIN_SECONDS = 60.0
+READY_WITHIN_SECONDS = 240.0
 STOPPED_WITHIN_SECONDS = 30.0
 
 UPSTREAM_CHUNKS = (b"data: one\n\n", b"data: \xc3\xa4", b"\xff\n\n")

@@ -186,13 +186,12 @@ class Peer:
         if 200 <= answer.status < 300:
             self.address.worked()
             return answer
-        failure = self._failure(
-            reply, answer.content, url=url, method=method, is_sequenced=protocol.SEQUENCE in headers
+        may_repeat = is_repeatable or answer.status in (401, 429)
+        # Never a local: its traceback would lead to this call, and so back to it.
+        raise _final(
+            self._failure(reply, answer.content, url=url, method=method, is_sequenced=protocol.SEQUENCE in headers),
+            may_repeat=may_repeat,
         )
-        if isinstance(failure, Interrupted) and not is_repeatable and answer.status not in (401, 429):
-            assert isinstance(failure.__cause__, ServerError)
-            raise failure.__cause__
-        raise failure
 
     async def _send(
         self,
@@ -276,6 +275,14 @@ def _header(value: str) -> bytes:
     if not wire.is_header_value(value):
         raise ValueError("a header for the server holds characters that a header cannot carry")
     return value.encode("ascii")
+
+
+def _final(failure: ProtocolError | ServerError | Interrupted, *, may_repeat: bool) -> Exception:
+    """What is raised for a failure: where nothing may be sent again, an interruption's cause."""
+    if may_repeat or not isinstance(failure, Interrupted):
+        return failure
+    assert isinstance(failure.__cause__, ServerError)
+    return failure.__cause__
 
 
 async def _read_all(reply: Reply, max_bytes: int) -> bytes:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -363,26 +364,24 @@ class _ProducerCore:
     async def deliver(self, batch: Batch) -> Callable[[], None]:
         """Send a batch for as long as patience lasts; what the outbox is to be told then."""
         outbox = self._outbox
-        body = protocol.body_of(list(batch.payloads), self._stream.content_type) if batch.payloads else b""
-        headers = {
-            protocol.PRODUCER_ID: self._producer_id,
-            protocol.PRODUCER_EPOCH: str(batch.epoch),
-            protocol.PRODUCER_SEQUENCE: str(batch.sequence),
-        }
         try:
+            body = protocol.body_of(list(batch.payloads), self._stream.content_type) if batch.payloads else b""
+            headers = {
+                protocol.PRODUCER_ID: self._producer_id,
+                protocol.PRODUCER_EPOCH: str(batch.epoch),
+                protocol.PRODUCER_SEQUENCE: str(batch.sequence),
+            }
             answer = await self._stream.send(headers, body, closes=batch.closes, is_repeatable=True)
+        # Without a name of their own here: a traceback leads to what is named here, and so to the body.
         except ProducerFenced as exc:
-            fenced = exc
-            return lambda: outbox.fenced(batch, fenced.current_epoch, fenced)
+            return partial(outbox.fenced, batch, exc.current_epoch, exc)
         except SequenceGap as exc:
-            gap = exc
-            return lambda: outbox.came_early(batch, gap)
+            return partial(outbox.came_early, batch, exc)
         except Exception as exc:  # noqa: BLE001  # whoever waits for the batch gets it
-            error = exc
             is_unknown = isinstance(exc, ConnectionFailed) or (isinstance(exc, ServerError) and exc.status >= 500)
-            return lambda: outbox.failed(batch, error, is_unknown=is_unknown)
+            return partial(outbox.failed, batch, exc, is_unknown=is_unknown)
         if batch.closes:
             self.final_offset = appended(answer).offset
         # A closing without data is answered so in any case.
         is_duplicate = answer.status == 204 and bool(body) and not answer.may_be_repeat
-        return lambda: outbox.stored(batch, is_duplicate=is_duplicate)
+        return partial(outbox.stored, batch, is_duplicate=is_duplicate)

@@ -99,7 +99,11 @@ async def repeatedly(
     outage = Outage(patience.send_seconds if is_repeatable else 0.0)
     times_closed = channel.times_closed
 
+    interrupted: list[Interrupted] = []
+
     async def observed() -> T:
+        if interrupted:
+            raise interrupted.pop()
         outage.attempt_begins(now=time.monotonic())
         return await attempt()
 
@@ -107,6 +111,12 @@ async def repeatedly(
         is_too_long = outage.is_too_long(now=time.monotonic(), pause_seconds=state.upcoming_sleep)
         return is_too_long or channel.times_closed != times_closed
 
+    # The state of a retry leads back to what was raised, and so to a request's body: it is kept only where there is something
+    # to retry, since the collector may come late.
+    try:
+        return await observed()
+    except Interrupted as exc:
+        interrupted.append(exc)
     try:
         return await repeats(patience, channel.sleep, is_over)(observed)
     except Interrupted as exc:

@@ -131,6 +131,6 @@ def _advice(error: click.ClickException) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, errors.DeliveryFailed) and error.__cause__ is not None:
-        return f"{error}: {error.__cause__}"
+    if isinstance(error, errors.DeliveryFailed) and isinstance(error.__cause__, Exception):
+        return f"{error}: {_reason(error.__cause__)}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -30,7 +30,7 @@ Examples:
   streamkeep write events '{{"step": 1}}'
   streamkeep write events --batch-json '[{{"step": 2}}, {{"step": 3}}]'
 
-Input of any size goes through in a few MiB of memory. It is sent by an idempotent producer: what a broken connection
+Input of any size goes through in some 20 MiB of memory. It is sent by an idempotent producer: what a broken connection
 leaves unanswered is sent again, and stored once.
 
 {EXIT_CODES}"""
