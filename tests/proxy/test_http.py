@@ -10,6 +10,7 @@ import re
 import weakref
 from importlib.resources import files
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -139,13 +140,9 @@ async def test_every_answer_forbids_sniffing_and_stream_contents_cannot_run(prox
 
 async def test_a_connection_that_ended_is_no_work_for_the_collector(proxy: Proxy) -> None:
     """One that was open for long would else stay in memory until a full collection, which is rare."""
-
-    def connections() -> list[Connection]:
-        return [one for one in gc.get_objects() if type(one) is Connection]
-
     plain = {"Content-Type": "text/plain"}
     await proxy.client.put("/v1/stream/open", headers=plain)
-    before = weakref.WeakSet(connections())
+    before = weakref.WeakSet(_connections())
     gc.disable()
     try:
         async with httpx.AsyncClient(base_url=proxy.url, verify=CERTIFICATES) as client:
@@ -153,13 +150,40 @@ async def test_a_connection_that_ended_is_no_work_for_the_collector(proxy: Proxy
                 assert (await client.post("/v1/stream/open", content=b"x", headers=plain)).status_code == 204
             async with client.stream("GET", "/v1/stream/open", params={"offset": "now", "live": "sse"}):
                 assert (await client.get("/v1/stream/none")).status_code == 404
-                during = weakref.WeakSet(one for one in connections() if one not in before)
+                during = weakref.WeakSet(one for one in _connections() if one not in before)
                 assert len(during) == 2
         async with asyncio.timeout(30):
             while during:
                 await asyncio.sleep(0.01)
     finally:
         gc.enable()
+
+
+async def test_a_request_that_waited_behind_another_leaves_memory_with_its_connection(proxy: Proxy) -> None:
+    """It has a body, and whoever breaks off many of these would fill the memory."""
+    await proxy.client.put("/v1/stream/open", headers={"Content-Type": "text/plain"})
+    before = weakref.WeakSet(_connections())
+    address = urlsplit(proxy.url)
+    gc.disable()
+    try:
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(b"GET /v1/stream/open?offset=now&live=sse HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"POST /v1/stream/open HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n" + bytes(1000))
+        async with asyncio.timeout(30):
+            while not proxy.service.readers.count:
+                await asyncio.sleep(0.01)
+            during = weakref.WeakSet(one for one in _connections() if one not in before)
+            while not any(one.pipeline for one in during):
+                await asyncio.sleep(0.01)
+            writer.transport.abort()
+            while during:
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
+
+
+def _connections() -> list[Connection]:
+    return [one for one in gc.get_objects() if type(one) is Connection]
 
 
 async def test_ready_tells_the_truth_about_the_database() -> None:

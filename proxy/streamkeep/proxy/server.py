@@ -77,11 +77,13 @@ class Connection(HttpToolsProtocol):
         app = self.app
 
         async def app_with_abort(scope: Any, receive: Any, send: Any) -> None:
-            self._answered = send.__self__
+            cycle: RequestResponseCycle = send.__self__
+            self._answered = cycle
+            scope["streamkeep.chunk_writer"] = functools.partial(_chunk_writer, cycle)
             scope["streamkeep.abort"] = transport.abort
             scope["streamkeep.cut"] = transport.close
             if scope["http_version"] == "1.0":
-                send = AnswerInHttp10(send.__self__)
+                send = AnswerInHttp10(cycle)
             try:
                 await app(scope, Arrival(receive), send)
             finally:
@@ -99,8 +101,10 @@ class Connection(HttpToolsProtocol):
             answered.disconnected = True
             answered.message_event.set()
         super().connection_lost(exc)
-        # They lead back here. A connection that was open for long would wait for a full collection, which is rare.
+        # They lead back here. A connection that was open for long would wait for a full collection, which is rare, and with
+        # it the bodies of requests that waited for their turn.
         self.app = self.cycle = self._answered = None  # type: ignore[assignment]
+        self.pipeline.clear()
 
     def close_if_overdue(self, now: float) -> None:
         """Close a connection that has been idle for too long, or whose request's head does not come to its end."""
@@ -174,9 +178,6 @@ class Connection(HttpToolsProtocol):
         self._has_progress = True
         self._patient_until = float("inf")
         super().on_headers_complete()
-        assert self.cycle is not None
-        scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # Servers may add to it.
-        scope["streamkeep.chunk_writer"] = functools.partial(_chunk_writer, self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._has_progress = True
