@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from streamkeep.proxy.connections import Connection
 from streamkeep.storage import Append, Generation, GenerationKey, ItemRefused, MemoryStore, Owner, StoreUnavailable
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, full_server, upstream, whole
@@ -361,6 +362,35 @@ async def test_t25_a_break_is_a_failure_unless_the_end_mark_had_come_and_calls_n
         assert await proxy.read_all("chat", "1") == sent
         assert (await proxy.create("chat", "1", server.url)).headers["Streamkeep-Replayed"] == "true"
         assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\nnonsense",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi",
+    ],
+    ids=["chunks", "coding", "length"],
+)
+async def test_a_broken_answer_is_no_work_for_the_collector(proxy: Proxy, wire: bytes) -> None:
+    def connections() -> list[Connection]:
+        return [one for one in gc.get_objects() if type(one) is Connection]
+
+    async def play(exchange: Exchange) -> None:
+        await exchange.send(wire)
+
+    async with upstream(play) as server:
+        before = connections()
+        gc.disable()
+        try:
+            await proxy.create("chat", "1", server.url)
+            assert (await proxy.ending("chat", "1"))["code"] == "upstream_failed"
+            async with asyncio.timeout(30):
+                while len(connections()) > len(before):
+                    await asyncio.sleep(0.01)
+        finally:
+            gc.enable()
 
 
 async def test_a_wrong_length_is_a_failure_and_all_bytes_are_kept(proxy: Proxy) -> None:

@@ -147,11 +147,15 @@ class ResponseDecoder:
         was_in_head, buffered_bytes = self.head is None, self.buffered_bytes
         if was_in_head:
             self._head_bytes += len(data)
+        malformed: MalformedResponse | None = None
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            malformed = self._refusal or MalformedResponse(f"not a valid response: {exc}")
+        if malformed is not None:
             if not self.is_complete:
-                raise self._refusal or MalformedResponse(f"not a valid response: {exc}") from exc
+                # Out here, since it would else keep the parser's exception, whose traceback leads back to this object.
+                raise malformed
             self.has_surplus = True
         if self.head is None and self._head_bytes > self._max_head_bytes:
             raise HeadTooLarge(f"the response's head is larger than {self._max_head_bytes} bytes")
