@@ -120,6 +120,7 @@ async def repeatedly(
     try:
         return await repeats(patience, channel.sleep, is_over)(observed)
     except Interrupted as exc:
+        exc.__traceback__ = None
         if isinstance(exc.__cause__, ServerError):
             raise exc.__cause__ from None
         raise ConnectionFailed(f"{failure}: {exc}") from exc.__cause__

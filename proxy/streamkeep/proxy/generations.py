@@ -926,22 +926,25 @@ async def _persistently(
     attempt: Callable[[], Awaitable[_T]], failure: type[Exception], policy: Callable[[], AsyncRetrying]
 ) -> _T:
     """Do it, and after a failure of that kind again for as long as the policy says. A policy makes more garbage than most of
-    what is to be done, so there is none while nothing fails."""
-    failed: Exception | None = None
+    what is to be done, so there is none while nothing fails. Nor is anything left to the collector, which may come late: what
+    was raised leads to the calls that it went through, and so to the policy's state, or to a name of its own."""
+    failed: list[Exception] = []
     try:
         return await attempt()
     except failure as exc:
-        failed = exc
+        failed.append(exc)
 
     async def again() -> _T:
-        nonlocal failed
-        if failed is not None:
+        if failed:
             # What has failed already is the policy's first attempt.
-            first, failed = failed, None
-            raise first
+            raise failed.pop()
         return await attempt()
 
-    return await policy()(again)
+    try:
+        return await policy()(again)
+    except failure as exc:
+        exc.__traceback__ = None
+        raise
 
 
 async def _nothing(clocks: Clocks) -> UpstreamRequest:
