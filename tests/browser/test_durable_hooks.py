@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ async def shows(page: Page, *texts: str) -> None:
     await expect(page.locator("p")).to_have_text(texts)
 
 
+async def shows_reloaded(page: Page, *texts: str) -> None:
+    """A client gives up to join an answer after two seconds, and tries again when the page is loaded again."""
+    for _ in range(4):
+        await page.reload()
+        with suppress(AssertionError):
+            await expect(page.locator("p")).to_have_text(texts, timeout=10_000)
+            return
+    await shows(page, *texts)
+
+
 @pytest.mark.parametrize(("script", "chunks"), [("durable_ai_sdk.mjs", ui_messages), ("durable_tanstack.mjs", ag_ui)])
 async def test_an_answer_goes_on_after_reloads_and_a_stopped_one_stays_stopped(
     proxy: Proxy, pages: Pages, page: Page, packages: Path, script: str, chunks: Any
@@ -106,8 +117,7 @@ async def test_an_answer_goes_on_after_reloads_and_a_stopped_one_stays_stopped(
         async with asyncio.timeout(60):
             await server.calls[1].is_gone.wait()
         await expect(page.locator("output")).to_have_text("ready")
-        await page.reload()
-        await shows(page, "Hello", TEXT, "Hello", WORDS[0])
+        await shows_reloaded(page, "Hello", TEXT, "Hello", WORDS[0])
         await expect(page.locator("output")).to_have_text("ready")
         assert len(server.calls) == 2
 
