@@ -41,7 +41,7 @@ COMMIT_BYTES = 3 * (2 * MIB + STREAM_BUDGET_BYTES)
 # What is sent to a reader at once, encoded, and the read or the page of the log that it was made of.
 READER_BYTES = MIB // 2
 # Interpreter, connections, and what the allocator does not give back.
-REST_BYTES = 22 * MIB
+REST_BYTES = 40 * MIB
 
 
 @dataclass(frozen=True, slots=True)
