@@ -86,17 +86,27 @@ class Peer(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.write_paused = False
+        self.writer = ChunkWriter(self, self)
         self.got = b""
+
+    def turn(self, *, is_slow: bool) -> None:
+        self.write_paused = is_slow
+        if is_slow:
+            self.writer.tell_unready()
 
     def is_closing(self) -> bool:
         return False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.write_paused
         self.got += b"".join(base64.b64decode(found) for found in re.findall(rb"\ndata:([A-Za-z0-9+/=]+)\n", data))
 
     async def wait(self, reader: Reader, cursor: str = "1") -> None:
-        writer = ChunkWriter(self, self)
-        await reader.wait_in_crowd(time.monotonic() + 120, Encoding.BASE64, cursor, writer)
+        until = time.monotonic() + 120
+        if self.writer.is_ready:
+            await reader.wait_in_crowd(until, Encoding.BASE64, cursor, self.writer)
+        else:
+            await reader.wait(until)
 
 
 async def test_news_that_can_be_written_at_once_does_not_end_the_wait(log: Log) -> None:
@@ -112,7 +122,7 @@ async def test_news_that_can_be_written_at_once_does_not_end_the_wait(log: Log) 
                 await asyncio.sleep(0)
         assert peer.got == b"ab"
         assert not waiting.done()
-        peer.write_paused = True
+        peer.turn(is_slow=True)
         readers.appended(log.stream_id, *await log.write(b"c"))
         await asyncio.wait_for(waiting, 30)
         assert await take(readers, reader) == b"c"
@@ -280,7 +290,7 @@ async def test_a_crowd_goes_on_without_a_slow_peer_which_stays_where_it_was(log:
         assert len(first.feed.crowds) == 1
         readers.appended(log.stream_id, *await log.write(b"both "))
         await asyncio.sleep(0)
-        slow.write_paused = True
+        slow.turn(is_slow=True)
         readers.appended(log.stream_id, *await log.write(b"one "))
         await asyncio.wait_for(waits[1], 30)
         readers.appended(log.stream_id, *await log.write(b"more"))
@@ -337,8 +347,7 @@ async def test_a_crowd_that_holds_all_back_was_sent_nothing(log: Log) -> None:
     with readers.reader(log.stream_id, 0, lambda: None) as reader:
         assert await take(readers, reader) == b""
         sent_at = reader.sent_at
-        writer = ChunkWriter(peer, peer)
-        waiting = asyncio.create_task(reader.wait_in_crowd(time.monotonic() + 120, Encoding.TEXT, "1", writer))
+        waiting = asyncio.create_task(reader.wait_in_crowd(time.monotonic() + 120, Encoding.TEXT, "1", peer.writer))
         await asyncio.sleep(0)
         readers.appended(log.stream_id, *await log.write("é".encode()[:1]))
         await asyncio.sleep(0)
@@ -380,7 +389,7 @@ async def test_peers_slow_and_quick_get_every_byte_once(log: Log) -> None:
             await asyncio.sleep(0)
         wake(0.2)
         for peer in peers:
-            peer.write_paused = rng.random() < 0.3
+            peer.turn(is_slow=rng.random() < 0.3)
     readers.appended(log.stream_id, *await log.write(b"!"))
     async with asyncio.timeout(60):
         while not all(task.done() for task in follows):
@@ -491,7 +500,7 @@ async def test_crowds_with_cursors_of_their_own_share_one_frame(log: Log) -> Non
         for number, peer in enumerate(peers):
             reader = following.enter_context(readers.reader(log.stream_id, 0, lambda: None))
             assert await take(readers, reader) == b""
-            wait = reader.wait_in_crowd(time.monotonic() + 120, Encoding.TEXT, str(number), ChunkWriter(peer, peer))
+            wait = reader.wait_in_crowd(time.monotonic() + 120, Encoding.TEXT, str(number), peer.writer)
             waits.append(asyncio.create_task(wait))
         await asyncio.sleep(0)
         assert len(reader.feed.crowds) == len(peers)

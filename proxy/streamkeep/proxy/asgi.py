@@ -62,19 +62,28 @@ class Flow(Protocol):
     write_paused: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChunkWriter:
-    """A way to write chunks of an answer that has started, without awaiting it."""
+    """A way to write chunks of an answer that has started, without awaiting it, while it `is_ready`. Who holds `write` need not
+    look each time: when the peer is gone, or slow, so that what it is sent waits in memory, `on_unready` is called; within
+    `write`, too."""
 
     transport: asyncio.Transport
     flow: Flow
+    on_unready: Callable[[], object] | None = None
 
-    def write(self, chunk: bytes) -> bool:
-        """False, and nothing is written, while the peer is slow and once it is gone."""
-        if self.flow.write_paused or self.transport.is_closing():
-            return False
-        self.transport.write(chunk)
-        return True
+    @property
+    def is_ready(self) -> bool:
+        return not (self.flow.write_paused or self.transport.is_closing())
+
+    @property
+    def write(self) -> Callable[[bytes], object]:
+        return self.transport.write
+
+    def tell_unready(self) -> None:
+        """For the server: the peer is gone, going or slow from now on."""
+        if self.on_unready is not None:
+            self.on_unready()
 
     @staticmethod
     def of(scope: Scope) -> ChunkWriter | None:

@@ -103,26 +103,27 @@ crowd among those of which all that is the same."""
 
 class Crowd:
     """Readers of one feed who wait at one place, and so get the same from then on; with the ways to write to them, and the
-    monotonic instant at which they were last sent something."""
+    monotonic instant at which they were last sent something. The peers of those who are `unready` take nothing any more."""
 
-    __slots__ = ("cursor", "encoding", "held", "number", "position", "sent_at", "writers")
+    __slots__ = ("cursor", "encoding", "held", "number", "position", "sent_at", "unready", "writes")
 
     def __init__(self, place: Place) -> None:
         self.position, self.held, self.encoding, self.cursor, self.number = place
         self.sent_at = 0.0
-        self.writers: dict[Reader, ChunkWriter] = {}
+        self.writes: dict[Reader, Callable[[bytes], object]] = {}
+        self.unready: set[Reader] = set()
 
     def __repr__(self) -> str:
-        return f"Crowd({len(self.writers)} at {self.place})"
+        return f"Crowd({len(self.writes)} at {self.place})"
 
     @property
     def place(self) -> Place:
         return self.position, self.held, self.encoding, self.cursor, self.number
 
 
-News = tuple[Crowd, Piece, bytes, bytes]
+News = tuple[Crowd, Piece, bytes]
 """A crowd, the piece that it is brought, and that as a chunk of its answers as it goes on the wire, b"" when all of it is held
-back; and what the crowd held back before."""
+back."""
 
 
 class Telling:
@@ -151,13 +152,15 @@ class Telling:
         is_one = len(crowds) == 1
         left: list[Crowd] = []
         for crowd in crowds.values():
+            if crowd.unready and not self._thinned(crowd):
+                continue
             is_at_tail = crowd.position == feed.position
             if is_at_tail and not (feed.is_closed or feed.is_gone or crowd.place in feed.crowds):
                 feed.crowds[crowd.place] = crowd
             elif self._written >= _WRITTEN_IN_A_TURN and not is_at_tail:
                 left.append(crowd)
             elif not self._move(feed, crowd, is_one=is_one):
-                self.wake(crowd.writers)
+                self.wake(crowd.writes)
             elif len(self._news) == _TOLD_AT_ONCE:  # A feed alone may have many: cursors are the callers' to choose.
                 self.send()
         if left:
@@ -165,6 +168,14 @@ class Telling:
             feed.crowds = {crowd.place: crowd for crowd in left} | feed.crowds
             self.untold.append(feed)
         self._told.append(feed)
+
+    def _thinned(self, crowd: Crowd) -> bool:
+        """Leave readers whose peers take nothing to their tasks, which go on from where they are; whether any others are left."""
+        unready = list(crowd.unready)
+        for reader in unready:
+            reader.leave_crowd()
+        self.wake(unready)
+        return bool(crowd.writes)
 
     def wake(self, readers: Iterable[Reader]) -> None:
         """End the waits of readers, or of some of them. Whoever does not wait will look for news before he does."""
@@ -178,27 +189,18 @@ class Telling:
                 self.asleep[reader] = None
 
     def send(self) -> None:
-        """Write what there is to write. A peer that takes nothing now is left to its reader's task, which goes on from where
-        it was."""
-        slow: list[Reader] = []
+        """Write what there is to write."""
         deliveries = size_bytes = 0
         known_at = self._at
-        for crowd, piece, chunk, held in self._news:
+        for crowd, piece, chunk in self._news:
             if piece.known_at != known_at:
                 # What was learned of together went out together.
                 self._measure(known_at, deliveries)
                 known_at, deliveries = piece.known_at, 0
             if chunk:
-                for reader, writer in crowd.writers.items():
-                    if not writer.write(chunk):
-                        slow.append(reader)
-                if slow:
-                    for reader in slow:
-                        reader.leave_crowd()
-                        reader.position, reader.held = piece.start, held
-                        reader.wake()
-                    slow.clear()
-            count = len(crowd.writers)
+                for write in crowd.writes.values():
+                    write(chunk)
+            count = len(crowd.writes)
             deliveries += count
             size_bytes += (piece.end - piece.start) * count
         self._tally.delivered_bytes += size_bytes
@@ -226,12 +228,12 @@ class Telling:
         if place in feed.crowds:
             return False
         feed.crowds[place] = crowd
-        self._written += len(crowd.writers)
+        self._written += len(crowd.writes)
         chunk = b""
         if frame:
             chunk = asgi.chunk(frame + sse.control_frame(offset, crowd.cursor, is_up_to_date=True))
             crowd.sent_at = self._at
-        self._news.append((crowd, piece, chunk, crowd.held))
+        self._news.append((crowd, piece, chunk))
         crowd.position, crowd.held = piece.end, held
         return True
 
@@ -413,20 +415,26 @@ class Reader:
             self.feed.alone.discard(self)
 
     async def wait_in_crowd(self, until: float, encoding: Encoding, cursor: str, writer: ChunkWriter) -> None:
-        """The same in the company of all who read in one form from here on: what news can be written to the peers at once
-        does not end the wait."""
+        """The same in the company of all who read in one form from here on: news that is written to the peers does not end the
+        wait. `writer` is ready."""
         place = (self.position, self.held, encoding, cursor, 0)
         crowds = self.feed.crowds
-        while (crowd := crowds.get(place)) is not None and len(crowd.writers) >= _CROWD_READERS:
+        while (crowd := crowds.get(place)) is not None and len(crowd.writes) >= _CROWD_READERS:
             place = (*place[:-1], place[-1] + 1)
         if crowd is None:
             crowd = crowds[place] = Crowd(place)
-        crowd.writers[self] = writer
+        crowd.writes[self] = writer.write
+        writer.on_unready = self._tell_crowd
         self._crowd = crowd
         try:
             await self._woken(until)
         finally:
+            writer.on_unready = None
             self.leave_crowd()
+
+    def _tell_crowd(self) -> None:
+        if self._crowd is not None:
+            self._crowd.unready.add(self)
 
     def leave_crowd(self) -> None:
         """Stand alone where the crowd is; if it is still in one."""
@@ -435,8 +443,9 @@ class Reader:
             return
         self.position, self.held = crowd.position, crowd.held
         self.sent_at = max(self.sent_at, crowd.sent_at)
-        del crowd.writers[self]
-        if not crowd.writers and self.feed.crowds.get(crowd.place) is crowd:
+        del crowd.writes[self]
+        crowd.unready.discard(self)
+        if not crowd.writes and self.feed.crowds.get(crowd.place) is crowd:
             del self.feed.crowds[crowd.place]
 
     async def _woken(self, until: float) -> None:

@@ -430,10 +430,11 @@ class _Events:
                 await send_body(reader, [sse.HEARTBEAT], self._send)
             else:
                 until = min(beat_at, self._rotate_at)
-                if self._writer is None or reader.viewer is not None:
+                writer = self._writer
+                if writer is None or reader.viewer is not None or not writer.is_ready:
                     await reader.wait(until)
                 else:
-                    await reader.wait_in_crowd(until, self._encoding, self._cursor, self._writer)
+                    await reader.wait_in_crowd(until, self._encoding, self._cursor, writer)
             pieces = await self._readers.pieces(reader)
         return pieces
 

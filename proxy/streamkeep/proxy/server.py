@@ -67,6 +67,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _patient_until = float("inf")
     _answered: RequestResponseCycle | None = None
+    _writer: ChunkWriter | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -79,17 +80,17 @@ class Connection(HttpToolsProtocol):
         async def app_with_abort(scope: Any, receive: Any, send: Any) -> None:
             cycle: RequestResponseCycle = send.__self__
             self._answered = cycle
-            scope["streamkeep.chunk_writer"] = functools.partial(_chunk_writer, cycle)
+            scope["streamkeep.chunk_writer"] = functools.partial(self._chunk_writer, cycle)
             scope["streamkeep.abort"] = transport.abort
-            scope["streamkeep.cut"] = transport.close
+            scope["streamkeep.cut"] = self._close
             if scope["http_version"] == "1.0":
                 send = AnswerInHttp10(cycle)
             try:
                 await app(scope, Arrival(receive), send)
             finally:
                 # They lead back to who holds the scope, and no collection has to find that out.
-                scope.pop("streamkeep.exchange", None)
-                scope.pop("streamkeep.chunk_writer", None)
+                for name in ("exchange", "chunk_writer", "cut"):
+                    scope.pop(f"streamkeep.{name}", None)
 
         self.app = app_with_abort
 
@@ -101,15 +102,38 @@ class Connection(HttpToolsProtocol):
             answered.disconnected = True
             answered.message_event.set()
         super().connection_lost(exc)
+        self._tell_writer()
         # They lead back here. A connection that was open for long would wait for a full collection, which is rare, and with
         # it the bodies of requests that waited for their turn.
-        self.app = self.cycle = self._answered = None  # type: ignore[assignment]
+        self.app = self.cycle = self._answered = self._writer = None  # type: ignore[assignment]
         self.pipeline.clear()
+
+    def eof_received(self) -> None:
+        # The transport closes behind this.
+        self._tell_writer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._tell_writer()
 
     def close_if_overdue(self, now: float) -> None:
         """Close a connection that has been idle for too long, or whose request's head does not come to its end."""
         if now > self._patient_until:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close behind what waits to be sent."""
+        self.transport.close()
+        self._tell_writer()
+
+    def _chunk_writer(self, cycle: RequestResponseCycle) -> ChunkWriter | None:
+        """As `ChunkWriter.of`."""
+        self._writer = ChunkWriter(cycle.transport, cycle.flow) if cycle.chunked_encoding else None
+        return self._writer
+
+    def _tell_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.tell_unready()
 
     def data_received(self, data: bytes) -> None:
         self._has_progress = False
@@ -121,7 +145,7 @@ class Connection(HttpToolsProtocol):
             elif self._may_refuse():
                 self.send_400_response("Invalid HTTP request received.")
             else:
-                self.transport.close()
+                self._close()
             return
         self._idle_bytes = 0 if self._has_progress else self._idle_bytes + len(data)
         if self._idle_bytes > _MAX_HEAD_BYTES:
@@ -207,7 +231,7 @@ class Connection(HttpToolsProtocol):
     def _refuse_head(self) -> None:
         if self._may_refuse():
             self.transport.write(_HEAD_TOO_LARGE)
-        self.transport.close()
+        self._close()
 
     def _may_refuse(self) -> bool:
         """Whether what is written now is the answer to the request that is being read, and to no earlier one."""
@@ -406,11 +430,6 @@ def _is_plain(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
         return True
     codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
     return version == "1.1" and codings == [b"chunked"]
-
-
-def _chunk_writer(cycle: RequestResponseCycle) -> ChunkWriter | None:
-    """As `ChunkWriter.of`."""
-    return ChunkWriter(cycle.transport, cycle.flow) if cycle.chunked_encoding else None
 
 
 def _notice_dead_peers(peer: socket.socket | None) -> None:
