@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from streamkeep.proxy.attempts import NOT_UPSTREAMS
 from streamkeep.proxy.errors import ApiError, problem_of
 from streamkeep.proxy.forwarding import Forwarder
-from streamkeep.proxy.generations import NOT_UPSTREAMS, Generations
+from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.rules.access import Limits, Principal
 from streamkeep.proxy.rules.session_agents import AgentBook, AgentSpec

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 import httpx
 from starlette.types import Receive, Scope
 
+from streamkeep.proxy.attempts import UpstreamRequest
 from streamkeep.proxy.errors import problem
-from streamkeep.proxy.generations import Generations, UpstreamRequest
+from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.request_body import BodyBudget, RequestBody
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Limits, Principal

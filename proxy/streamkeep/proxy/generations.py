@@ -1,61 +1,45 @@
 """Generations: claim, call upstream, relay, end; join, cancel, recover, drain.
 
-A `Call` is a generation that this process records. Its task goes from the claim to the terminal event and belongs to
-nobody's connection: callers and joiners wait for `outcome`, the row as it stands once upstream's verdict is known.
-
-Whoever wants a call to end (a cancel, a clock, a drain, a database outage) names the reason with `stop`, which cancels the
-task; the task then closes the upstream socket first and queues the terminal event after it. Once `is_settled` is true the
-reason is fixed and a later stop does nothing. A call whose owner was fenced is abandoned: it closes upstream and writes
-nothing, since its end stands in the database already.
-
-A request is sent again only while it is certain that upstream has not got it (no connection could be made), or when
-upstream itself refused it with 429 or 503. Everything else leaves the outcome unknown, and the generation ends.
+What this process records is a `Call`, see `calls.py`; how upstream is asked, `attempts.py` says.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import math
-import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 from starlette.types import Receive
 from tenacity import (
     AsyncRetrying,
-    RetryCallState,
     retry_if_exception_type,
-    stop_after_attempt,
     stop_after_delay,
-    stop_before_delay,
     wait_random_exponential,
 )
 
+from streamkeep.proxy.attempts import Attempts, Refused, Unknown, UpstreamRequest, head_of, our_refusal, persistently
 from streamkeep.proxy.audiences import COUNTED_SECONDS, Audiences
+from streamkeep.proxy.calls import Call
 from streamkeep.proxy.connections import ResponseBody
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, ApiError, gone, not_found, problem
 from streamkeep.proxy.logs import GENERATION
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.relay import End, Lost, Relay
 from streamkeep.proxy.request_body import BodyBudget, CallerLeft, RequestBody
-from streamkeep.proxy.rules.allowlist import OTHER
 from streamkeep.proxy.rules.audiences import AudienceWatch
 from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.endings import EndingObserver
-from streamkeep.proxy.rules.headers import kept_headers
 from streamkeep.proxy.settings import Settings
 from streamkeep.proxy.tallies import GenerationTally
-from streamkeep.proxy.upstream import AddressRefused, Resolver, UpstreamTransport
+from streamkeep.proxy.upstream import Resolver
 from streamkeep.storage import (
     Claim,
     Code,
@@ -71,14 +55,13 @@ from streamkeep.storage import (
     StoreError,
     StoreUnavailable,
     Terms,
-    UpstreamHead,
     Usage,
 )
 from streamkeep.storage.rules.leases import LeaseWatch
-from streamkeep.storage.writer import Recorder, Writer
+from streamkeep.storage.writer import Writer
 
 if TYPE_CHECKING:
-    from streamkeep.proxy.tracing import GenerationSpan, Tracing
+    from streamkeep.proxy.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -101,133 +84,7 @@ _VERDICT_POLL_SECONDS = 0.1
 _MERGE_SECONDS = 5.0
 _TAKE_BACK_SECONDS = 0.2
 _LAST_WRITES_SECONDS = 5.0
-_MAX_ERROR_BODY_BYTES = 64 * 1024
-_ERROR_BODY_SECONDS = 10.0
 _EARLY_ANSWER_SECONDS = 10.0
-_MAX_CONTENT_TYPE_CHARACTERS = 256
-_RETRYABLE_STATUSES = frozenset({429, 503})
-_BACK_OFF = wait_random_exponential(multiplier=0.2, max=5.0)
-# The status of a refusal that is ours to tell, not upstream's.
-NOT_UPSTREAMS = 0
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
-    """What to send upstream: end-to-end headers only, whether a rule admits private addresses for this URL, and how long
-    upstream may take. `label` names the vendor in metrics, out of a small set."""
-
-    method: str
-    url: str
-    headers: list[tuple[bytes, bytes]]
-    body: RequestBody
-    may_be_private: bool
-    clocks: Clocks
-    label: str = OTHER
-
-    def fingerprint(self) -> bytes:
-        """What makes two requests the same: method, URL and the body's digest (complete bodies only)."""
-        text = f"{self.method}\n{self.url}\n".encode()
-        return hashlib.sha256(text + self.body.digest).digest()
-
-
-class _Refused(Exception):
-    """Upstream said no, or was certainly never reached; the ids may be used again."""
-
-    def __init__(self, refusal: Refusal, *, retry_after: float | None = None) -> None:
-        super().__init__(refusal.head.status)
-        self.refusal = refusal
-        self.retry_after = retry_after
-
-
-class _Retryable(_Refused):
-    """A refusal after which the same request may be sent again."""
-
-
-class _Unknown(Exception):
-    """The request was sent and not answered."""
-
-    def __init__(self, end: End) -> None:
-        super().__init__(end.code)
-        self.end = end
-
-
-class Call:
-    """One generation recorded here, from its claim to its end."""
-
-    def __init__(
-        self,
-        generation: Generation,
-        recorder: Recorder,
-        clocks: Clocks,
-        upstream: str,
-        span: GenerationSpan | None = None,
-    ) -> None:
-        self.generation = generation
-        self.span = span
-        self.recorder = recorder
-        self.clocks = clocks
-        self.upstream = upstream
-        self.relay: Relay | None = None
-        self.started_at = time.monotonic()
-        self.sent_at = self.started_at
-        self.head_deadline: float | None = None
-        self.outcome: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
-        self.stop_reason: End | None = None
-        self.has_begun = False
-        self.is_settled = False
-        self.is_abandoned = False
-        self.task: asyncio.Task[None] | None = None
-
-    def __repr__(self) -> str:
-        return f"Call({self.generation.key}, {self.recorder!r}, stop={self.stop_reason})"
-
-    def stop(self, code: Code, detail: str | None = None) -> bool:
-        """End the generation for this reason, unless its end is settled already; whether this call did it."""
-        if self.is_settled or self.stop_reason is not None:
-            return False
-        self.stop_reason = End(code, detail)
-        self._interrupt()
-        return True
-
-    def abandon(self) -> None:
-        """Close upstream and write nothing more: the generation has ended elsewhere."""
-        if not self.is_abandoned:
-            self.is_abandoned = True
-            if not self.is_settled and self.stop_reason is None:
-                self._interrupt()
-
-    def _interrupt(self) -> None:
-        # A task that is cancelled before its first step never runs at all, not even what it would clean up.
-        if self.has_begun and self.task is not None:
-            self.task.cancel()
-
-    @property
-    def is_streaming(self) -> bool:
-        """Whether upstream's acceptance is stored, and nothing is known that would end the generation: `generation` is then
-        the row that the store has."""
-        if self.is_settled or self.is_abandoned or self.stop_reason is not None:
-            return False
-        return self.generation.state is State.RUNNING and self.generation.gone is None
-
-    def overdue(self, now: float) -> Code | None:
-        """Which clock has run out, if any. Only waiting for upstream counts against it."""
-        relay, clocks = self.relay, self.clocks
-        paused_seconds = 0.0 if relay is None else relay.paused_seconds
-        if now - self.started_at - paused_seconds > clocks.total_seconds:
-            return Code.TIMED_OUT
-        if self.head_deadline is not None and now > self.head_deadline:
-            return Code.TIMED_OUT
-        if relay is not None and relay.waiting_since is not None and now - relay.waiting_since > clocks.idle_seconds:
-            return Code.STALLED
-        return None
-
-    def stopped(self, reason: End) -> End:
-        """How the call ended, now that it was stopped."""
-        return reason if self.relay is None else self.relay.stopped(reason)
-
-    @property
-    def duration_ms(self) -> int:
-        return int((time.monotonic() - self.started_at) * 1000)
 
 
 class Generations:
@@ -260,7 +117,7 @@ class Generations:
         self._cancels_polled_at = -math.inf
         self._registering = asyncio.Lock()
         self._audience_watch = AudienceWatch(max_gap_seconds=_MAX_AUDIENCE_GAP_SECONDS, settle_seconds=COUNTED_SECONDS)
-        self._transport = UpstreamTransport(resolve=resolve)
+        self._attempts = Attempts(settings, self.tally, resolve)
 
     def __repr__(self) -> str:
         return f"Generations(calls={len(self._calls)}, owner={self._owner})"
@@ -274,7 +131,7 @@ class Generations:
         await self._stop_all(Code.SHUTDOWN)
         for task in list(self._tasks):
             task.cancel()
-        await self._transport.aclose()
+        await self._attempts.close()
         if self._owner is not None:
             with suppress(StoreError):
                 await self._store.release(self._owner)
@@ -590,7 +447,7 @@ class Generations:
                 await self._end(call, end)
         except (Lost, OwnerFenced, GenerationEnded):
             logger.warning("generation %s was ended by another process", call.generation.id)
-        except _Refused as refused:
+        except Refused as refused:
             await self._refuse(call, request, refused.refusal)
         except Exception:
             logger.exception("recording generation %s failed", call.generation.id)
@@ -607,7 +464,7 @@ class Generations:
             if call.stop_reason is not None:
                 return call.stop_reason
             began_at = time.monotonic()
-            response = await self._open(call, request)
+            response = await self._attempts.accepted(call, request)
             self.tally.upstream_seconds.observe(time.monotonic() - began_at)
             request.body.release()
             try:
@@ -616,7 +473,7 @@ class Generations:
                 return await call.relay.run(response.stream)
             finally:
                 await response.aclose()
-        except _Unknown as unknown:
+        except Unknown as unknown:
             return unknown.end
         except StoreUnavailable:
             return End(Code.STORAGE_UNAVAILABLE)
@@ -687,96 +544,9 @@ class Generations:
             call.outcome.set_exception(StoreUnavailable("the generation's end is not known"))
             call.outcome.exception()
 
-    # Upstream
-
-    async def _open(self, call: Call, request: UpstreamRequest) -> httpx.Response:
-        """Upstream's acceptance. Raises: _Refused, _Unknown."""
-        attempts = 1 + (self._settings.upstream_retries if request.body.content is not None else 0)
-        began_at = time.monotonic()
-
-        def policy() -> AsyncRetrying:
-            left_seconds = self._settings.retry_seconds - (time.monotonic() - began_at)
-            return AsyncRetrying(
-                retry=retry_if_exception_type(_Retryable),
-                stop=stop_after_attempt(attempts) | stop_before_delay(left_seconds),
-                wait=_retry_pause,
-                before=self._count_retry,
-                reraise=True,
-            )
-
-        return await _persistently(lambda: self._send(call, request), _Retryable, policy)
-
-    def _count_retry(self, state: RetryCallState) -> None:
-        self.tally.retries += state.attempt_number > 1
-
-    async def _send(self, call: Call, request: UpstreamRequest) -> httpx.Response:
-        clocks = request.clocks
-        call.sent_at = time.monotonic()
-        call.head_deadline = time.monotonic() + clocks.connect_seconds + clocks.first_byte_seconds
-
-        async def upload() -> AsyncIterator[bytes]:
-            async for data in request.body.stream():
-                call.head_deadline = time.monotonic() + clocks.first_byte_seconds
-                yield data
-
-        content = request.body.content if request.body.content is not None else upload()
-        timeout = httpx.Timeout(None, connect=clocks.connect_seconds)
-        sent = httpx.Request(
-            request.method,
-            request.url,
-            headers=request.headers,
-            content=content,
-            extensions={"timeout": timeout.as_dict(), "streamkeep.private": request.may_be_private},
-        )
-        try:
-            response = await self._transport.handle_async_request(sent)
-            if 200 <= response.status_code < 300:
-                return response
-            try:
-                raise await self._refusal_of(response)
-            finally:
-                await response.aclose()
-        except AddressRefused as exc:
-            raise _Refused(our_refusal(403, "upstream_not_allowed", str(exc))) from exc
-        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-            raise _Retryable(our_refusal(502, "upstream_unreachable", f"no connection to upstream: {exc}")) from exc
-        except httpx.TimeoutException as exc:
-            raise _Unknown(End(Code.TIMED_OUT)) from exc
-        except httpx.TransportError as exc:
-            raise _Unknown(End(Code.UPSTREAM_FAILED, f"upstream did not answer: {exc}")) from exc
-        except CallerLeft as exc:
-            raise _Unknown(End(Code.UPSTREAM_FAILED, "the caller's request body was cut short")) from exc
-        except ApiError as exc:
-            # The caller's body was too large or too slow: upstream got a part of it, which is no request.
-            problem = exc.problem
-            raise _Refused(our_refusal(problem.status, problem.code, problem.message)) from exc
-        finally:
-            call.head_deadline = None
-
-    async def _refusal_of(self, response: httpx.Response) -> _Refused:
-        """Upstream's error, its body cut at 64 KiB and at ten seconds."""
-        status = response.status_code
-        if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
-            return _Refused(our_refusal(502, "redirect_refused", f"upstream answered {status}; redirects are refused"))
-        if not 300 <= status < 600:
-            return _Refused(
-                our_refusal(502, "upstream_failed", f"upstream answered {status}, which is no final status")
-            )
-        body = bytearray()
-        with suppress(TimeoutError, httpx.TransportError):
-            async with asyncio.timeout(_ERROR_BODY_SECONDS), aclosing(_body_of(response)) as chunks:
-                async for data in chunks:
-                    body += data
-                    if len(body) >= _MAX_ERROR_BODY_BYTES:
-                        break
-        refusal = Refusal(_head_of(response, self._settings.keep_headers), bytes(body[:_MAX_ERROR_BODY_BYTES]))
-        if status in _RETRYABLE_STATUSES:
-            return _Retryable(refusal, retry_after=retry_after_seconds(response.headers.get("retry-after")))
-        return _Refused(refusal)
-
     async def _accept(self, call: Call, request: UpstreamRequest, response: httpx.Response) -> Relay:
         """Record upstream's acceptance before anybody hears of it."""
-        head = _head_of(response, self._settings.keep_headers)
+        head = head_of(response, self._settings.keep_headers)
         generation = call.generation
         if not request.body.is_complete:
             # Upstream answered before it had all; a repeat is compared by the whole body, or not at all.
@@ -844,7 +614,7 @@ class Generations:
                 reraise=True,
             )
 
-        return await _persistently(attempt, StoreUnavailable, policy)
+        return await persistently(attempt, StoreUnavailable, policy)
 
     # Background work
 
@@ -922,75 +692,9 @@ class Generations:
             self.tally.swept += swept
 
 
-async def _persistently(
-    attempt: Callable[[], Awaitable[_T]], failure: type[Exception], policy: Callable[[], AsyncRetrying]
-) -> _T:
-    """Do it, and after a failure of that kind again for as long as the policy says. A policy makes more garbage than most of
-    what is to be done, so there is none while nothing fails. Nor is anything left to the collector, which may come late: what
-    was raised leads to the calls that it went through, and so to the policy's state, or to a name of its own."""
-    failed: list[Exception] = []
-    try:
-        return await attempt()
-    except failure as exc:
-        failed.append(exc)
-
-    async def again() -> _T:
-        if failed:
-            # What has failed already is the policy's first attempt.
-            raise failed.pop()
-        return await attempt()
-
-    try:
-        return await policy()(again)
-    except failure as exc:
-        exc.__traceback__ = None
-        raise
-
-
 async def _nothing(clocks: Clocks) -> UpstreamRequest:
     """A request that is never sent."""
     return UpstreamRequest("POST", "", [], await RequestBody.of(b"", BodyBudget(0)), False, clocks)
-
-
-def our_refusal(status: int, code: str, message: str) -> Refusal:
-    """A refusal that is ours to tell: upstream has no part in the answer, and the ids may be used again."""
-    body = json.dumps({"status": status, "error": code, "message": message}).encode()
-    return Refusal(UpstreamHead(NOT_UPSTREAMS, "application/json"), body)
-
-
-def retry_after_seconds(value: str | None) -> float | None:
-    """`Retry-After` in seconds; dates and nonsense count as absent."""
-    if value is None or not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?", value.strip()):
-        return None
-    return float(value)
-
-
-def _retry_pause(state: RetryCallState) -> float:
-    exc = state.outcome.exception() if state.outcome is not None else None
-    retry_after = exc.retry_after if isinstance(exc, _Refused) else None
-    return max(retry_after or 0.0, float(_BACK_OFF(state)))
-
-
-def _head_of(response: httpx.Response, further: frozenset[bytes]) -> UpstreamHead:
-    content_type = _header_of(response, b"content-type") or ""
-    encoding = (_header_of(response, b"content-encoding") or "").lower()
-    return UpstreamHead(
-        status=response.status_code,
-        content_type=content_type if 0 < len(content_type) <= _MAX_CONTENT_TYPE_CHARACTERS else None,
-        content_encoding=encoding if encoding not in ("", "identity") else None,
-        headers=kept_headers(response.headers.raw, further),
-    )
-
-
-def _header_of(response: httpx.Response, name: bytes) -> str | None:
-    """A header as it can be written again: latin-1, without control characters."""
-    value = next((value for known, value in response.headers.raw if known.lower() == name), None)
-    return None if value is None else re.sub(r"[\x00-\x1f\x7f]", "", value.decode("latin-1")).strip()
-
-
-def _body_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    # It is declared as an iterator, and is a generator that somebody has to close.
-    return cast("AsyncGenerator[bytes, None]", response.aiter_raw())
 
 
 def _answer(call: Call, row: Generation) -> None:

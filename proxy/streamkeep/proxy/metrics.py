@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from streamkeep.proxy.generations import NOT_UPSTREAMS
+from streamkeep.proxy.attempts import NOT_UPSTREAMS
 from streamkeep.proxy.service import Service
 from streamkeep.storage.tallies import CommitTally, Histogram
 

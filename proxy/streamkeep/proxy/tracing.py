@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from streamkeep.proxy.generations import UpstreamRequest
+from streamkeep.proxy.attempts import UpstreamRequest
 from streamkeep.proxy.rules.endings import Observation
 from streamkeep.proxy.rules.genai import ModelCall
 from streamkeep.storage import Code, GenerationKey, Refusal, Terminal

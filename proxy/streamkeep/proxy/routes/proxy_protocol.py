@@ -16,9 +16,9 @@ from http import HTTPStatus
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi, deletion
+from streamkeep.proxy.attempts import NOT_UPSTREAMS
 from streamkeep.proxy.errors import Problem, problem, problem_of
 from streamkeep.proxy.forwarding import Destination
-from streamkeep.proxy.generations import NOT_UPSTREAMS
 from streamkeep.proxy.reads import Reads, Target
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.routes.transport import without_verdict

@@ -12,9 +12,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from streamkeep.proxy import asgi, deletion
+from streamkeep.proxy.attempts import NOT_UPSTREAMS
 from streamkeep.proxy.errors import ApiError, not_found, problem
 from streamkeep.proxy.forwarding import Destination
-from streamkeep.proxy.generations import NOT_UPSTREAMS
 from streamkeep.proxy.long_json import long_json
 from streamkeep.proxy.request_body import CallerLeft
 from streamkeep.proxy.rules import wire
