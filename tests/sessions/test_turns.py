@@ -151,22 +151,25 @@ def test_a_turn_again_is_the_same_call_with_another_answer() -> None:
     assert turn_again(fold.turns[0], [EAGER], max_depth=10, at=AT, nonce="n") == Decided()
 
 
-def test_agents_that_call_each_other_are_called_so_often_and_no_oftener() -> None:
-    agents = [Listening(name, triggers="all") for name in ("a", "b", "c")]
+@pytest.mark.parametrize("ends_next", [0, -1])
+@pytest.mark.parametrize("names", ["ab", "abc"])
+def test_agents_that_call_each_other_are_called_so_often_and_no_oftener(names: str, ends_next: int) -> None:
+    """Whichever of them ends first: of those that were called, the one called first, or last."""
+    agents = [Listening(name, triggers="all") for name in names]
     fold = folded(said("u", "Hi"))
     waiting = list(turns_after_message("u", agents, max_depth=4, at=AT).turns)
     fold.apply([turn_event(one) for one in waiting], "0")
     calls: Counter[str] = Counter()
     refused: Counter[str] = Counter()
     while waiting:
-        first = waiting.pop(0)
-        calls[first.agent_id] += 1
-        decided = turns_after_agent(fold, first, agents, max_depth=4, at=AT)
-        fold.apply(decided.events(agents), first.id)
+        ended = waiting.pop(ends_next)
+        calls[ended.agent_id] += 1
+        decided = turns_after_agent(fold, ended, agents, max_depth=4, at=AT)
+        fold.apply(decided.events(agents), ended.id)
         waiting += [one for one in decided.turns if one not in decided.refused]
         refused.update(one.agent_id for one in decided.refused)
-    assert calls == {"a": 4, "b": 4, "c": 4}
-    assert refused == {"a": 1, "b": 1, "c": 1}
+    assert calls == dict.fromkeys(names, 4)
+    assert refused == dict.fromkeys(names, 1)
     fold.apply([said("v", "More")], "v")
     [again] = turns_after_message("v", agents[:1], max_depth=4, at=AT).turns
     fold.apply([turn_event(again)], "w")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,25 +117,34 @@ def turns_after_agent(
     found = [one for one in found if one.id != turn.agent_id]
     if not found:
         return Decided()
-    calls, limits = _calls_behind(fold, turn), _limits(found, max_depth)
+    limits = _limits(found, max_depth)
+    calls, told = _calls_behind(fold, turn, limits)
+    turns = [_turn("agent", turn.message_id, one, turn.depth + 1, at) for one in found]
+    refused = [one for one in turns if one.depth > limits[one.agent_id] or calls[one.agent_id] >= limits[one.agent_id]]
     # One that was refused already is not told so again by every branch.
-    found = [one for one in found if calls[one.id] <= limits[one.id]]
-    turns = tuple(_turn("agent", turn.message_id, one, turn.depth + 1, at) for one in found)
-    refused = (one for one in turns if max(one.depth, calls[one.agent_id] + 1) > limits[one.agent_id])
-    return Decided(turns, tuple(refused))
+    refused_again = [one for one in refused if one.agent_id in told]
+    return Decided(
+        tuple(one for one in turns if one not in refused_again),
+        tuple(one for one in refused if one not in refused_again),
+    )
 
 
-def _calls_behind(fold: SessionFold, turn: Turn) -> Counter[str]:
-    """How often each agent was called for the person's message that a turn goes back to."""
+def _calls_behind(fold: SessionFold, turn: Turn, limits: Mapping[str, int]) -> tuple[Counter[str], set[str]]:
+    """How often each of these agents was called for the person's message that a turn goes back to, and which were refused."""
     before = turn
     while (cause := fold.turn_of(before.cause_id)) is not None and cause.depth < before.depth:
         before = cause
-    calls, chain = Counter[str](), {before.cause_id}
+    calls, refused, chain = Counter[str](), set[str](), {before.cause_id}
     for one in fold.turns:
-        if one.cause_id in chain:
-            chain.add(one.message_id)
+        if one.cause_id not in chain:
+            continue
+        chain.add(one.message_id)
+        limit = limits.get(one.agent_id, 0)
+        if one.depth > limit or calls[one.agent_id] >= limit:
+            refused.add(one.agent_id)
+        else:
             calls[one.agent_id] += 1
-    return calls
+    return calls, refused
 
 
 def _called(fold: SessionFold) -> set[tuple[str, str]]:
