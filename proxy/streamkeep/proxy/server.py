@@ -101,8 +101,8 @@ class Connection(HttpToolsProtocol):
         if answered is not None and not answered.response_complete:
             answered.disconnected = True
             answered.message_event.set()
-        super().connection_lost(exc)
         self._tell_writer()
+        super().connection_lost(exc)
         # They lead back here. A connection that was open for long would wait for a full collection, which is rare, and with
         # it the bodies of requests that waited for their turn.
         self.app = self.cycle = self._answered = self._writer = None  # type: ignore[assignment]
