@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -11,7 +13,8 @@ import pytest
 
 from streamkeep.storage import MemoryStore
 from streamkeep.storage.postgres import PostgresStore
-from tests.serving import Proxy, served_process, serving
+from tests.end_to_end.memory import MIB, stuck_readers
+from tests.serving import Proxy, ServedProcess, served_process, serving
 
 STREAM = "/v1/stream/watched"
 TEXT = {"Content-Type": "text/plain"}
@@ -84,6 +87,24 @@ async def test_a_server_with_a_hundred_live_readers_stops_when_told(database_url
     assert {rest.endswith(b"0\r\n\r\n") for rest in rests} == {True}, "ended whole, and so to be resumed"
 
 
+async def test_a_server_that_stops_cuts_readers_who_take_nothing_and_complains_of_none(
+    database_url: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    async with served_process(database_url=database_url, log=log) as process:
+        (await process.client.put(STREAM, content=b"x" * 8 * MIB, headers=TEXT)).raise_for_status()
+        with stuck_readers() as readers:
+            readers.ask(process, f"GET {STREAM}?offset=-1&live=sse")
+            before, delivered = -1, 0
+            async with asyncio.timeout(30):
+                while not before == delivered > 0:
+                    before, delivered = delivered, await delivered_bytes(process)
+                    await asyncio.sleep(0.2)
+            process.terminate()
+            assert await process.exit_code() == 0
+    assert "Traceback" not in log.read_text()
+
+
 @pytest.mark.parametrize("live", ["sse", "long-poll"])
 async def test_a_reader_that_comes_after_the_last_call_is_sent_away_too(live: str) -> None:
     async with serving(MemoryStore(), long_poll_seconds=600.0, sse_seconds=600.0) as proxy:
@@ -121,3 +142,10 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.02)
+
+
+async def delivered_bytes(process: ServedProcess) -> int:
+    (line,) = re.findall(
+        r"^streamkeep_delivered_bytes_total (.*)$", (await process.client.get("/metrics")).text, re.MULTILINE
+    )
+    return int(float(line))

@@ -87,6 +87,12 @@ class Connection(HttpToolsProtocol):
                 send = AnswerInHttp10(cycle)
             try:
                 await app(scope, Arrival(receive), send)
+            except asyncio.CancelledError:
+                if not cycle.response_started:
+                    raise
+                # The server stops, and waits no longer for a peer that takes nothing.
+                cycle.disconnected = True
+                transport.abort()
             finally:
                 # They lead back to who holds the scope, and no collection has to find that out.
                 for name in ("exchange", "chunk_writer", "cut"):
