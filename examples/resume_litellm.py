@@ -10,6 +10,9 @@ import litellm
 from streamkeep.adapters.litellm import durable_handler, resume_completion
 from streamkeep.client import NothingToResume
 
+# Else it prints advice between the pieces of the answer whenever there is nothing to resume.
+litellm.suppress_debug_info = True
+
 
 def main(proxy_url: str = "http://127.0.0.1:4000", vendor_url: str = "http://127.0.0.1:4001") -> None:
     handler = durable_handler(proxy_url, session="litellm-story")

@@ -10,6 +10,7 @@ import resource
 import shlex
 import signal
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -72,8 +73,10 @@ async def test_write_needs_little_memory(run: Program, name: str, tmp_path: Path
             process = await asyncio.create_subprocess_exec(*command, stdin=large, env=run.environ)
         most = 0
         while process.returncode is None:
-            told = await asyncio.to_thread(Path(f"/proc/{process.pid}/status").read_text)
-            most = max(most, *map(int, re.findall(r"VmHWM:\s*(\d+) kB", told)), 0)
+            # It may have ended since.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                told = await asyncio.to_thread(Path(f"/proc/{process.pid}/status").read_text)
+                most = max(most, *map(int, re.findall(r"VmHWM:\s*(\d+) kB", told)), 0)
             await asyncio.sleep(0.01)
         assert process.returncode == 0
         return most

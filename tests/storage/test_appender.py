@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -195,7 +195,12 @@ async def test_an_append_whose_answer_was_lost_is_told_and_never_sent_again(data
                 outcomes += await asyncio.gather(appender.append(write("a", b"<%d>" % number)), return_exceptions=True)
                 cut.cancel()
             wire.cut()
-            found = await content(store, "a")
+            async with asyncio.timeout(30):
+                found = None
+                while found is None:
+                    # What was held open is found to be broken when it is used.
+                    with suppress(StoreUnavailable):
+                        found = await content(store, "a")
             assert any(isinstance(outcome, StoreUnavailable) for outcome in outcomes)
             for number, outcome in enumerate(outcomes):
                 times = found.count(b"<%d>" % number)
