@@ -193,6 +193,32 @@ test("a page whose storage was cleared finds what runs", async () => {
   assert.equal(calls.length, 1)
 })
 
+test("a resume is not after what this page sends while it asks", async (context) => {
+  const { url, calls } = await vendor(says(["answer"]))
+  const session = freshSession()
+  const heard = turns()
+  const asked = []
+  let tell
+  const sent = new Promise((resolve) => (tell = resolve))
+  const { fetch: real } = globalThis
+  context.after(() => (globalThis.fetch = real))
+  globalThis.fetch = async (address, init) => {
+    asked.push(new URL(address).pathname)
+    if (init.method !== "POST") return real(address, init).finally(() => sent)
+    tell()
+    await heard.turn()
+    return real(address, init)
+  }
+  const fetch = open()
+  const resumed = fetch("", resuming(session))
+  const answer = fetch(url, asking(session))
+  assert.equal((await resumed).status, 204)
+  assert.equal(asked.filter((path) => path.includes(session)).length, 2)
+  heard.give()
+  assert.equal(await (await answer).text(), "answer")
+  assert.equal(calls.length, 1)
+})
+
 test("W19: generations of one session do not disturb each other", async () => {
   const { turn, give } = turns()
   const slow = await vendor(says(pieces(BYTES, 50), { turn }))

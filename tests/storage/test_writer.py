@@ -223,6 +223,7 @@ async def test_a_full_recorder_waits_for_the_commit_and_budgets_hold(database_ur
 
 async def test_a_commit_waits_for_some_company_and_behind_a_crowd_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streamkeep.storage.writer._REST_SECONDS", 3600)
+    monkeypatch.setattr("streamkeep.storage.writer._SHORT_REST_SECONDS", 3600)
     store = MemoryStore()
     async with writing(store) as (writer, witness):
         owner = await store.register_owner()

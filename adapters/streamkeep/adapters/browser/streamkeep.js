@@ -125,11 +125,12 @@ export function createFetchClient({ proxyUrl, auth = {}, storage = quietly(() =>
     return answer(found, mark, start, signal)
   }
 
-  // The one that is named, or the newest that runs, or the very newest if it was not read to its end here.
+  // The one that is named, or the newest that runs, or the very newest if it was not read to its end here before.
   async function sought(sessionId, requestId, stopped, signal) {
+    const [mark] = marks.all(sessionId)
     const listed = requestId ? [] : await active(sessionId, signal)
     const running = listed.find((one) => /creating|running/.test(one.state) && !stopped.includes(one.requestId))
-    const named = running?.requestId ?? requestId ?? listed[0]?.requestId ?? marks.all(sessionId)[0]?.requestId
+    const named = running?.requestId ?? requestId ?? listed[0]?.requestId ?? mark?.requestId
     const isWanted = named === requestId || running || marks.of(sessionId, named).read().position >= 0
     if (named && isWanted) return find({ sessionId, requestId: named }, signal)
   }
