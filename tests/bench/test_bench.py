@@ -13,13 +13,14 @@ from typing import Any
 import asyncpg
 import pytest
 
+from bench.appends import Writing
 from bench.bars import Figure, bars_table
 from bench.growth import fill
-from bench.relay import by_default, relay
+from bench.relay import by_default, relay_on
 from bench.report import Comparison, Report
 from bench.rows import Plan, measure_rows
-from bench.slow_disk import compile_library
-from bench.systems import Place, StreamServer, site_at, streamkeep
+from bench.slow_disk import compare_slow_disk, compile_library
+from bench.systems import POSTGRES, Place, StreamServer, System, site_at, streamkeep
 from bench.workload import Workload
 from streamkeep.proxy.rules.access import BootstrapKeys
 from streamkeep.storage import MemoryStore
@@ -135,13 +136,38 @@ async def test_the_store_is_filled_with_ended_generations(database_url: str) -> 
         await database.close()
 
 
+def has_loaded(system: System, library: Path) -> bool:
+    return library.name in Path(f"/proc/{system.parties[POSTGRES]}/maps").read_text()
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 async def test_a_generation_is_recorded_by_a_postgres_whose_syncs_are_delayed(tmp_path: Path) -> None:
     library = compile_library(tmp_path)
     few = Workload(generations=2, rate=30, chunk_bytes=200, seconds=0.2, ramp_seconds=0)
-    async with site_at(Place(None, tmp_path)) as site:
-        outcome = await relay(streamkeep(site, preload=library), few, site)
+    async with (
+        site_at(Place(None, tmp_path)) as site,
+        streamkeep(site, preload=library) as slow,
+        streamkeep(site) as plain,
+    ):
+        outcome = await relay_on(slow, few, site)
+        loaded = [has_loaded(system, library) for system in (slow, plain)]
     assert (outcome.faults, outcome.latency.count) == ([], 12)
+    assert loaded == [True, False]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+async def test_a_slow_disk_is_measured_beside_one_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_RELAYED", "_RELAYED_ON_EACH", "_CREATED", "_CREATED_ON_EACH"):
+        monkeypatch.setattr(f"bench.slow_disk.{name}", Workload(3, 30, 200, 1, 0.1))
+    monkeypatch.setattr("bench.slow_disk._WRITING", Writing(2, 200, 0.1))
+    monkeypatch.setattr("bench.slow_disk._WRITING_PAIRS", 2)
+    monkeypatch.setattr("bench.slow_disk._MERGED_SECONDS", 0)
+
+    found = await compare_slow_disk(Place(None, tmp_path), lambda _: None)
+
+    assert (found.faults, found.left_out) == ([], {})
+    assert len(found.figures) == 10
+    assert [figure.what for figure in found.figures if figure.value is None] == []
 
 
 @pytest.mark.parametrize(
