@@ -164,9 +164,11 @@ def _figures(found: _Found) -> list[Figure]:
     slow_rate = _median(pair.slow.appends_per_second for pair in found.written)
     return [
         Figure(f"{relayed}: processor time a chunk", "µs", 50, micros_per_chunk(found.relayed)),
+        Figure(f"{relayed}: p50", "ms", None, found.relayed.streaming_latency.percentile_ms(50)),
         Figure(f"{relayed}: p99", "ms", None, found.relayed.streaming_latency.percentile_ms(99)),
         _wall(relayed, _RELAYED, found.relayed),
         _added(relayed_on_each, [found.both_relayed], lambda run: run.streaming_latency),
+        Figure(f"{created}: p50", "ms", None, found.created.create.percentile_ms(50)),
         Figure(f"{created}: p99", "ms", None, found.created.create.percentile_ms(99)),
         _wall(created, _CREATED, found.created),
         _added(created_on_each, [found.both_created], lambda run: run.create),
