@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from streamkeep.proxy.rules.allowlist import Allowed
+from streamkeep.proxy.rules.allowlist import Allowed, Origin
 from streamkeep.proxy.rules.event_source import EventIds
 from streamkeep.proxy.rules.upstreams import InvalidUpstream, Upstreams
 from streamkeep.proxy.settings import InvalidSetting, Settings
@@ -473,8 +473,13 @@ def test_settings_take_a_list_or_a_file(tmp_path: Any) -> None:
     assert listed.upstreams.by_name["mine"].url == "https://llm.example.com"
     filed = Settings.from_env({"STREAMKEEP_UPSTREAMS": str(path), "K": "key"}).upstreams.by_name["mine"]
     assert (filed.url, filed.headers) == ("http://llm.example.com/base", ((b"X-Api-Key", b"key"),))
-    assert filed.decide("/v1?x=1") == ("http://llm.example.com/base/v1?x=1", Allowed(private=True))
-    assert listed.upstreams.by_name["mine"].decide("/v1")[1] == Allowed(private=False)
+    origin = Origin("http", "llm.example.com", 80, may_be_private=True)
+    assert filed.decide("/v1?x=1") == Allowed(
+        "http://llm.example.com/base/v1?x=1", origin, b"/base/v1?x=1", "llm.example.com"
+    )
+    unmarked = listed.upstreams.by_name["mine"].decide("/v1")
+    assert isinstance(unmarked, Allowed)
+    assert not unmarked.origin.may_be_private
     assert Settings.from_env({"STREAMKEEP_UPSTREAMS": ""}).upstreams.by_name == {}
     with pytest.raises(InvalidSetting, match="STREAMKEEP_UPSTREAMS"):
         Settings.from_env({"STREAMKEEP_UPSTREAMS": str(tmp_path / "missing.toml")})

@@ -75,10 +75,10 @@ PUBLIC = Allowlist.parse(DEFAULT_GLOBS)
 
 def test_only_a_url_that_spells_this_machine_reaches_it() -> None:
     rules = WebhookRules.of(PUBLIC, host="127.0.0.1")
-    assert rules.target("http://LOCALHOST:8/x").may_be_private
-    assert rules.target("http://127.0.0.255:8/x").may_be_private
-    assert rules.target("http://[::1]:8/x").may_be_private
-    assert not rules.target("https://example.com/x").may_be_private
+    assert rules.target("http://LOCALHOST:8/x").origin.may_be_private
+    assert rules.target("http://127.0.0.255:8/x").origin.may_be_private
+    assert rules.target("http://[::1]:8/x").origin.may_be_private
+    assert not rules.target("https://example.com/x").origin.may_be_private
     for url in ("http://127.0.0.256/", "http://localhost.example.com/", "http://[::ffff:127.0.0.1]/", "http://0/"):
         with pytest.raises(WebhookUrlRejected):
             rules.target(url)
@@ -90,8 +90,8 @@ def test_who_asks_from_elsewhere_reaches_this_machine_only_where_a_glob_says_so(
         with pytest.raises(WebhookUrlRejected):
             WebhookRules.of(PUBLIC, host=host).target(url)
     rules = WebhookRules.of(Allowlist.parse(["http://127.0.0.1:8/**", "private:http://*.corp.example:8"]), host=host)
-    assert rules.target("http://127.0.0.1:8/x").may_be_private
-    assert rules.target("http://hooks.corp.example:8/x").may_be_private
+    assert rules.target("http://127.0.0.1:8/x").origin.may_be_private
+    assert rules.target("http://hooks.corp.example:8/x").origin.may_be_private
     for url in ("http://127.0.0.1:9/x", "https://example.com/x"):
         with pytest.raises(WebhookUrlRejected):
             rules.target(url)

@@ -11,11 +11,11 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import httpx
 from tenacity import (
@@ -28,10 +28,12 @@ from tenacity import (
 )
 
 from streamkeep.proxy.calls import Call
+from streamkeep.proxy.connections import ResponseBody
 from streamkeep.proxy.errors import ApiError
+from streamkeep.proxy.http1 import Headers, ResponseHead
 from streamkeep.proxy.relay import End
 from streamkeep.proxy.request_body import CallerLeft, RequestBody
-from streamkeep.proxy.rules.allowlist import OTHER
+from streamkeep.proxy.rules.allowlist import Allowed
 from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.headers import kept_headers
 from streamkeep.proxy.settings import Settings
@@ -52,20 +54,17 @@ NOT_UPSTREAMS = 0
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """What to send upstream: end-to-end headers only, whether a rule admits private addresses for this URL, and how long
-    upstream may take. `label` names the vendor in metrics, out of a small set."""
+    """What to send upstream: where a rule allows it, end-to-end headers only, and how long upstream may take."""
 
     method: str
-    url: str
+    target: Allowed
     headers: list[tuple[bytes, bytes]]
     body: RequestBody
-    may_be_private: bool
     clocks: Clocks
-    label: str = OTHER
 
     def fingerprint(self) -> bytes:
         """What makes two requests the same: method, URL and the body's digest (complete bodies only)."""
-        text = f"{self.method}\n{self.url}\n".encode()
+        text = f"{self.method}\n{self.target.url}\n".encode()
         return hashlib.sha256(text + self.body.digest).digest()
 
 
@@ -101,8 +100,8 @@ class Attempts:
     async def close(self) -> None:
         await self._transport.aclose()
 
-    async def accepted(self, call: Call, request: UpstreamRequest) -> httpx.Response:
-        """Upstream's acceptance, with the body still to come. Raises: Refused, Unknown."""
+    async def accepted(self, call: Call, request: UpstreamRequest) -> tuple[UpstreamHead, ResponseBody]:
+        """Upstream's acceptance, with the body still to come, and to be closed. Raises: Refused, Unknown."""
         attempts = 1 + (self._settings.upstream_retries if request.body.content is not None else 0)
         began_at = time.monotonic()
 
@@ -121,8 +120,8 @@ class Attempts:
     def _count_retry(self, state: RetryCallState) -> None:
         self._tally.retries += state.attempt_number > 1
 
-    async def _send(self, call: Call, request: UpstreamRequest) -> httpx.Response:
-        clocks = request.clocks
+    async def _send(self, call: Call, request: UpstreamRequest) -> tuple[UpstreamHead, ResponseBody]:
+        clocks, target = request.clocks, request.target
         call.sent_at = time.monotonic()
         call.head_deadline = time.monotonic() + clocks.connect_seconds + clocks.first_byte_seconds
 
@@ -132,22 +131,19 @@ class Attempts:
                 yield data
 
         content = request.body.content if request.body.content is not None else upload()
-        timeout = httpx.Timeout(None, connect=clocks.connect_seconds)
-        sent = httpx.Request(
-            request.method,
-            request.url,
-            headers=request.headers,
-            content=content,
-            extensions={"timeout": timeout.as_dict(), "streamkeep.private": request.may_be_private},
-        )
         try:
-            response = await self._transport.handle_async_request(sent)
-            if 200 <= response.status_code < 300:
-                return response
-            try:
-                raise await self._refusal_of(response)
-            finally:
-                await response.aclose()
+            head, body = await self._transport.send(
+                request.method,
+                target.origin,
+                target.resource,
+                request.headers,
+                content,
+                connect_seconds=clocks.connect_seconds,
+            )
+            if 200 <= head.status < 300:
+                return _head_of(head, self._settings.keep_headers), body
+            async with aclosing(body):
+                raise await self._refusal_of(head, body)
         except AddressRefused as exc:
             raise Refused(our_refusal(403, "upstream_not_allowed", str(exc))) from exc
         except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
@@ -165,23 +161,23 @@ class Attempts:
         finally:
             call.head_deadline = None
 
-    async def _refusal_of(self, response: httpx.Response) -> Refused:
+    async def _refusal_of(self, head: ResponseHead, body: ResponseBody) -> Refused:
         """Upstream's error, its body cut at 64 KiB and at ten seconds."""
-        status = response.status_code
+        status = head.status
         if 300 <= status < 400 and status != HTTPStatus.NOT_MODIFIED:
             return Refused(our_refusal(502, "redirect_refused", f"upstream answered {status}; redirects are refused"))
         if not 300 <= status < 600:
             return Refused(our_refusal(502, "upstream_failed", f"upstream answered {status}, which is no final status"))
-        body = bytearray()
+        content = bytearray()
         with suppress(TimeoutError, httpx.TransportError):
-            async with asyncio.timeout(_ERROR_BODY_SECONDS), aclosing(_body_of(response)) as chunks:
-                async for data in chunks:
-                    body += data
-                    if len(body) >= _MAX_ERROR_BODY_BYTES:
+            async with asyncio.timeout(_ERROR_BODY_SECONDS):
+                async for data in body:
+                    content += data
+                    if len(content) >= _MAX_ERROR_BODY_BYTES:
                         break
-        refusal = Refusal(head_of(response, self._settings.keep_headers), bytes(body[:_MAX_ERROR_BODY_BYTES]))
+        refusal = Refusal(_head_of(head, self._settings.keep_headers), bytes(content[:_MAX_ERROR_BODY_BYTES]))
         if status in _RETRYABLE_STATUSES:
-            return _Retryable(refusal, retry_after=retry_after_seconds(response.headers.get("retry-after")))
+            return _Retryable(refusal, retry_after=retry_after_seconds(_header_of(head.headers, b"retry-after")))
         return Refused(refusal)
 
 
@@ -229,23 +225,18 @@ def _retry_pause(state: RetryCallState) -> float:
     return max(retry_after or 0.0, float(_BACK_OFF(state)))
 
 
-def head_of(response: httpx.Response, further: frozenset[bytes]) -> UpstreamHead:
-    content_type = _header_of(response, b"content-type") or ""
-    encoding = (_header_of(response, b"content-encoding") or "").lower()
+def _head_of(head: ResponseHead, further: frozenset[bytes]) -> UpstreamHead:
+    content_type = _header_of(head.headers, b"content-type") or ""
+    encoding = (_header_of(head.headers, b"content-encoding") or "").lower()
     return UpstreamHead(
-        status=response.status_code,
+        status=head.status,
         content_type=content_type if 0 < len(content_type) <= _MAX_CONTENT_TYPE_CHARACTERS else None,
         content_encoding=encoding if encoding not in ("", "identity") else None,
-        headers=kept_headers(response.headers.raw, further),
+        headers=kept_headers(head.headers, further),
     )
 
 
-def _header_of(response: httpx.Response, name: bytes) -> str | None:
+def _header_of(headers: Headers, name: bytes) -> str | None:
     """A header as it can be written again: latin-1, without control characters."""
-    value = next((value for known, value in response.headers.raw if known.lower() == name), None)
+    value = next((value for known, value in headers if known.lower() == name), None)
     return None if value is None else re.sub(r"[\x00-\x1f\x7f]", "", value.decode("latin-1")).strip()
-
-
-def _body_of(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    # It is declared as an iterator, and is a generator that somebody has to close.
-    return cast("AsyncGenerator[bytes, None]", response.aiter_raw())

@@ -22,28 +22,18 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from copy import copy
-from dataclasses import dataclass
 from typing import cast
 
 import httpx
 
 from streamkeep.proxy.http1 import MalformedResponse, ResponseDecoder, ResponseHead
+from streamkeep.proxy.rules.allowlist import Origin
 
 # What may be saved from a socket that failed while it was written to. More can only wait there when we did not read.
 _MAX_SAVED_BYTES = 1024 * 1024
 # How long an upstream that has begun to answer may take none of the rest of a request, before it is not sent any more.
 _STUCK_SECONDS = 5.0
 _KEEPALIVE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a connection is to, and whether it was allowed to lead to an address that is not public."""
-
-    scheme: str
-    host: str
-    port: int
-    may_be_private: bool
 
 
 class Connection(asyncio.BufferedProtocol):

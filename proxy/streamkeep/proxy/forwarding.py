@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import httpx
 from starlette.types import Receive, Scope
 
 from streamkeep.proxy.attempts import UpstreamRequest
@@ -14,7 +13,7 @@ from streamkeep.proxy.generations import Generations
 from streamkeep.proxy.request_body import BodyBudget, RequestBody
 from streamkeep.proxy.rules import wire
 from streamkeep.proxy.rules.access import Limits, Principal
-from streamkeep.proxy.rules.allowlist import OTHER, Refused
+from streamkeep.proxy.rules.allowlist import OTHER, Allowed, Refused
 from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.headers import forwarded_headers
 from streamkeep.proxy.settings import Settings
@@ -26,21 +25,18 @@ _ANYBODY = "anybody"
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a request may go: it was allowed already. `headers` are ours to add, and replace the caller's, of which
-    those in `without` do not travel on; `times` are the clocks that are upstream's own; `label` is the name that metrics
-    show, one of a small set."""
+    """Where a request may go. `headers` are ours to add, and replace the caller's, of which those in `without` do not
+    travel on; `times` are the clocks that are upstream's own."""
 
-    url: str
-    may_be_private: bool
+    target: Allowed
     headers: tuple[tuple[bytes, bytes], ...] = ()
     without: frozenset[bytes] = frozenset()
     times: Mapping[str, float] = field(default_factory=dict)
-    label: str = OTHER
 
     @property
     def shown(self) -> str:
         """The name for people: of a URL no more than the host, since paths and queries may hold secrets."""
-        return httpx.URL(self.url).netloc.decode("ascii", "replace") if self.label == OTHER else self.label
+        return self.target.origin.authority if self.target.label == OTHER else self.target.label
 
 
 class Forwarder:
@@ -60,7 +56,7 @@ class Forwarder:
             raise problem(403, "upstream_not_allowed", decision.message)
         if not principal.may_call(url):
             raise problem(403, "not_permitted", "the key that was used may not call this upstream")
-        return Destination(url, decision.private, label=decision.label)
+        return Destination(decision)
 
     async def forward(
         self,
@@ -96,9 +92,7 @@ class Forwarder:
         )
         if body.content is None and content_length is not None:
             headers.append((b"Content-Length", content_length.encode()))
-        request = UpstreamRequest(
-            method, destination.url, headers, body, destination.may_be_private, clocks, label=destination.label
-        )
+        request = UpstreamRequest(method, destination.target, headers, body, clocks)
         return await self._generations.create(key, request, terms, reader=receive if is_reader else None)
 
     async def post(
@@ -115,15 +109,7 @@ class Forwarder:
         known. It goes on to its end whoever reads it. Raises: as `Generations.create` does.
         """
         body = await RequestBody.of(content, self._budget)
-        request = UpstreamRequest(
-            "POST",
-            destination.url,
-            headers,
-            body,
-            destination.may_be_private,
-            self._settings.clocks,
-            label=destination.label,
-        )
+        request = UpstreamRequest("POST", destination.target, headers, body, self._settings.clocks)
         terms = self._limited(holder, limits, destination)
         generation, _ = await self._generations.create(key, request, terms)
         return generation

@@ -11,12 +11,11 @@ import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, TypeVar
 
-import httpx
 from starlette.types import Receive
 from tenacity import (
     AsyncRetrying,
@@ -25,15 +24,15 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from streamkeep.proxy.attempts import Attempts, Refused, Unknown, UpstreamRequest, head_of, our_refusal, persistently
+from streamkeep.proxy.attempts import Attempts, Refused, Unknown, UpstreamRequest, our_refusal, persistently
 from streamkeep.proxy.audiences import COUNTED_SECONDS, Audiences
 from streamkeep.proxy.calls import Call
-from streamkeep.proxy.connections import ResponseBody
 from streamkeep.proxy.errors import PLACE_RETRY_SECONDS, ApiError, gone, not_found, problem
 from streamkeep.proxy.logs import GENERATION
 from streamkeep.proxy.readers import Readers
 from streamkeep.proxy.relay import End, Lost, Relay
 from streamkeep.proxy.request_body import BodyBudget, CallerLeft, RequestBody
+from streamkeep.proxy.rules.allowlist import Allowed, Origin
 from streamkeep.proxy.rules.audiences import AudienceWatch
 from streamkeep.proxy.rules.clocks import Clocks
 from streamkeep.proxy.rules.endings import EndingObserver
@@ -55,6 +54,7 @@ from streamkeep.storage import (
     StoreError,
     StoreUnavailable,
     Terms,
+    UpstreamHead,
     Usage,
 )
 from streamkeep.storage.rules.leases import LeaseWatch
@@ -425,7 +425,7 @@ class Generations:
         span = None
         if self._tracing is not None:
             span, request = self._tracing.begin(generation.key, request)
-        call = Call(generation, self._writer.recorder(generation), request.clocks, request.label, span)
+        call = Call(generation, self._writer.recorder(generation), request.clocks, request.target.label, span)
         self._calls[generation.id] = self._calls_by_key[generation.key] = call
         self._readers.recorded_here(generation.data_stream, generation.control_stream)
         call.task = asyncio.create_task(self._record(call, request), name=f"generation {generation.id}")
@@ -464,15 +464,12 @@ class Generations:
             if call.stop_reason is not None:
                 return call.stop_reason
             began_at = time.monotonic()
-            response = await self._attempts.accepted(call, request)
+            head, body = await self._attempts.accepted(call, request)
             self.tally.upstream_seconds.observe(time.monotonic() - began_at)
             request.body.release()
-            try:
-                call.relay = await self._accept(call, request, response)
-                assert isinstance(response.stream, ResponseBody)
-                return await call.relay.run(response.stream)
-            finally:
-                await response.aclose()
+            async with aclosing(body):
+                call.relay = await self._accept(call, request, head)
+                return await call.relay.run(body)
         except Unknown as unknown:
             return unknown.end
         except StoreUnavailable:
@@ -544,9 +541,8 @@ class Generations:
             call.outcome.set_exception(StoreUnavailable("the generation's end is not known"))
             call.outcome.exception()
 
-    async def _accept(self, call: Call, request: UpstreamRequest, response: httpx.Response) -> Relay:
+    async def _accept(self, call: Call, request: UpstreamRequest, head: UpstreamHead) -> Relay:
         """Record upstream's acceptance before anybody hears of it."""
-        head = head_of(response, self._settings.keep_headers)
         generation = call.generation
         if not request.body.is_complete:
             # Upstream answered before it had all; a repeat is compared by the whole body, or not at all.
@@ -694,7 +690,8 @@ class Generations:
 
 async def _nothing(clocks: Clocks) -> UpstreamRequest:
     """A request that is never sent."""
-    return UpstreamRequest("POST", "", [], await RequestBody.of(b"", BodyBudget(0)), False, clocks)
+    nowhere = Allowed("", Origin("", "", 0, may_be_private=False), b"")
+    return UpstreamRequest("POST", nowhere, [], await RequestBody.of(b"", BodyBudget(0)), clocks)
 
 
 def _answer(call: Call, row: Generation) -> None:

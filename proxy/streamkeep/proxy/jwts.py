@@ -219,4 +219,4 @@ def _may_be_private(url: str) -> bool:
         decision = Allowlist.parse([url.partition("?")[0]]).decide(url)
     except AllowlistError:
         return False
-    return isinstance(decision, Allowed) and decision.private
+    return isinstance(decision, Allowed) and decision.origin.may_be_private

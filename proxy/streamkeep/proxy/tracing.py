@@ -41,7 +41,7 @@ class Tracing:
         """The span of a generation that was claimed, and the request as it goes upstream: in this span's trace."""
         given = {name.decode().lower(): value.decode("latin-1") for name, value in request.headers}
         parent = self._propagator.extract({name: given[name] for name in _CARRIED if name in given})
-        call = ModelCall.of(request.url, request.body.content)
+        call = ModelCall.of(request.target.url, request.body.content)
         span = self._tracer.start_span(_name(call, request), context=parent, kind=SpanKind.CLIENT)
         if span.is_recording():
             span.set_attributes(_attributes(call, key, request))

@@ -7,14 +7,15 @@ limit on connections, no decoding. What holds for callers:
   request has left. After any other exception upstream may have acted on it. Nothing is ever sent twice from here.
 - *Addresses are checked where sockets are made.* A host is resolved once, every address found is checked, and the
   socket goes to a checked address, never to the name again. That covers all spellings of an address, and names whose
-  answers change. Only `request.extensions["streamkeep.private"] = True` lets a request reach addresses that are not
-  public, as far as `rules/addresses.py` says.
+  answers change. Only an origin that says so lets a request reach addresses that are not public, as far as
+  `rules/addresses.py` says.
 - *Time-outs.* `connect` covers resolving, connecting and TLS; `write` each wait for upstream to take bytes; `read` the
   wait for the response's head alone. How long a body may take, or be silent, is for its reader to say. Nobody ever waits
   for a place in the pool.
 - *Bodies* come as described in `connections.py`: as many bytes as have arrived, buffered ones before any failure.
 
-Send `httpx.Request(...)` with `handle_async_request`: a client would add headers, cookies and layers around each chunk.
+`send` takes a URL as the allowlist took it apart, and gives what came; `handle_async_request` does the same for whoever
+speaks httpx. A client would add headers, cookies and layers around each chunk.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import httpx
 
-from streamkeep.proxy.connections import Connection, Origin, ResponseBody
+from streamkeep.proxy.connections import Connection, ResponseBody
 from streamkeep.proxy.http1 import (
     LAST_CHUNK,
     Framing,
+    Headers,
     InvalidRequest,
     ResponseHead,
     encode_head,
@@ -41,6 +43,7 @@ from streamkeep.proxy.http1 import (
     is_closing,
 )
 from streamkeep.proxy.rules.addresses import may_reach
+from streamkeep.proxy.rules.allowlist import DEFAULT_PORTS, Origin
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,8 @@ PRIVATE = "streamkeep.private"
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """A host and a port in, numeric addresses out, in the order to try them. Raises: OSError, UnicodeError."""
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+# With these a body is expected, and an empty one has a length (RFC 9110, 8.6).
+_WITH_CONTENT = frozenset({"PATCH", "POST", "PUT"})
 # Upstream counts an idle connection's time from its own side and earlier than we do.
 _KEEP_ALIVE_MARGIN_SECONDS = 1.0
 
@@ -115,8 +119,19 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         """Connections that wait for another request."""
         return len(self._idle)
 
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; returns when the head of its answer is there.
+    async def send(
+        self,
+        method: str,
+        origin: Origin,
+        resource: bytes,
+        headers: Headers,
+        content: bytes | AsyncIterable[bytes],
+        *,
+        connect_seconds: float | None = None,
+        read_seconds: float | None = None,
+        write_seconds: float | None = None,
+    ) -> tuple[ResponseHead, ResponseBody]:
+        """Send a request; returns when the head of its answer is there. The body is to be closed.
 
         Raises:
             RequestRefused: it is not a request that can be sent.
@@ -125,16 +140,15 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
         """
         if self._is_closed:
             raise RuntimeError("the transport is closed")
-        message = _Message.of(request)
-        seconds: Mapping[str, float | None] = request.extensions.get("timeout", {})
-        connection = self._take_idle(message.origin) or await self._connect(message.origin, seconds.get("connect"))
+        message = _Message.of(method, origin, resource, headers, content)
+        connection = self._take_idle(origin) or await self._connect(origin, connect_seconds)
         try:
             head = await connection.exchange(
                 message.prelude,
                 message.upload(),
-                is_head_request=request.method == "HEAD",
-                read_seconds=seconds.get("read"),
-                write_seconds=seconds.get("write"),
+                is_head_request=method == "HEAD",
+                read_seconds=read_seconds,
+                write_seconds=write_seconds,
             )
         except BaseException:
             connection.abort()
@@ -146,10 +160,25 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
             # Not `message` itself, which would keep the request's body for as long as the response lasts.
             self._release(connection, head if may_persist else None)
 
+        return head, ResponseBody(connection, release)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """`send` a request of httpx's; of its extensions `timeout` and `streamkeep.private` count."""
+        seconds: Mapping[str, float | None] = request.extensions.get("timeout", {})
+        head, body = await self.send(
+            request.method,
+            _origin_of(request),
+            request.url.raw_path,
+            request.headers.raw,
+            _content_of(request),
+            connect_seconds=seconds.get("connect"),
+            read_seconds=seconds.get("read"),
+            write_seconds=seconds.get("write"),
+        )
         return httpx.Response(
             head.status,
             headers=list(head.headers),
-            stream=ResponseBody(connection, release),
+            stream=body,
             extensions={"http_version": f"HTTP/{head.version}".encode(), "reason_phrase": head.reason},
         )
 
@@ -268,52 +297,52 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
 class _Message:
     """A request as it goes over the wire: the head and whatever of the body is known, and how the rest is framed."""
 
-    origin: Origin
     prelude: bytes
     framing: Framing
-    stream: httpx.AsyncByteStream | None
+    stream: AsyncIterable[bytes] | None
     may_persist: bool
 
     @classmethod
-    def of(cls, request: httpx.Request) -> _Message:
+    def of(
+        cls, method: str, origin: Origin, resource: bytes, given: Headers, content: bytes | AsyncIterable[bytes]
+    ) -> _Message:
         """Raises: RequestRefused."""
-        origin = _origin_of(request)
-        headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"expect"]
+        headers = [(name, value) for name, value in given if name.lower() != b"expect"]
         names = {name.lower() for name, _ in headers}
         if b"host" not in names:
-            headers.insert(0, (b"Host", request.url.netloc))
-        if b"accept-encoding" not in names:
-            headers.append((b"Accept-Encoding", b"identity"))
-        content = _content_of(request)
+            headers.insert(0, (b"Host", origin.authority.encode()))
         try:
             framing = framing_of(headers)
-            if framing is None and content is None:
-                framing = Framing(is_chunked=True)
-                headers.append((b"Transfer-Encoding", b"chunked"))
-            elif framing is None:
-                framing = Framing(content_length=len(content or b""))
+            if framing is None and isinstance(content, bytes):
+                framing = Framing(content_length=len(content))
                 if content:
                     headers.append((b"Content-Length", b"%d" % len(content)))
-            prelude = encode_head(request.method, request.url.raw_path, headers)
+                elif method in _WITH_CONTENT:
+                    headers.insert(1, (b"Content-Length", b"0"))
+            elif framing is None:
+                framing = Framing(is_chunked=True)
+                headers.append((b"Transfer-Encoding", b"chunked"))
+            if b"accept-encoding" not in names:
+                headers.append((b"Accept-Encoding", b"identity"))
+            prelude = encode_head(method, resource, headers)
         except InvalidRequest as exc:
             raise RequestRefused(str(exc)) from exc
         may_persist = not is_closing(headers)
-        if content is None:
-            assert isinstance(request.stream, httpx.AsyncByteStream)
-            return cls(origin, prelude, framing, request.stream, may_persist)
+        if not isinstance(content, bytes):
+            return cls(prelude, framing, content, may_persist)
         if framing.is_chunked:
             prelude += in_chunks(content) + LAST_CHUNK
         elif framing.content_length != len(content):
             raise RequestRefused(f"the body has {len(content)} bytes, and its Content-Length says otherwise")
         else:
             prelude += content
-        return cls(origin, prelude, framing, None, may_persist)
+        return cls(prelude, framing, None, may_persist)
 
     def upload(self) -> AsyncGenerator[bytes, None] | None:
         """The rest of the body, in pieces for the wire; None when the prelude is all there is."""
         return None if self.stream is None else self._framed(self.stream)
 
-    async def _framed(self, stream: httpx.AsyncByteStream) -> AsyncGenerator[bytes, None]:
+    async def _framed(self, stream: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
         sent_bytes = 0
         async for piece in stream:
             sent_bytes += len(piece)
@@ -332,7 +361,7 @@ class _Message:
 
 def _origin_of(request: httpx.Request) -> Origin:
     url = request.url
-    if url.scheme not in _DEFAULT_PORTS:
+    if url.scheme not in DEFAULT_PORTS:
         raise httpx.UnsupportedProtocol("only http and https can be called")
     if url.userinfo:
         raise RequestRefused("the URL holds user information")
@@ -341,17 +370,18 @@ def _origin_of(request: httpx.Request) -> Origin:
     return Origin(
         scheme=url.scheme,
         host=url.raw_host.decode("ascii"),
-        port=url.port or _DEFAULT_PORTS[url.scheme],
+        port=url.port or DEFAULT_PORTS[url.scheme],
         may_be_private=request.extensions.get(PRIVATE) is True,
     )
 
 
-def _content_of(request: httpx.Request) -> bytes | None:
+def _content_of(request: httpx.Request) -> bytes | AsyncIterable[bytes]:
     """The whole body, if it is at hand."""
     try:
         return request.content
     except httpx.RequestNotRead:
-        return None
+        assert isinstance(request.stream, httpx.AsyncByteStream)
+        return request.stream
 
 
 def _check(origin: Origin, address: str) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import aclosing
 from enum import Enum
 
 import httpx
 
+from streamkeep.proxy.http1 import Headers
+from streamkeep.proxy.rules.allowlist import Allowed
 from streamkeep.proxy.rules.webhook_signing import SIGNATURE, signature
 from streamkeep.proxy.rules.webhook_urls import WebhookRules
-from streamkeep.proxy.upstream import PRIVATE, Resolver, UpstreamTransport
+from streamkeep.proxy.upstream import Resolver, UpstreamTransport
 from streamkeep.storage import WebhookKey
 
 logger = logging.getLogger(__name__)
@@ -46,38 +49,31 @@ class Webhooks:
         """
         body = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
         target = self.rules.target(url)
-        request = httpx.Request(
-            "POST",
-            url,
-            headers={"Content-Type": "application/json", SIGNATURE: signature(key, body, at=at)},
-            content=body,
-            extensions={
-                PRIVATE: target.may_be_private,
-                "timeout": {"connect": DEADLINE_SECONDS, "read": DEADLINE_SECONDS, "write": DEADLINE_SECONDS},
-            },
-        )
+        headers = [
+            (b"Content-Type", b"application/json"),
+            (SIGNATURE.encode(), signature(key, body, at=at).encode()),
+        ]
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                return await self._answer(request)
+                return await self._answer(target, headers, body)
         except (httpx.TransportError, TimeoutError) as exc:
-            logger.info("a webhook to %s failed: %s", request.url.host, type(exc).__name__)
+            logger.info("a webhook to %s failed: %s", target.origin.host, type(exc).__name__)
             return Answer.FAILED
 
-    async def _answer(self, request: httpx.Request) -> Answer:
-        response = await self._transport.handle_async_request(request)
-        try:
-            if not 200 <= response.status_code < 300:
-                logger.info("a webhook to %s was answered with %s", request.url.host, response.status_code)
+    async def _answer(self, target: Allowed, headers: Headers, body: bytes) -> Answer:
+        head, answer = await self._transport.send(
+            "POST", target.origin, target.resource, headers, body, connect_seconds=DEADLINE_SECONDS
+        )
+        async with aclosing(answer):
+            if not 200 <= head.status < 300:
+                logger.info("a webhook to %s was answered with %s", target.origin.host, head.status)
                 return Answer.FAILED
-            body = bytearray()
-            assert isinstance(response.stream, httpx.AsyncByteStream)
-            async for piece in response.stream:
-                body += piece
-                if len(body) > _MAX_ANSWER_BYTES:
+            content = bytearray()
+            async for piece in answer:
+                content += piece
+                if len(content) > _MAX_ANSWER_BYTES:
                     return Answer.ACCEPTED
-            return Answer.DONE if _says_done(bytes(body)) else Answer.ACCEPTED
-        finally:
-            await response.aclose()
+            return Answer.DONE if _says_done(bytes(content)) else Answer.ACCEPTED
 
 
 def _says_done(body: bytes) -> bool:

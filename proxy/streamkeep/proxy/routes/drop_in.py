@@ -10,6 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from urllib.parse import quote
 
 from starlette.types import Message, Receive, Scope, Send
@@ -166,11 +167,11 @@ class DropIn:
 def _destination(principal: Principal, upstream: Upstream, scope: Scope) -> Destination:
     if not principal.may_use(upstream.name):
         raise problem(403, "not_permitted", "the key that was used may not call this upstream")
-    url, decision = upstream.decide(_rest(scope))
+    decision = upstream.decide(_rest(scope))
     if isinstance(decision, Refused):
         raise problem(400, "invalid_upstream_url", decision.message)
     without = SDK_KEY_HEADERS if upstream.has_credentials else frozenset[bytes]()
-    return Destination(url, decision.private, upstream.headers, without, upstream.times, upstream.name)
+    return Destination(replace(decision, label=upstream.name), upstream.headers, without, upstream.times)
 
 
 def _rest(scope: Scope) -> str:

@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from urllib.parse import quote
 
 import idna
 
@@ -46,9 +47,9 @@ DEFAULT_GLOBS = (
 MAX_URL_BYTES = 8 * 1024
 OTHER = "other"
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 _ANY_PORT = 0
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(\?[^#]*)?")
 _AUTHORITY = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::(.*))?")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _IN_LABEL = "[a-z0-9_-]"
@@ -60,6 +61,9 @@ _ESCAPE = re.compile(r"%(.{0,2})", re.DOTALL)
 _HEX_PAIR = re.compile(r"[0-9A-Fa-f]{2}")
 _TWICE_ESCAPED = re.compile(r"%25(?:2[ef]|5c|25|00)", re.IGNORECASE)
 _MAX_SHOWN = 200
+# What stands in a path and in a query as it is written, besides letters, digits and `-._~`.
+_PATH_SAFE = "!$%&'()*+,/:;=@[]^|"
+_QUERY_SAFE = _PATH_SAFE + "?`{}"
 
 
 class AllowlistError(ValueError):
@@ -72,12 +76,31 @@ class AllowlistError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
-    """The URL may be called; `private` says whether it may lead to an address that is not public. `label` is its host if a
-    glob spells it, else `other`: a name of which there are only as many as there are globs."""
+class Origin:
+    """What a connection is to, and whether it may lead to an address that is not public. `host` is what is resolved:
+    lower-case ASCII, a trailing dot where there was one, IPv6 without brackets."""
 
-    private: bool
-    label: str = field(default=OTHER, compare=False)
+    scheme: str
+    host: str
+    port: int
+    may_be_private: bool
+
+    @property
+    def authority(self) -> str:
+        """Host and port as the header `Host` has them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """The URL may be called, and is read no more: `origin` is where to connect, `resource` what to ask for there. `label` is
+    its host if a glob spells it, else `other`: a name of which there are only as many as there are globs."""
+
+    url: str
+    origin: Origin
+    resource: bytes
+    label: str = OTHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +143,8 @@ class Allowlist:
         matching = [rule for rule in self._rules if rule.matches(target)]
         private = any(rule.is_private for rule in matching)
         if matching and (private or not is_private_host(target.host)):
-            return Allowed(private, self._label(target.host))
+            origin = Origin(target.scheme, target.name, target.port, private)
+            return Allowed(url, origin, target.resource, self._label(target.host))
         why = "is on a private host, which only a glob that spells it admits" if matching else "is not allowed"
         return Refused(f"{_cut(target.origin + target.path)} {why}; {self._remedy(f'{target.origin}/**')}")
 
@@ -140,12 +164,15 @@ class _Malformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """A URL taken apart. `host` is normalised: lower-case ASCII without a trailing dot, IPv6 in brackets."""
+    """A URL taken apart. `name` is its host as it is resolved, `host` the same normalised: lower-case ASCII without a
+    trailing dot, IPv6 in brackets. `resource` is the path and the query as they are sent."""
 
     scheme: str
+    name: str
     host: str
     port: int
     path: str
+    resource: bytes
 
     @classmethod
     def parse(cls, url: str) -> _Target:
@@ -155,19 +182,21 @@ class _Target:
         found = _URL.match(url)
         if found is None:
             raise _Malformed("it is not an absolute URL")
-        scheme, authority, path = found[1].lower(), found[2], found[3]
-        if scheme not in _DEFAULT_PORTS:
+        scheme, authority, path, query = found[1].lower(), found[2], found[3] or "/", found[4] or ""
+        if scheme not in DEFAULT_PORTS:
             raise _Malformed("only http and https can be called")
         if "@" in authority:
             raise _Malformed("it holds user information; send credentials in a header")
         host_text, port_text = _split_authority(authority)
-        port = _DEFAULT_PORTS[scheme] if port_text is None else _read_port(port_text)
+        port = DEFAULT_PORTS[scheme] if port_text is None else _read_port(port_text)
         _check_path(path)
-        return cls(scheme, _normalize_host(host_text), port, path or "/")
+        name = _ascii_host(host_text)
+        resource = quote(path, safe=_PATH_SAFE) + quote(query, safe=_QUERY_SAFE)
+        return cls(scheme, name.strip("[]"), _normalize_host(name), port, path, resource.encode())
 
     @property
     def origin(self) -> str:
-        port = "" if self.port == _DEFAULT_PORTS[self.scheme] else f":{self.port}"
+        port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{self.host}{port}"
 
 
@@ -191,7 +220,7 @@ class _Rule:
             scheme, separator, rest = unmarked.partition("://")
             if not separator:
                 scheme, rest = "", unmarked
-            if scheme.lower() not in {"", *_DEFAULT_PORTS}:
+            if scheme.lower() not in {"", *DEFAULT_PORTS}:
                 raise _Malformed("the scheme is http or https, or left out")
             if any(character in rest for character in "@?#,"):
                 raise _Malformed("it has a host, a port and a path, and neither user information nor a query")
@@ -208,7 +237,7 @@ class _Rule:
             raise AllowlistError(glob, str(exc)) from None
 
     def matches(self, target: _Target) -> bool:
-        port = _DEFAULT_PORTS[target.scheme] if self.port is None else self.port
+        port = DEFAULT_PORTS[target.scheme] if self.port is None else self.port
         return (
             self.scheme in (None, target.scheme)
             and port in (_ANY_PORT, target.port)
@@ -282,6 +311,15 @@ def _read_port(text: str) -> int:
     return int(text)
 
 
+def _ascii_host(text: str) -> str:
+    if text.isascii():
+        return text if text.startswith("[") else text.lower()
+    try:
+        return idna.encode(text.lower()).decode("ascii")
+    except idna.IDNAError:
+        raise _Malformed("its host is not a valid international name") from None
+
+
 def _normalize_host(text: str) -> str:
     if text.startswith("["):
         try:
@@ -291,13 +329,7 @@ def _normalize_host(text: str) -> str:
             return f"[{IPv6Address(text[1:-1])}]"
         except AddressValueError:
             raise _Malformed("its IPv6 address is not valid") from None
-    host = text.lower()
-    if not text.isascii():
-        try:
-            host = idna.encode(host).decode("ascii")
-        except idna.IDNAError:
-            raise _Malformed("its host is not a valid international name") from None
-    host = host.removesuffix(".")
+    host = _ascii_host(text).removesuffix(".")
     labels = host.split(".")
     if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
         raise _Malformed("its host is not a valid name")

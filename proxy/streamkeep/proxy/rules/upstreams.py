@@ -56,10 +56,9 @@ class Upstream:
         """Whether callers need none of the vendor's: what their SDK sends as a key is then meant for us."""
         return any(name.lower() in SDK_KEY_HEADERS for name, _ in self.headers)
 
-    def decide(self, path: str) -> tuple[str, Allowed | Refused]:
-        """The URL for a path, which begins with a slash and may carry a query, and whether it may be called."""
-        url = self.url + path
-        return url, self._allow.decide(url)
+    def decide(self, path: str) -> Allowed | Refused:
+        """Whether the URL for a path, which begins with a slash and may carry a query, may be called."""
+        return self._allow.decide(self.url + path)
 
 
 @dataclass(frozen=True, slots=True)

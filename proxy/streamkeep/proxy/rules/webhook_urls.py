@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from streamkeep.proxy.rules.addresses import is_loopback
-from streamkeep.proxy.rules.allowlist import Allowlist, Refused
+from streamkeep.proxy.rules.allowlist import Allowed, Allowlist, Refused
 
 MAX_URL_CHARACTERS = 2048
 DEFAULT_GLOBS = ("https://*:*/**",)
@@ -21,14 +21,6 @@ _THIS_MACHINE = re.compile(r"localhost|127\.0\.0\.[0-9]{1,3}|::1")
 
 class WebhookUrlRejected(ValueError):
     """The URL is not one that webhooks may be sent to; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class WebhookTarget:
-    """A URL to send to, and whether it may lead to an address that is not public."""
-
-    url: str
-    may_be_private: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +35,7 @@ class WebhookRules:
         """The rules of a proxy that listens on `host`: on loopback alone, whoever asks is on this machine already."""
         return cls(allow, is_loopback(host))
 
-    def target(self, url: str) -> WebhookTarget:
+    def target(self, url: str) -> Allowed:
         """Raises: WebhookUrlRejected."""
         if len(url) > MAX_URL_CHARACTERS or not url.isascii():
             raise WebhookUrlRejected(f"a webhook URL has up to {MAX_URL_CHARACTERS} ASCII characters")
@@ -59,7 +51,7 @@ class WebhookRules:
             raise WebhookUrlRejected(
                 "a webhook URL is https and leads to a public host, or to one that the operator of this server admits"
             )
-        return WebhookTarget(url, decision.private)
+        return decision
 
 
 def _spelled(host: str) -> Allowlist:
