@@ -166,7 +166,7 @@ async def test_a_slow_disk_is_measured_beside_one_as_it_is(tmp_path: Path, monke
     found = await compare_slow_disk(Place(None, tmp_path), lambda _: None)
 
     assert (found.faults, found.left_out) == ([], {})
-    assert len(found.figures) == 10
+    assert len(found.figures) == 12
     assert [figure.what for figure in found.figures if figure.value is None] == []
 
 

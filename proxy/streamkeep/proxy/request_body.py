@@ -83,10 +83,13 @@ class RequestBody:
     async def of(cls, content: bytes, budget: BodyBudget) -> RequestBody:
         """A body of our own. Raises: ApiError (503): the budget is used up."""
 
-        async def receive() -> Message:
-            return {"type": "http.request", "body": content}
+        parts, size = [content], len(content)
 
-        return await cls.read(receive, budget, max_buffered_bytes=len(content), max_bytes=len(content))
+        async def receive() -> Message:
+            # Not `content` itself, which would be held here for as long as the body's reader is.
+            return {"type": "http.request", "body": parts.pop()}
+
+        return await cls.read(receive, budget, max_buffered_bytes=size, max_bytes=size)
 
     @property
     def digest(self) -> bytes:

@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import idna
 
@@ -59,7 +59,7 @@ _MARKED = re.compile(r"private:(?=https?://)", re.IGNORECASE)
 _PORT = re.compile(r"[0-9]{1,5}")
 _ESCAPE = re.compile(r"%(.{0,2})", re.DOTALL)
 _HEX_PAIR = re.compile(r"[0-9A-Fa-f]{2}")
-_TWICE_ESCAPED = re.compile(r"%25(?:2[ef]|5c|25|00)", re.IGNORECASE)
+_HIDING_ESCAPE = re.compile(r"%(?:2[ef]|5c|25|00)", re.IGNORECASE)
 _MAX_SHOWN = 200
 # What stands in a path and in a query as it is written, besides letters, digits and `-._~`.
 _PATH_SAFE = "!$%&'()*+,/:;=@[]^|"
@@ -77,8 +77,8 @@ class AllowlistError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a connection is to, and whether it may lead to an address that is not public. `host` is what is resolved:
-    lower-case ASCII, a trailing dot where there was one, IPv6 without brackets."""
+    """What a connection is to, and whether it may lead to an address that is not public. `host` is what is resolved: a name
+    in lower-case ASCII, with a trailing dot where there was one, or an address as it was written, IPv6 without brackets."""
 
     scheme: str
     host: str
@@ -97,9 +97,9 @@ class Allowed:
     """The URL may be called, and is read no more: `origin` is where to connect, `resource` what to ask for there. `label` is
     its host if a glob spells it, else `other`: a name of which there are only as many as there are globs."""
 
-    url: str
+    url: str = field(repr=False)
     origin: Origin
-    resource: bytes
+    resource: bytes = field(repr=False)
     label: str = OTHER
 
 
@@ -355,11 +355,12 @@ def _check_path(path: str) -> None:
         code = int(escape[1], 16)
         if code in b"/\\" or code < 0x20 or code == 0x7F:
             raise _Malformed("its path holds a percent-encoded slash, backslash or control character")
-    if _TWICE_ESCAPED.search(path):
+    decoded = unquote(path, encoding="latin-1")
+    if _HIDING_ESCAPE.search(decoded):
         raise _Malformed("its path is percent-encoded twice")
-    for segment in path.split("/"):
+    for segment in decoded.split("/"):
         # Some servers cut `;parameters` off a segment before they resolve dots.
-        if re.sub("%2e", ".", segment, flags=re.IGNORECASE).partition(";")[0] in (".", ".."):
+        if segment.partition(";")[0] in (".", ".."):
             raise _Malformed("its path holds a dot segment")
 
 
