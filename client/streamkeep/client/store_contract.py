@@ -44,9 +44,9 @@ class GenerationStoreContract:
 
     def test_records_come_newest_creation_first(self, store: GenerationStore) -> None:
         session_id = _session()
-        for request_id, age_seconds in (("b", 2), ("a", 1), ("c", 3)):
+        for request_id, age_seconds in (("b", 120), ("a", 60), ("c", 180)):
             store.put(_record(session_id, request_id, age_seconds=age_seconds))
-        store.put(replace(_record(session_id, "c", age_seconds=3), position=3))
+        store.put(replace(_record(session_id, "c", age_seconds=180), position=3))
         assert [found.request_id for found in store.records(_PROXY, session_id)] == ["a", "b", "c"]
 
     def test_sessions_and_proxies_are_kept_apart(self, store: GenerationStore) -> None:
@@ -63,7 +63,7 @@ class GenerationStoreContract:
         session_id = f"{_session()}a.b_c~d:e@f-"
         request_ids = ["r", "R", "r.", "r_", "r%", "r" * 200]
         for number, request_id in enumerate(request_ids):
-            store.put(_record(session_id, request_id, age_seconds=number))
+            store.put(_record(session_id, request_id, age_seconds=60 * number))
         assert [found.request_id for found in store.records(_PROXY, session_id)] == request_ids
         assert store.records(_PROXY, session_id[:-1]) == []
 
