@@ -68,7 +68,7 @@ async def test_t11_rotation_is_not_the_end(make_client: MakeClient, session: str
 
     async def play(exchange: Exchange) -> None:
         await exchange.head(200, {"Content-Type": "text/plain"})
-        for number in range(12):
+        for number in range(20):
             await exchange.chunk(b"%d," % number)
             await asyncio.sleep(0.12)
         await exchange.end()
@@ -76,7 +76,7 @@ async def test_t11_rotation_is_not_the_end(make_client: MakeClient, session: str
     settings = {"sse_seconds": 0.1, "heartbeat_seconds": 0.05, "url_seconds": 1.0}
     async with serving(Streams(), **settings) as proxy, upstream(play) as server:
         reading = await make_client(proxy.url).fetch(server.url, session_id=session)
-        assert await reading.rest() == b"0,1,2,3,4,5,6,7,8,9,10,11,"
+        assert await reading.rest() == b"".join(b"%d," % number for number in range(20))
         assert len(server.calls) == 1
 
 
@@ -85,6 +85,18 @@ async def test_an_expired_url_is_renewed(make_client: MakeClient) -> None:
         proxy.data = [
             proxy.failing(401, "signature_expired"),
             proxy.sending(data_event(BODY[:4], 4), then="reset"),
+            proxy.failing(401, "signature_expired"),
+            proxy.serve,
+        ]
+        assert await (await make_client(proxy.url).fetch(UPSTREAM)).rest() == BODY
+        assert proxy.paths("/api")[1:] == [f"/api/{SESSION}/{REQUEST}"] * 2
+
+
+async def test_a_renewed_url_that_was_accepted_may_expire_before_it_brings_anything(make_client: MakeClient) -> None:
+    async with scripted_proxy() as proxy:
+        proxy.data = [
+            proxy.failing(401, "signature_expired"),
+            proxy.sending(then="end"),
             proxy.failing(401, "signature_expired"),
             proxy.serve,
         ]

@@ -139,8 +139,8 @@ async def test_a_key_that_is_revoked_gets_nothing_from_it(proxy: Proxy, front: F
 
 async def test_a_url_that_has_expired_gets_nothing_from_it(proxy: Proxy, front: Front) -> None:
     await recorded(front, b"for four seconds")
-    query = proxy.service.access.signed_query(GenerationKey("acme", "chat", "1"), seconds=4.5)
-    expires_at = int(httpx.QueryParams(query)["expires"])
+    expires_at = proxy.service.access.expiry(3.5)
+    query = proxy.service.access.signed_query(GenerationKey("acme", "chat", "1"), expires=expires_at)
     statuses: list[tuple[bool, int]] = []
     async with asyncio.timeout(30):
         while not statuses or statuses[-1][1] == 200:

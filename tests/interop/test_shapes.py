@@ -124,7 +124,7 @@ async def test_it_stops_at_a_url_that_has_expired_and_at_data_that_are_gone(scri
     created = await create(proxy, whole(BODY.encode()))
     await proxy.ending(created["sessionId"], created["requestId"])
     key = GenerationKey(DEFAULT_TENANT, created["sessionId"], created["requestId"])
-    query = proxy.service.access.signed_query(key, seconds=-1)
+    query = proxy.service.access.signed_query(key, expires=1)
     expired = created | {f"{which}Url": f"{proxy.url}/stream/{of}?{query}" for which, of in WHICH.items()}
     assert (await play(scripts, expired, "sse"))["refused"] == {"status": 401, "name": "FetchError"}
     await proxy.client.delete(f"/api/{created['sessionId']}")

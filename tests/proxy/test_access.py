@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -508,7 +509,11 @@ async def test_a_generation_is_shared_for_reading_or_cancelling(vendor: Upstream
         reading = (await share(proxy, ids)).json()
         assert reading["rights"] == ["read"]
         assert (await proxy.client.get(reading["streamUrl"])).content == b"data: hello\n\n"
+        asked_at = time.time()
         both = (await share(proxy, {**ids, "rights": ["cancel", "read"], "seconds": 60})).json()
+        expires = int(httpx.URL(both["controlUrl"]).params["expires"])
+        assert asked_at + 60 <= expires <= time.time() + 61, "it is good for what was asked for, in whole seconds"
+        assert datetime.fromisoformat(both["expiresAt"]).timestamp() == expires
         assert (await proxy.client.get(both["controlUrl"])).status_code == 200
         assert (await proxy.client.post(both["cancelUrl"])).status_code == 200
         assert (await share(proxy, {**ids, "rights": ["cancel"]})).json().keys() == {"cancelUrl", "rights", "expiresAt"}

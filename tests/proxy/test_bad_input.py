@@ -134,7 +134,7 @@ async def test_a_tampered_url_is_refused(proxy: Proxy, change: object) -> None:
 
 
 async def test_an_expired_url_is_refused_and_renewed_by_the_generations_own_url() -> None:
-    async with serving(MemoryStore(), url_seconds=0.001) as proxy, upstream(whole(b"abc", "text/plain")) as server:
+    async with serving(MemoryStore(), url_seconds=-1.0) as proxy, upstream(whole(b"abc", "text/plain")) as server:
         created = (await proxy.create("chat", "1", server.url)).json()
         answer = await proxy.client.get(created["streamUrl"])
         assert (answer.status_code, answer.json()["error"]) == (401, "signature_expired")

@@ -252,7 +252,7 @@ async def test_a_url_that_was_changed_is_refused(name: str) -> None:
 
 
 async def test_an_expired_url_says_which_stream_and_is_renewed() -> None:
-    async with served(whole, url_seconds=0.001) as made:
+    async with served(whole, url_seconds=-1.0) as made:
         expired = (await made.post()).headers["Location"]
         id = urlsplit(expired).path.rpartition("/")[2]
         answer = await made.read(expired)

@@ -199,6 +199,7 @@ class GenerationBody(Body):
                     await self._read_by_long_poll()
                 case Read.CONTROL:
                     await self._read_control()
+            self._is_renewed = False
         except ServerError as exc:
             await self._renew(exc)
         except httpx.ReadTimeout as exc:
@@ -217,7 +218,7 @@ class GenerationBody(Body):
         if connection.decoder.is_between_events:
             frames, taken = take_frames(piece)
             if frames:
-                connection.is_barren = self._is_renewed = False
+                connection.is_barren = False
                 for data, offset, cursor, _ in frames:
                     self._reassembly.receive_data(data, int(offset[17:]))
                     self._cursor = cursor or self._cursor
@@ -322,7 +323,6 @@ class GenerationBody(Body):
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()
-        self._is_renewed = False
 
     def _expect(self, position: int) -> None:
         if position != self._reassembly.received:

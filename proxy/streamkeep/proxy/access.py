@@ -7,6 +7,7 @@ soon, for good with the first key.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -132,10 +133,14 @@ class Access:
             raise _refused(found)
         return Permit(key, is_public=False)
 
-    def signed_query(self, key: Signed, *rights: Right, seconds: float | None = None) -> str:
-        """The query string of a fresh URL that permits `rights` (reading, when none is given), for `seconds`."""
-        expires = int(time.time() + (self._settings.url_seconds if seconds is None else seconds))
-        return self.signer.query(key, expires=expires, rights=rights or (Right.READ,))
+    def expiry(self, seconds: float | None = None) -> int:
+        """The unix second until which a URL is to be signed that is good for `seconds` from now, or for the usual ones."""
+        return math.ceil(time.time() + (self._settings.url_seconds if seconds is None else seconds))
+
+    def signed_query(self, key: Signed, *rights: Right, expires: int | None = None) -> str:
+        """The query string of a fresh URL that permits `rights` (reading, when none is given) until `expires`."""
+        until = self.expiry() if expires is None else expires
+        return self.signer.query(key, expires=until, rights=rights or (Right.READ,))
 
     @property
     def signer(self) -> Signer:

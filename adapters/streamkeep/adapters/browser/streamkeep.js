@@ -194,7 +194,6 @@ function bodyOf(found, mark, given, { get, find, stop, outage, stallMs }, signal
     if (end <= received) return
     pieces.push(bytes.subarray(received - from))
     received = end
-    isRenewed = false
     outage.heard(true)
   }
 
@@ -238,6 +237,7 @@ function bodyOf(found, mark, given, { get, find, stop, outage, stallMs }, signal
       try {
         if (isClosed) return await readEnd()
         await (barren < 2 ? readEvents() : readByLongPoll())
+        isRenewed = false
       } catch (error) {
         // Live reads begin with an event: where none arrives, something on the way keeps them back.
         if (connection?.isBarren) barren++

@@ -174,7 +174,8 @@ class _Request:
         await asgi.answer(self.send, status, b"", headers)
 
     def _location(self, key: GenerationKey) -> str:
-        query = self.service.access.signed_query(key, Right.READ, Right.CANCEL, seconds=self._wanted_seconds())
+        expires = self.service.access.expiry(self._wanted_seconds())
+        query = self.service.access.signed_query(key, Right.READ, Right.CANCEL, expires=expires)
         base = asgi.base_url(self.scope, self.service.settings.public_url)
         return f"{base}{ROOT}/{key.session_id}?{query}"
 

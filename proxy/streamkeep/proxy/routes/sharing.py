@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 from typing import Any, assert_never
 
@@ -31,10 +30,10 @@ class Share:
                 request = ShareRequest.parse(body, principal.tenant)
         except CallerLeft:
             return
-        seconds = self._service.settings.url_seconds if request.seconds is None else request.seconds
-        query = self._service.access.signed_query(request.subject, *request.rights, seconds=seconds)
+        expires = self._service.access.expiry(request.seconds)
+        query = self._service.access.signed_query(request.subject, *request.rights, expires=expires)
         base = asgi.base_url(scope, self._service.settings.public_url)
-        expires_at = datetime.fromtimestamp(int(time.time() + seconds), UTC)
+        expires_at = datetime.fromtimestamp(expires, UTC)
         await asgi.answer_json(
             send,
             200,
