@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.slow
 def test_make_run_stops_cleanly_on_sigterm_and_on_ctrl_c_and_keeps_its_streams(tmp_path: Path) -> None:
     command = ["make", "run", f"VENV={tmp_path / 'venv'}"]
-    kept = {n: v for n, v in os.environ.items() if not n.startswith(("STREAMKEEP_", "MAKE")) and n != "DATABASE_URL"}
+    # ARGS as well: `make test ARGS=...` hands on what it was given itself.
+    ours = ("STREAMKEEP_", "MAKE", "DATABASE_URL", "ARGS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     data_dir = tmp_path / "data"
     environ = kept | {"STREAMKEEP_PORT": str(free_port()), "STREAMKEEP_DATA_DIR": str(data_dir)}
 

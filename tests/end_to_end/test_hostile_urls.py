@@ -270,7 +270,7 @@ def canary() -> Iterator[Canary]:
 async def exposed(resolver: Resolver, *globs: str, **more: object) -> AsyncIterator[Proxy]:
     """A proxy for strangers: its rules admit whatever can be admitted in general, and these globs."""
     allow = Allowlist.parse(["*:*/**", *globs])
-    changes = {"allow": allow, "webhook_allow": allow, "host": "0.0.0.0", "connect_seconds": 0.3, "upstream_retries": 0}
+    changes = {"allow": allow, "webhook_allow": allow, "host": "0.0.0.0", "upstream_retries": 0}
     async with serving(MemoryStore(), resolve=resolver, **changes, **more) as proxy:
         yield proxy
 
@@ -306,7 +306,7 @@ async def test_a_spelled_address_is_reached_so_the_canary_hears(canary: Canary, 
 async def test_t35_a_name_that_changes_its_answer_is_asked_once_and_believed_once(canary: Canary, route: str) -> None:
     resolver = Resolver()
     resolver.scripts["rebinding.example"] = iter([[UNROUTED], ["127.0.0.1"], ["127.0.0.1"]])
-    async with exposed(resolver) as proxy:
+    async with exposed(resolver, connect_seconds=0.3) as proxy:
         with CONNECTS.watching(proxy):
             await ROUTES[route](proxy, f"http://rebinding.example:{canary.port}/")
             # Where there is no IPv6 at all, nothing is even tried.
