@@ -394,7 +394,8 @@ class MemoryStore:
         producers: dict[tuple[int, str], Producer] = {}
         for append in appends:
             stream = self._paths.get(append.key)
-            if stream is not None and (self._is_readable(stream) or self._has_forks(stream)):
+            is_gone = stream is not None and not self._is_readable(stream)
+            if stream is not None and (not is_gone or self._has_forks(stream)):
                 states[append.key] = StreamState(
                     stream.id,
                     self._content_type(stream),
@@ -402,7 +403,7 @@ class MemoryStore:
                     stream.writer_sequence,
                     stream.closed_by,
                     is_generation=stream.is_generation,
-                    is_gone=not self._is_readable(stream),
+                    is_gone=is_gone,
                     schema_id=stream.schema_id,
                 )
                 producers |= {(stream.id, name): known for name, known in stream.producers.items()}
@@ -599,11 +600,11 @@ class MemoryStore:
     def _find(self, key: StreamKey) -> _Stream:
         """The readable stream under a path. One that has expired is gone while forks need it, and absent after that."""
         stream = self._paths.get(key)
-        if stream is None or (not self._is_readable(stream) and not self._has_forks(stream)):
-            raise StreamNotFound(f"no stream {key.path!r}")
-        if not self._is_readable(stream):
+        if stream is not None and self._is_readable(stream):
+            return stream
+        if stream is not None and self._has_forks(stream):
             raise StreamGone(f"{key.path} is deleted")
-        return stream
+        raise StreamNotFound(f"no stream {key.path!r}")
 
     def _new(self, key: StreamKey, config: StreamConfig) -> _Stream:
         content_type = config.content_type or content_types.DEFAULT
