@@ -148,6 +148,21 @@ test("W9, W22: reads are signed, expired signatures are renewed with the key, an
   assert.equal((await open(KEYED_URL)(url, asking(freshSession()))).status, 401)
 })
 
+test("an answer that says nothing while its URL expires again and again is read on", async () => {
+  const { turn, give } = turns()
+  const { url } = await vendor(says([BYTES], { turn }))
+  const session = freshSession()
+  const fetch = open(KEYED_URL, { auth: () => ({ "Streamkeep-Key": PROXY_KEY }) })
+  const whole = drain((await fetch(url, asking(session))).body)
+  // The reader's own URLs end no later than the first two of these.
+  for (let number = 0; number < 3; number++) {
+    const [{ streamUrl }] = await fetch.active(session)
+    await until(async () => (await globalThis.fetch(streamUrl)).status === 401)
+  }
+  give(2)
+  assert.deepEqual(await whole, { bytes: BYTES, error: null })
+})
+
 test("W22: a generation that is deleted under its reader errors the body", async () => {
   const { turn, give } = turns()
   const { url } = await vendor(says(inPieces(100), { turn }))
