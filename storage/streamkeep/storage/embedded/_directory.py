@@ -168,8 +168,7 @@ class DataDirectory:
 
         Its name is new each time, for the initdb of a killed parent may still be cleaning up its own.
         """
-        for leftover in self.root.glob("postgres.new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        self._remove_unfinished()
         path = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=self.root))
         if owner is not None:
             os.chown(path, *owner)
@@ -182,6 +181,12 @@ class DataDirectory:
             os.fsync(root)
         finally:
             os.close(root)
+        # What a dying initdb was still writing into could not be removed before.
+        self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        for leftover in self.root.glob("postgres.new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def hand_cluster_over(self, owner: tuple[int, int]) -> None:
         """Give the cluster to another account, where the last start ran under another."""
