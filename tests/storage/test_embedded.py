@@ -29,6 +29,7 @@ from streamkeep.storage.embedded import (
     ServerFailed,
     WrongMajorVersion,
 )
+from streamkeep.storage.embedded._directory import make_root
 from streamkeep.storage.embedded._processes import _postmasters_by_command_line, send, server_processes
 from streamkeep.storage.embedded._programs import Programs, find_programs
 
@@ -393,8 +394,16 @@ def test_an_interrupted_initdb_leaves_a_directory_that_starts(tmp_path: Path, us
     assert not (data_dir / "postgres").exists()
     with EmbeddedPostgres.start(data_dir) as server:
         assert answers(server.dsn)
-        # The initdb of a killed user may be at it still, and removes its own.
-        eventually(lambda: not list(data_dir.glob("postgres.new-*")))
+        assert not list(data_dir.glob("postgres.new-*"))
+
+
+def test_what_a_dying_initdb_kept_busy_goes_when_the_next_one_is_done(tmp_path: Path) -> None:
+    directory = make_root(tmp_path)
+    made = directory.new_cluster_path(None)
+    (tmp_path / "postgres.new-busy").mkdir()
+    (tmp_path / "postgres.new-busy" / "PG_VERSION").touch()
+    directory.install_cluster(made)
+    assert [path.name for path in tmp_path.iterdir()] == ["postgres"]
 
 
 def test_ctrl_c_does_not_reach_the_server_before_its_parent_stops_it(data_dir: Path, use: Callable[..., User]) -> None:

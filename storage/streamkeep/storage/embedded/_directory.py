@@ -181,7 +181,7 @@ class DataDirectory:
             os.fsync(root)
         finally:
             os.close(root)
-        # What a dying initdb was still writing into could not be removed before.
+        # What a dying initdb was still at work in could not be removed before.
         self._remove_unfinished()
 
     def _remove_unfinished(self) -> None:
