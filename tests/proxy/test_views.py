@@ -242,7 +242,7 @@ async def test_readers_that_join_anywhere_get_the_rest(seed: int) -> None:
     store = MemoryStore()
     owner = await store.register_owner()
     row = (await store.claim(owner, GenerationKey("default", "chat", "1"), b"f")).generation
-    row = await store.start(row, UpstreamHead(200, "text/event-stream"), b"f")
+    await store.start(row, UpstreamHead(200, "text/event-stream"), b"f")
     readers = Readers(store)
     source = JsonView(store, readers.decoding, row.data_stream, row.control_stream)
     body = b"".join(choose.choice([b"data: %d\n\n", b"data: %d\r\n\r\n", b": %d\n\n"]) % n for n in range(300))

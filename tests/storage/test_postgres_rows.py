@@ -80,7 +80,8 @@ async def test_a_stricter_default_isolation_changes_nothing(database_url: str, l
         owner = await store.register_owner()
         claims = await asyncio.gather(*(store.claim(owner, key(), FINGERPRINT) for _ in range(10)))
         assert sum(claim.is_new for claim in claims) == 1
-        generation = await store.start(claims[0].generation, HEAD, FINGERPRINT)
+        generation = claims[0].generation
+        await store.start(generation, HEAD, FINGERPRINT)
         await asyncio.gather(
             store.commit(owner, [Append(generation.data_stream, 0, b"x")], []), *(store.renew(owner) for _ in range(5))
         )

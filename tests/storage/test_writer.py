@@ -67,7 +67,8 @@ async def writing(store: Store, **budgets: int) -> AsyncIterator[tuple[Writer, W
 async def started(store: Store, request_id: str, owner: Owner | None = None) -> Generation:
     owner = owner or await store.register_owner()
     claim = await store.claim(owner, GenerationKey("default", "chat", request_id), b"f")
-    return await store.start(claim.generation, UpstreamHead(200, "text/plain"), b"f")
+    await store.start(claim.generation, UpstreamHead(200, "text/plain"), b"f")
+    return claim.generation
 
 
 def done(recorder: Recorder) -> Terminal:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from starlette.types import Receive
 from tenacity import (
@@ -64,8 +64,6 @@ if TYPE_CHECKING:
     from streamkeep.proxy.tracing import Tracing
 
 logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 HEARTBEAT_SECONDS = 3.0
 LEASE_SECONDS = 9.0
@@ -551,14 +549,14 @@ class Generations:
                     await request.body.drain()
         fingerprint = request.fingerprint() if request.body.is_complete else None
         began_at = time.monotonic()
-        row = await self._persist(
+        await self._persist(
             lambda: self._store.start(generation, head, fingerprint),
             State.RUNNING,
             generation,
             within_seconds=self._settings.storage_outage_seconds,
         )
         self.tally.acceptance_seconds.observe(time.monotonic() - began_at)
-        call.generation = row or replace(generation, state=State.RUNNING, head=head, fingerprint=fingerprint)
+        call.generation = replace(generation, state=State.RUNNING, head=head, fingerprint=fingerprint)
         observer = None
         if self._settings.observe_endings:
             observer = EndingObserver(head.content_type, head.content_encoding)
@@ -576,8 +574,8 @@ class Generations:
             call.span.first_chunk()
 
     async def _persist(
-        self, write: Callable[[], Awaitable[_T]], target: State, generation: Generation, *, within_seconds: float
-    ) -> _T | None:
+        self, write: Callable[[], Awaitable[None]], target: State, generation: Generation, *, within_seconds: float
+    ) -> None:
         """Write a verdict while the database comes and goes. A write that broke off may have been done: then the row
         is in its target state already.
 
@@ -587,10 +585,10 @@ class Generations:
         """
         is_unknown = False
 
-        async def attempt() -> _T | None:
+        async def attempt() -> None:
             nonlocal is_unknown
             try:
-                return await write()
+                await write()
             except StoreUnavailable:
                 is_unknown = True
                 raise
@@ -600,7 +598,6 @@ class Generations:
                 row = await self._store.generation(generation.key)
                 if row is None or row.epoch != generation.epoch or row.state is not target:
                     raise
-                return None
 
         def policy() -> AsyncRetrying:
             return AsyncRetrying(
@@ -610,7 +607,7 @@ class Generations:
                 reraise=True,
             )
 
-        return await persistently(attempt, StoreUnavailable, policy)
+        await persistently(attempt, StoreUnavailable, policy)
 
     # Background work
 

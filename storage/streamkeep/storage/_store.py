@@ -120,9 +120,8 @@ class Store(Protocol):
             OwnerFenced: nothing was claimed.
         """
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> Generation:
-        """Record upstream's acceptance: creating → running. Returns the row as it stands then. The fingerprint is None
-        when the whole body never came.
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> None:
+        """Record upstream's acceptance: creating → running. The fingerprint is None when the whole body never came.
 
         Raises:
             GenerationEnded: it is not `creating` in this epoch.

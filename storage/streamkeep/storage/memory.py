@@ -207,9 +207,9 @@ class MemoryStore:
             raise FingerprintMismatch(f"{key} belongs to another request")
         return Claim(found, is_new=False)
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> Generation:
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> None:
         row = self._creating(generation)
-        return self._put(replace(row, state=State.RUNNING, head=head, fingerprint=fingerprint))
+        self._put(replace(row, state=State.RUNNING, head=head, fingerprint=fingerprint))
 
     async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
         row = self._creating(generation)

@@ -520,13 +520,11 @@ class PostgresStore:
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'creating'
       and {_BELONGS_TO_FENCE}
-    returning generations.*
     """
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> Generation:
-        started = await self._leave_creating(self._START, generation, fingerprint, _head_json(head))
-        self._tails.setdefault(started.data_stream, 0)
-        return started
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> None:
+        await self._leave_creating(self._START, generation, fingerprint, _head_json(head))
+        self._tails.setdefault(generation.data_stream, 0)
 
     _REFUSE = f"""
     with {_fence()}
@@ -537,7 +535,6 @@ class PostgresStore:
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'creating'
       and {_BELONGS_TO_FENCE}
-    returning generations.*
     """
 
     async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
@@ -550,15 +547,14 @@ class PostgresStore:
 
     _IS_OWNER = "select settled from streamkeep.owners where id = $1 and epoch = $2"
 
-    async def _leave_creating(self, statement: str, generation: Generation, *values: object) -> Generation:
+    async def _leave_creating(self, statement: str, generation: Generation, *values: object) -> None:
         owner = generation.owner
-        row = await self._database.fetch_row(statement, owner.id, owner.epoch, generation.id, generation.epoch, *values)
-        if row is None:
+        ids = (owner.id, owner.epoch, generation.id, generation.epoch)
+        if not await self._database.execute(statement, *ids, *values):
             if await self._database.fetch_row(self._IS_OWNER, owner.id, owner.epoch) is None:
                 raise self._fenced(owner)
             raise GenerationEnded(f"{generation.key} is not being created in epoch {generation.epoch}")
         self._announce(generation.data_stream, generation.control_stream)
-        return self._generation(row)
 
     _GENERATION = f"""
     select {_COLUMNS} from streamkeep.generations where tenant = $1 and session_id = $2 and request_id = $3

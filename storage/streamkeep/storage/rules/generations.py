@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from streamkeep.storage.rules.offsets import format_offset
 
@@ -105,7 +106,7 @@ class Usage:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Terminal:
     """A generation's one end. `offset` is the data stream's final offset; `sha256` is hex, None when unknown."""
 
@@ -119,6 +120,10 @@ class Terminal:
 
     def to_json(self) -> bytes:
         """The event as it stands on the control stream, one line of JSON."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> bytes:
         event: dict[str, object] = {
             "event": self.code.state.value,
             "code": self.code.value,
