@@ -9,11 +9,13 @@ import pytest
 
 from streamkeep.proxy import deletion
 from streamkeep.proxy.deletion import Deleted
-from streamkeep.storage import Erasure, GenerationKey, MemoryStore
+from streamkeep.storage import Claim, Erasure, GenerationKey, MemoryStore, Owner, Terms
 from streamkeep.storage.postgres import PostgresStore
 from tests.postgres import connected
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
+
+NO_TERMS = Terms()
 
 
 def ways(session_id: str, request_id: str) -> list[str]:
@@ -138,6 +140,29 @@ async def test_a_generation_may_be_deleted_before_upstream_has_answered(proxy: P
             assert (await creation).status_code in (409, 410)
         await assert_gone(proxy, "chat", "1")
         assert len(server.calls) == 1
+
+
+class DeletedOnceClaimed(PostgresStore):
+    """Deletes what it claimed, before whoever claims it hears of that: no call has begun that could be told."""
+
+    async def claim(
+        self, owner: Owner, key: GenerationKey, fingerprint: bytes | None, terms: Terms = NO_TERMS
+    ) -> Claim:
+        claim = await super().claim(owner, key, fingerprint, terms)
+        await self.erase(Erasure.of(key))
+        return claim
+
+
+async def test_a_generation_that_is_deleted_while_it_is_claimed_is_never_read(database_url: str) -> None:
+    async def play(exchange: Exchange) -> None:
+        await exchange.head(200, {"Content-Type": "text/plain"})
+        await exchange.chunk(b"secret")
+        await exchange.is_gone.wait()
+
+    async with serving(DeletedOnceClaimed(database_url)) as proxy, upstream(play) as server:
+        assert (await proxy.create("chat", "1", server.url)).json()["state"] == "cancelled"
+        await assert_gone(proxy, "chat", "1")
+        await (await server.called()).is_gone.wait()
 
 
 async def test_another_instance_deletes_what_runs_here(database_url: str) -> None:

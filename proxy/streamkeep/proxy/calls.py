@@ -76,11 +76,10 @@ class Call:
 
     @property
     def is_streaming(self) -> bool:
-        """Whether upstream's acceptance is stored, and nothing is known that would end the generation: `generation` is then
-        the row that the store has."""
+        """Whether upstream's acceptance is stored, and nothing is known that would end the generation."""
         if self.is_settled or self.is_abandoned or self.stop_reason is not None:
             return False
-        return self.generation.state is State.RUNNING and self.generation.gone is None
+        return self.generation.state is State.RUNNING
 
     def overdue(self, now: float) -> Code | None:
         """Which clock has run out, if any. Only waiting for upstream counts against it."""

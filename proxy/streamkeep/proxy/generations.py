@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.types import Receive
 from tenacity import (
@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from streamkeep.proxy.tracing import Tracing
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 HEARTBEAT_SECONDS = 3.0
 LEASE_SECONDS = 9.0
@@ -549,7 +551,7 @@ class Generations:
                     await request.body.drain()
         fingerprint = request.fingerprint() if request.body.is_complete else None
         began_at = time.monotonic()
-        await self._persist(
+        is_cancel_requested = await self._persist(
             lambda: self._store.start(generation, head, fingerprint),
             State.RUNNING,
             generation,
@@ -560,7 +562,11 @@ class Generations:
         observer = None
         if self._settings.observe_endings:
             observer = EndingObserver(head.content_type, head.content_encoding)
-        _answer(call, call.generation)
+        if is_cancel_requested:
+            # Nobody here heard of it: it came while the call had not begun, or the message was lost.
+            self._cancel(call, "other_process")
+        else:
+            _answer(call, call.generation)
         return Relay(
             call.recorder,
             observer,
@@ -574,8 +580,8 @@ class Generations:
             call.span.first_chunk()
 
     async def _persist(
-        self, write: Callable[[], Awaitable[None]], target: State, generation: Generation, *, within_seconds: float
-    ) -> None:
+        self, write: Callable[[], Awaitable[_T]], target: State, generation: Generation, *, within_seconds: float
+    ) -> _T | None:
         """Write a verdict while the database comes and goes. A write that broke off may have been done: then the row
         is in its target state already.
 
@@ -585,10 +591,10 @@ class Generations:
         """
         is_unknown = False
 
-        async def attempt() -> None:
+        async def attempt() -> _T | None:
             nonlocal is_unknown
             try:
-                await write()
+                return await write()
             except StoreUnavailable:
                 is_unknown = True
                 raise
@@ -598,6 +604,7 @@ class Generations:
                 row = await self._store.generation(generation.key)
                 if row is None or row.epoch != generation.epoch or row.state is not target:
                     raise
+                return None
 
         def policy() -> AsyncRetrying:
             return AsyncRetrying(
@@ -607,7 +614,7 @@ class Generations:
                 reraise=True,
             )
 
-        await persistently(attempt, StoreUnavailable, policy)
+        return await persistently(attempt, StoreUnavailable, policy)
 
     # Background work
 

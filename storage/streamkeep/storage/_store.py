@@ -120,8 +120,9 @@ class Store(Protocol):
             OwnerFenced: nothing was claimed.
         """
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> None:
-        """Record upstream's acceptance: creating → running. The fingerprint is None when the whole body never came.
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> bool:
+        """Record upstream's acceptance: creating → running. Returns whether a cancel was requested before, as deleting does,
+        too. The fingerprint is None when the whole body never came.
 
         Raises:
             GenerationEnded: it is not `creating` in this epoch.

@@ -559,9 +559,19 @@ class StoreContract:
     async def test_start_records_what_upstream_said(self) -> None:
         async with self.opened() as store:
             claim = await store.claim(await store.register_owner(), key(), None)
-            await store.start(claim.generation, HEAD, FINGERPRINT)
+            assert not await store.start(claim.generation, HEAD, FINGERPRINT)
             expected = replace(claim.generation, state=State.RUNNING, head=HEAD, fingerprint=FINGERPRINT)
             assert await store.generation(key()) == expected
+
+    async def test_start_tells_of_a_cancel_that_came_before_it(self) -> None:
+        async with self.opened() as store:
+            owner = await store.register_owner()
+            cancelled = (await store.claim(owner, key("cancelled"), None)).generation
+            deleted = (await store.claim(owner, key("deleted"), None)).generation
+            await store.request_cancel(cancelled.key)
+            await store.erase(Erasure.of(deleted.key))
+            assert await store.start(cancelled, HEAD, FINGERPRINT)
+            assert await store.start(deleted, HEAD, FINGERPRINT)
 
     async def test_headers_come_back_whatever_they_hold(self) -> None:
         async with self.opened() as store:

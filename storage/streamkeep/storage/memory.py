@@ -207,9 +207,10 @@ class MemoryStore:
             raise FingerprintMismatch(f"{key} belongs to another request")
         return Claim(found, is_new=False)
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> None:
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> bool:
         row = self._creating(generation)
         self._put(replace(row, state=State.RUNNING, head=head, fingerprint=fingerprint))
+        return row.is_cancel_requested
 
     async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
         row = self._creating(generation)

@@ -520,11 +520,13 @@ class PostgresStore:
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'creating'
       and {_BELONGS_TO_FENCE}
+    returning is_cancel_requested
     """
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> None:
-        await self._leave_creating(self._START, generation, fingerprint, _head_json(head))
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> bool:
+        is_cancel_requested = await self._leave_creating(self._START, generation, fingerprint, _head_json(head))
         self._tails.setdefault(generation.data_stream, 0)
+        return is_cancel_requested
 
     _REFUSE = f"""
     with {_fence()}
@@ -535,6 +537,7 @@ class PostgresStore:
     from fence
     where generations.id = $3 and generations.epoch = $4 and state = 'creating'
       and {_BELONGS_TO_FENCE}
+    returning is_cancel_requested
     """
 
     async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
@@ -547,14 +550,17 @@ class PostgresStore:
 
     _IS_OWNER = "select settled from streamkeep.owners where id = $1 and epoch = $2"
 
-    async def _leave_creating(self, statement: str, generation: Generation, *values: object) -> None:
+    async def _leave_creating(self, statement: str, generation: Generation, *values: object) -> bool:
+        """Whether a cancel was requested before."""
         owner = generation.owner
-        ids = (owner.id, owner.epoch, generation.id, generation.epoch)
-        if not await self._database.execute(statement, *ids, *values):
+        row = await self._database.fetch_row(statement, owner.id, owner.epoch, generation.id, generation.epoch, *values)
+        if row is None:
             if await self._database.fetch_row(self._IS_OWNER, owner.id, owner.epoch) is None:
                 raise self._fenced(owner)
             raise GenerationEnded(f"{generation.key} is not being created in epoch {generation.epoch}")
         self._announce(generation.data_stream, generation.control_stream)
+        is_cancel_requested: bool = row["is_cancel_requested"]
+        return is_cancel_requested
 
     _GENERATION = f"""
     select {_COLUMNS} from streamkeep.generations where tenant = $1 and session_id = $2 and request_id = $3

@@ -162,8 +162,8 @@ class RemoteStore:
     ) -> Claim:
         return cast("Claim", await self._journal.write("claim", owner, key, fingerprint, terms))
 
-    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> None:
-        await self._journal.write("start", generation, head, fingerprint)
+    async def start(self, generation: Generation, head: UpstreamHead, fingerprint: bytes | None) -> bool:
+        return cast("bool", await self._journal.write("start", generation, head, fingerprint))
 
     async def refuse(self, generation: Generation, refusal: Refusal, fingerprint: bytes | None) -> None:
         await self._journal.write("refuse", generation, refusal, fingerprint)
