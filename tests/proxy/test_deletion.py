@@ -15,8 +15,6 @@ from tests.postgres import connected
 from tests.serving import Proxy, serving
 from tests.upstream import Exchange, upstream, whole
 
-NO_TERMS = Terms()
-
 
 def ways(session_id: str, request_id: str) -> list[str]:
     """Every path that leads to a generation."""
@@ -146,7 +144,11 @@ class DeletedOnceClaimed(PostgresStore):
     """Deletes what it claimed, before whoever claims it hears of that: no call has begun that could be told."""
 
     async def claim(
-        self, owner: Owner, key: GenerationKey, fingerprint: bytes | None, terms: Terms = NO_TERMS
+        self,
+        owner: Owner,
+        key: GenerationKey,
+        fingerprint: bytes | None,
+        terms: Terms = Terms(),  # noqa: B008
     ) -> Claim:
         claim = await super().claim(owner, key, fingerprint, terms)
         await self.erase(Erasure.of(key))
@@ -161,6 +163,8 @@ async def test_a_generation_that_is_deleted_while_it_is_claimed_is_never_read(da
 
     async with serving(DeletedOnceClaimed(database_url)) as proxy, upstream(play) as server:
         assert (await proxy.create("chat", "1", server.url)).json()["state"] == "cancelled"
+        # Live reads are the ones that what runs here is asked for.
+        assert_deleted(await proxy.read("chat", "1", offset="-1", live="long-poll"))
         await assert_gone(proxy, "chat", "1")
         await (await server.called()).is_gone.wait()
 

@@ -582,8 +582,8 @@ class Generations:
     async def _persist(
         self, write: Callable[[], Awaitable[_T]], target: State, generation: Generation, *, within_seconds: float
     ) -> _T | None:
-        """Write a verdict while the database comes and goes. A write that broke off may have been done: then the row
-        is in its target state already.
+        """Write a verdict while the database comes and goes; what the write returns. A write that broke off may have been
+        done: then the row is in its target state already, and this returns None.
 
         Raises:
             StoreUnavailable: it stayed away for longer than it may.
