@@ -596,6 +596,27 @@ async def test_a_receiver_that_wants_no_more_gets_the_rest_later(transport: Upst
         assert await body.pour(receive)
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="only Linux lets a socket choose how it acknowledges")
+async def test_chunks_are_acknowledged_together_while_they_are_poured(transport: UpstreamTransport) -> None:
+    async with RawServer() as server:
+        answer = asyncio.create_task(send(transport, server.url))
+        peer = await server.accept()
+        await peer.head()
+        body = poured_from(await answer_to(peer, answer, CHUNKED))
+        (connection,) = transport._open
+        options = connection._transport.get_extra_info("socket")
+
+        def acknowledges_at_once() -> bool:
+            return bool(options.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
+
+        pouring = asyncio.create_task(body.pour(lambda data: True))
+        await until(lambda: not acknowledges_at_once())
+        await peer.send(b"1\r\na\r\n0\r\n\r\n")
+        assert await pouring
+        assert transport.idle_connections == 1
+        assert acknowledges_at_once()
+
+
 async def test_what_breaks_off_is_poured_before_it_is_told(transport: UpstreamTransport) -> None:
     async with RawServer(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok")) as server:
         body = poured_from(await send(transport, server.url))

@@ -223,12 +223,12 @@ async def test_a_full_recorder_waits_for_the_commit_and_budgets_hold(database_ur
 
 
 async def test_a_commit_waits_for_some_company_and_behind_a_crowd_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamkeep.storage.writer._REST_SECONDS", 3600)
-    monkeypatch.setattr("streamkeep.storage.writer._SHORT_REST_SECONDS", 3600)
+    for rest in ("_SHORT_REST_SECONDS", "_REST_SECONDS", "_LONG_REST_SECONDS"):
+        monkeypatch.setattr(f"streamkeep.storage.writer.{rest}", 3600)
     store = MemoryStore()
     async with writing(store) as (writer, witness):
         owner = await store.register_owner()
-        recorders = [writer.recorder(await started(store, str(number), owner)) for number in range(60)]
+        recorders = [writer.recorder(await started(store, str(number), owner)) for number in range(100)]
 
         async def some_turns() -> int:
             """How many commits' parts were told by the end of them."""
@@ -243,9 +243,9 @@ async def test_a_commit_waits_for_some_company_and_behind_a_crowd_for_its_time(m
         assert await some_turns() == 1
         recorders[20].append(b"the twentieth")
         assert await some_turns() == 21
-        for recorder in recorders[:40]:
+        for recorder in recorders[:64]:
             recorder.append(b"in a crowd")
-        assert await some_turns() == 61
-        for recorder in recorders[:60]:
+        assert await some_turns() == 85
+        for recorder in recorders:
             recorder.append(b"waits, however many there are")
-        assert await some_turns() == 61
+        assert await some_turns() == 85

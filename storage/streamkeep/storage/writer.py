@@ -35,12 +35,14 @@ logger = logging.getLogger(__name__)
 _MAX_RETRY_PAUSE_SECONDS = 0.5
 # A commit costs as much as ten chunks, whatever it holds, so the next one waits: until some streams have something for it, or
 # for so long. The first after a quiet moment does not. The more there is to do, the less of it should go into commits: behind
-# a few the wait is short, since there is time for them, and behind a crowd it is always long.
-_REST_SECONDS = 0.001
+# a few the wait is short, since there is time for them, behind many it is long, and behind a crowd it is always that long.
 _SHORT_REST_SECONDS = 0.0005
+_REST_SECONDS = 0.001
+_LONG_REST_SECONDS = 0.002
 _FEW = 12
+_MANY = 16
 _COMPANY = 20
-_CROWD = 36
+_CROWD = 64
 
 
 class Audience(Protocol):
@@ -217,7 +219,7 @@ class Writer:
                 owner = batch[0].recorder.owner
                 await self._commit(owner, batch)
                 self._company = _COMPANY if len(batch) < _CROWD else math.inf
-                await self._rest(_SHORT_REST_SECONDS if len(batch) < _FEW else _REST_SECONDS)
+                await self._rest(_rest_behind(len(batch)))
 
     async def _rest(self, seconds: float) -> None:
         if len(self._dirty) >= self._company:
@@ -346,3 +348,10 @@ class Writer:
         # Wake everybody who waits for room, without a future for each.
         self._committed.set()
         self._committed = asyncio.Event()
+
+
+def _rest_behind(size: int) -> float:
+    """How long a commit waits at most behind one of so many streams, in seconds."""
+    if size < _FEW:
+        return _SHORT_REST_SECONDS
+    return _REST_SECONDS if size < _MANY else _LONG_REST_SECONDS
