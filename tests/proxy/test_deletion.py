@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
 
 from streamkeep.proxy import deletion
 from streamkeep.proxy.deletion import Deleted
-from streamkeep.storage import Claim, Erasure, GenerationKey, MemoryStore, Owner, Terms
+from streamkeep.storage import Claim, Erasure, GenerationKey, MemoryStore, Owner
 from streamkeep.storage.postgres import PostgresStore
 from tests.postgres import connected
 from tests.serving import Proxy, serving
@@ -143,14 +144,8 @@ async def test_a_generation_may_be_deleted_before_upstream_has_answered(proxy: P
 class DeletedOnceClaimed(PostgresStore):
     """Deletes what it claimed, before whoever claims it hears of that: no call has begun that could be told."""
 
-    async def claim(
-        self,
-        owner: Owner,
-        key: GenerationKey,
-        fingerprint: bytes | None,
-        terms: Terms = Terms(),  # noqa: B008
-    ) -> Claim:
-        claim = await super().claim(owner, key, fingerprint, terms)
+    async def claim(self, owner: Owner, key: GenerationKey, *rest: Any, **named: Any) -> Claim:
+        claim = await super().claim(owner, key, *rest, **named)
         await self.erase(Erasure.of(key))
         return claim
 

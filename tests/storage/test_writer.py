@@ -249,3 +249,27 @@ async def test_a_commit_waits_for_some_company_and_behind_a_crowd_for_its_time(m
         for recorder in recorders:
             recorder.append(b"waits, however many there are")
         assert await some_turns() == 85
+
+
+@pytest.mark.parametrize(
+    ("size", "rest"),
+    [(11, "_SHORT_REST_SECONDS"), (12, "_REST_SECONDS"), (15, "_REST_SECONDS"), (16, "_LONG_REST_SECONDS")],
+)
+async def test_the_more_a_commit_held_the_longer_the_next_one_waits(
+    monkeypatch: pytest.MonkeyPatch, size: int, rest: str
+) -> None:
+    for each in ("_SHORT_REST_SECONDS", "_REST_SECONDS", "_LONG_REST_SECONDS"):
+        monkeypatch.setattr(f"streamkeep.storage.writer.{each}", 3600 if each == rest else 0)
+    store = MemoryStore()
+    async with writing(store) as (writer, witness):
+        owner = await store.register_owner()
+        recorders = [writer.recorder(await started(store, str(number), owner)) for number in range(size)]
+        for recorder in recorders:
+            recorder.append(b"together")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(witness.told) == size
+        recorders[0].append(b"waits")
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(witness.told) == size

@@ -447,9 +447,9 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def _acknowledge(self, *, at_once: bool) -> None:
-        """Whether the kernel answers each chunk that is read by a segment of its own, which it sees to here, or two that come
-        within 40 ms by one. Where they come more slowly it goes back to the former by itself: a peer that sends no more until
-        it has an answer (Nagle's algorithm) waits for that once."""
+        """Whether the kernel acknowledges each chunk once it is read, which costs this process time, or two at once that come
+        within 40 ms. Where they come more slowly it goes back to the former by itself: a peer that sends no more until
+        it has that (Nagle's algorithm) waits for it once."""
         if hasattr(socket, "TCP_QUICKACK"):
             peer: socket.socket = self._transport.get_extra_info("socket")
             with suppress(OSError):
