@@ -36,6 +36,7 @@ _MAX_RETRY_PAUSE_SECONDS = 0.5
 # A commit costs as much as ten chunks, whatever it holds, so the next one waits: until some streams have something for it, or
 # for so long. The first after a quiet moment does not. The more there is to do, the less of it should go into commits: behind
 # a few the wait is short, since there is time for them, behind many it is long, and behind a crowd it is always that long.
+# uvloop's timers know whole milliseconds: the short wait is a turn of the loop there.
 _SHORT_REST_SECONDS = 0.0005
 _REST_SECONDS = 0.001
 _LONG_REST_SECONDS = 0.002
