@@ -34,6 +34,7 @@ async def opened(
     deadline_seconds: float = 10.0,
     merge_after_seconds: float = 0.0,
     keyring: Keyring = Keyring(),  # noqa: B008
+    warms_up: bool = False,
 ) -> AsyncIterator[PostgresStore]:
     """A store that is open, as one instance of the proxy has it; its ears hear what others do from now on."""
     store = PostgresStore(
@@ -44,6 +45,7 @@ async def opened(
         deadline_seconds=deadline_seconds,
         merge_after_seconds=merge_after_seconds,
         keyring=keyring,
+        warms_up=warms_up,
     )
     if ears is not None:
         store.listen(ears)

@@ -91,6 +91,29 @@ async def test_a_black_hole_in_the_network_does_not_swallow_calls(database_url: 
         assert tails[generation.data_stream].position in (0, 1)
 
 
+async def test_a_machine_that_vanishes_within_a_transaction_leaves_no_locks_behind(database_url: str) -> None:
+    async with (
+        Relay.to(database_url) as relay,
+        opened(relay.url, deadline_seconds=2.0) as lost,
+        opened(database_url) as other,
+        connected(database_url) as third,
+    ):
+        owner = await lost.register_owner()
+        await running(lost, owner)
+        rival = third.transaction()
+        await rival.start()
+        await third.execute("select from streamkeep.owners for update")
+        settling = asyncio.create_task(raised(StoreUnavailable, lost.settle(owner, [])))
+        await until_waiting(third)
+        relay.hold()
+        await rival.rollback()
+        await until(lambda: relay.held_bytes)
+        relay.cut()
+        await settling
+        (lease,) = await other.leases()
+        assert await other.recover(lease) == 1
+
+
 async def test_a_store_opens_only_where_there_is_a_database(database_url: str) -> None:
     nowhere = "postgresql://postgres@127.0.0.1:1/nowhere"
     for url in (nowhere, database_url.replace("/streamkeep_test", "/no_such_database")):

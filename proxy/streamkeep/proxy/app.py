@@ -61,7 +61,7 @@ def create_app(
         ValueError: no store, and no URL of one.
     """
     settings = settings or Settings()
-    service = Service(store or chosen_store(settings), settings, resolve, tracer_provider)
+    service = Service(store or chosen_store(settings, warms_up=True), settings, resolve, tracer_provider)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -28,8 +28,9 @@ def with_database(settings: Settings, stack: ExitStack) -> Settings:
     return replace(settings, database_url=postgres.dsn)
 
 
-def chosen_store(settings: Settings) -> Store:
-    """The store, not yet open. Raises: ValueError, when the settings name none."""
+def chosen_store(settings: Settings, *, warms_up: bool = False) -> Store:
+    """The store, not yet open; one that `warms_up` makes its first callers wait for nothing that is slow for being new.
+    Raises: ValueError, when the settings name none."""
     retention = Retention(data_seconds=settings.retention_seconds)
     if settings.streams_url is not None:
         return RemoteStore(settings.streams_url, token=settings.streams_token, retention=retention)
@@ -41,4 +42,5 @@ def chosen_store(settings: Settings) -> Store:
         retention=retention,
         pool_size=settings.database_pool_size,
         keyring=settings.encryption_keys,
+        warms_up=warms_up,
     )

@@ -16,7 +16,7 @@ import asyncpg
 
 from streamkeep.storage._errors import KeyUnavailable, StoreError, StreamNotFound
 from streamkeep.storage._types import Slice, Tail
-from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.postgres._database import Connection, Database, Statement
 from streamkeep.storage.postgres._segments import RAW, SEALED, Codec, Segment
 
 _MAX_ROWS_PER_READ = 8192
@@ -112,6 +112,11 @@ class Chunks:
 
     _READ = _reading(_FOUND_TOGETHER)
     _READ_APART = _reading(_FOUND)
+
+    @property
+    def needed_by_all(self) -> list[Statement]:
+        """What every reader asks, of a stream that is not."""
+        return [(self._TAILS, ([0],)), (self._READ, (0, 0, 1))]
 
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
         """As `Store.read`."""

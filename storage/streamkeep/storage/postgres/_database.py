@@ -7,8 +7,8 @@ transactions, and nothing is asked of the server at start-up. What a transaction
 Two lanes share the pool. Commits, heartbeats and recovery are urgent; all else leaves them a few connections, so that a
 crowd of catching-up readers cannot starve a lease.
 
-A connection that is new costs as much as dozens of statements, until its plans are made. So a burst of calls waits for those
-there are, and one more is made only where somebody waits for long.
+A connection that is new costs as much as dozens of statements, until its plans are made. So a few are made ready before
+anybody calls, a burst of calls waits for those there are, and one more is made only where somebody waits for long.
 
 A few connections are held between calls while nobody waits for one: taking one from the pool and giving it back costs half as
 much as sending a statement.
@@ -17,7 +17,7 @@ much as sending a statement.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -32,13 +32,19 @@ T = TypeVar("T")
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 
+Statement: TypeAlias = tuple[str, tuple[object, ...]]
+"""A statement and what it is run with."""
+
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, EOFError)
 """Everything that asyncpg raises; time-outs are OSErrors."""
 
 _MAX_ATTEMPTS = 4
 _RESERVED_CONNECTIONS = 2
 _FIRST_CONNECTIONS = 3
-_HELD_CONNECTIONS = 3
+# One is the writer's.
+_HELD_CONNECTIONS = _FIRST_CONNECTIONS + 1
+# The server makes a plan for each of the first five runs of a statement, and with the sixth the one that it keeps.
+_RUNS_UNTIL_PLANNED = 6
 _PATIENCE_SECONDS = 0.02
 _RELEASE_SECONDS = 1.0
 _IDLE_SECONDS = 60.0
@@ -74,6 +80,12 @@ def _silence(error: asyncpg.PostgresError) -> None:
     error.detail = None  # The failing row.
     if (error.sqlstate or "").startswith(_QUOTING_CLASS):
         error.args = (f"SQLSTATE {error.sqlstate}",)  # The failing value.
+
+
+def given_up_after(seconds: float) -> str:
+    """Says of a transaction when the server ends it, if the client is silent. The locks of a machine that is gone would be held
+    otherwise until its connection counts as lost, which may take hours."""
+    return f"set local idle_in_transaction_session_timeout = {max(1, round(1000 * seconds))}"
 
 
 async def connect(
@@ -112,8 +124,9 @@ class Database:
         self._urgent = _OpenLane()
         self._ordinary = _Lane(max(1, pool_size - _RESERVED_CONNECTIONS))
 
-    async def open(self) -> None:
-        """Make the pool and try it; further connections are made when they are needed."""
+    async def open(self, warm_up: Sequence[Statement] = ()) -> None:
+        """Make the pool and try it; further connections are made when they are needed. With statements to warm up with, those
+        that are used first are made now, and each has the server's plans of these statements."""
         try:
             self._pool = await asyncpg.create_pool(
                 self._dsn,
@@ -127,11 +140,28 @@ class Database:
                 command_timeout=self._deadline_seconds + _RELEASE_SECONDS,
             )
             await self.fetch_row("select 1")
+            if warm_up and not self._is_pooled:
+                await self._warm_up(warm_up)
         except (*DRIVER_ERRORS, ValueError) as exc:
             raise translated(exc) from exc
         except StoreError:
             await self.close()
             raise
+
+    async def _warm_up(self, statements: Sequence[Statement]) -> None:
+        async def run_all(connection: Connection) -> None:
+            for statement, args in statements:
+                for _ in range(_RUNS_UNTIL_PLANNED):
+                    await connection.fetch(statement, *args)
+
+        number = min(_HELD_CONNECTIONS, self.pool_size)
+        await asyncio.gather(*[self._run(run_all, is_urgent=True) for _ in range(number)])
+
+    def take_turns(self) -> None:
+        """Have the next call use the connection that was silent for longest. What lies between forgets one that is for minutes,
+        and a call on it would find out by its deadline."""
+        if self._held:
+            self._held.append(self._held.pop(0))
 
     @property
     def connections(self) -> tuple[int, int]:
@@ -176,8 +206,10 @@ class Database:
     ) -> T:
         """Run `work` in one durable READ COMMITTED transaction; it may run again when the database rolled it back."""
 
+        begin = f"{_BEGIN}; {given_up_after(deadline_seconds or self._deadline_seconds)}"
+
         async def transaction(connection: Connection) -> T:
-            await connection.execute(_BEGIN)
+            await connection.execute(begin)
             try:
                 result = await work(connection)
             except BaseException:

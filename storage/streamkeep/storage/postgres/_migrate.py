@@ -19,7 +19,7 @@ import asyncpg
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from streamkeep.storage._errors import StoreError
-from streamkeep.storage.postgres._database import DRIVER_ERRORS, connect, disconnect, translated
+from streamkeep.storage.postgres._database import DRIVER_ERRORS, connect, disconnect, given_up_after, translated
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ async def migrate(
         connection = await connect(dsn, deadline_seconds=connect_seconds, statement_seconds=statement_seconds)
         try:
             async with connection.transaction(isolation="read_committed"):
+                await connection.execute(given_up_after(connect_seconds))
                 await connection.execute(f"select pg_advisory_xact_lock({_LOCK})")
                 return await _in_tries(lock_seconds)(_try, connection, up_to)
         finally:

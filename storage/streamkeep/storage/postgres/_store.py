@@ -66,7 +66,7 @@ from streamkeep.storage._types import (
 )
 from streamkeep.storage.encryption import Keyring
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
-from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.postgres._database import Connection, Database, Statement
 from streamkeep.storage.postgres._erasure import Erasing
 from streamkeep.storage.postgres._key_log import KeyLog
 from streamkeep.storage.postgres._keys import PostgresKeys
@@ -215,7 +215,8 @@ class PostgresStore:
     `direct_dsn` leads past a transaction-mode pooler; where it is given, `dsn` is taken for such a pooler, and LISTEN,
     NOTIFY and migrations go the direct way. `deadline_seconds` bounds every call. Streams that ended less than
     `merge_after_seconds` ago are not merged, so that readers who are nearly there are left in peace. What is stored for a
-    tenant with a key on `keyring` is encrypted.
+    tenant with a key on `keyring` is encrypted. One that `warms_up` opens only when nothing of what all generations need is
+    slow for being new.
     """
 
     def __init__(
@@ -228,9 +229,11 @@ class PostgresStore:
         deadline_seconds: float = 10.0,
         merge_after_seconds: float = 10.0,
         keyring: Keyring = Keyring(),  # noqa: B008
+        warms_up: bool = False,
     ) -> None:
         self._direct_dsn = direct_dsn or dsn
         self._deadline_seconds = deadline_seconds
+        self._warms_up = warms_up
         self._database = Database(
             dsn, pool_size=pool_size, deadline_seconds=deadline_seconds, is_pooled=direct_dsn is not None
         )
@@ -264,7 +267,7 @@ class PostgresStore:
 
     async def open(self) -> None:
         await migrate(self._direct_dsn, connect_seconds=self._deadline_seconds)
-        await self._database.open()
+        await self._database.open(self._needed_by_all() if self._warms_up else ())
         self._tasks = [
             asyncio.create_task(self._feed.run(), name="streamkeep-feed"),
             asyncio.create_task(self._notifier.run(), name="streamkeep-notifier"),
@@ -272,6 +275,19 @@ class PostgresStore:
         ]
         for task in self._tasks:
             task.add_done_callback(_log_failure)
+
+    def _needed_by_all(self) -> list[Statement]:
+        """The statements of every generation and of whoever reads it, for an owner that is not, so that they change nothing."""
+        nobody = (0, 0)
+        return [
+            (self._CLAIM, (*nobody, "", "", "", None, "", "", None, None, None, None)),
+            (self._START, (*nobody, 0, 0, None, None)),
+            (self._APPEND_TO_KNOWN, (*nobody, 0, *self._append_arrays([], [])[:-1])),
+            (self._APPEND_TO_KNOWN_AND_END, (*nobody, 0, *self._append_arrays([], []), *self._ending_arrays([], []))),
+            (self._GENERATION, ("", "", "")),
+            *self._chunks.needed_by_all,
+            *self._streams.needed_by_all,
+        ]
 
     async def close(self) -> None:
         tasks, self._tasks = self._tasks, []
@@ -336,6 +352,7 @@ class PostgresStore:
     _LEASES = "select id, epoch, beat from streamkeep.owners order by id"
 
     async def leases(self) -> list[Lease]:
+        self._database.take_turns()
         rows = await self._database.fetch(self._LEASES, is_urgent=True)
         leases = [Lease(Owner(row["id"], row["epoch"]), row["beat"]) for row in rows]
         self._has_company = any(lease.owner not in self._settled for lease in leases)

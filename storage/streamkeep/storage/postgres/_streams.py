@@ -49,7 +49,7 @@ from streamkeep.storage._types import (
     generation_of,
 )
 from streamkeep.storage.postgres._chunks import Chunks, end_of_chunks
-from streamkeep.storage.postgres._database import Connection, Database
+from streamkeep.storage.postgres._database import Connection, Database, Statement
 from streamkeep.storage.postgres._key_log import KeyLog
 from streamkeep.storage.postgres._last_left import Known, LastLeft
 from streamkeep.storage.postgres._segments import SEALED, Codec, Segment, encoding_of, size_of
@@ -252,6 +252,11 @@ class ProtocolStreams:
     from streamkeep.streams
     where tenant = $1 and path = $2
     """
+
+    @property
+    def needed_by_all(self) -> list[Statement]:
+        """What every reader asks, of a stream that is not."""
+        return [(self._FIND, ("", "", None, None))]
 
     async def _find(self, key: StreamKey) -> asyncpg.Record | None:
         if not is_storable(key.path):
