@@ -9,7 +9,7 @@ from typing import TypeAlias
 from streamkeep.storage import Append, StreamKey
 from streamkeep.storage.contract import FINGERPRINT, HEAD, ended, ending, key
 from streamkeep.storage.postgres import PostgresStore
-from tests.postgres import DEADLINE_SECONDS, Connection, connected, opened
+from tests.postgres import DEADLINE_SECONDS, Connection, connected, opened, role
 
 _KEPT = 4
 
@@ -45,6 +45,17 @@ async def test_a_crowd_meets_connections_that_have_their_plans(database_url: str
             # With what the store does beside it, as many as it lets in at once.
             await asyncio.gather(take_all_the_way(f"a{number}"), take_all_the_way(f"b{number}"))
         assert await _plans(store) == ready
+
+
+async def test_a_server_with_few_connections_is_enough(database_url: str) -> None:
+    options = "connection limit 2 in role pg_read_all_data, pg_write_all_data"
+    async with (
+        connected(database_url) as third,
+        role(third, database_url, options) as url,
+        opened(url, warms_up=True) as store,
+    ):
+        assert store.status().connections <= 2
+        await store.ping()
 
 
 async def test_getting_ready_leaves_no_trace(database_url: str) -> None:

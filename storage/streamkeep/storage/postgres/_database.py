@@ -7,7 +7,7 @@ transactions, and nothing is asked of the server at start-up. What a transaction
 Two lanes share the pool. Commits, heartbeats and recovery are urgent; all else leaves them a few connections, so that a
 crowd of catching-up readers cannot starve a lease.
 
-A connection that is new costs as much as dozens of statements, until its plans are made. So a few are made ready before
+A connection that is new costs as much as dozens of statements, until its plans are made. So a few may be made ready before
 anybody calls, a burst of calls waits for those there are, and one more is made only where somebody waits for long.
 
 A few connections are held between calls while nobody waits for one: taking one from the pool and giving it back costs half as
@@ -83,8 +83,8 @@ def _silence(error: asyncpg.PostgresError) -> None:
 
 
 def given_up_after(seconds: float) -> str:
-    """Says of a transaction when the server ends it, if the client is silent. The locks of a machine that is gone would be held
-    otherwise until its connection counts as lost, which may take hours."""
+    """Has the server end a transaction whose client is silent for so long. Otherwise the locks of a machine that is gone would be
+    held until its connection counts as lost, which may take hours."""
     return f"set local idle_in_transaction_session_timeout = {max(1, round(1000 * seconds))}"
 
 
@@ -154,12 +154,16 @@ class Database:
                 for _ in range(_RUNS_UNTIL_PLANNED):
                     await connection.fetch(statement, *args)
 
-        number = min(_HELD_CONNECTIONS, self.pool_size)
-        await asyncio.gather(*[self._run(run_all, is_urgent=True) for _ in range(number)])
+        async def warm_one_up() -> None:
+            # There is one that works. Where the server has no more of them, calls wait for that.
+            with suppress(StoreUnavailable):
+                await self._run(run_all, is_urgent=True)
+
+        await asyncio.gather(*[warm_one_up() for _ in range(min(_HELD_CONNECTIONS, self.pool_size))])
 
     def take_turns(self) -> None:
-        """Have the next call use the connection that was silent for longest. What lies between forgets one that is for minutes,
-        and a call on it would find out by its deadline."""
+        """Have the next call use the connection that was silent for longest. A gateway on the way forgets one that is silent for
+        minutes, and a call on it would find that out by its deadline."""
         if self._held:
             self._held.append(self._held.pop(0))
 
