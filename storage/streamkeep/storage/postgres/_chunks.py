@@ -116,7 +116,7 @@ class Chunks:
     @property
     def needed_by_all(self) -> list[Statement]:
         """What every reader asks, of a stream that is not."""
-        return [(self._TAILS, ([0],)), (self._READ, (0, 0, 1))]
+        return [(self._READ, (0, 0, 1))]
 
     async def read(self, stream_id: int, position: int, max_bytes: int) -> Slice:
         """As `Store.read`."""

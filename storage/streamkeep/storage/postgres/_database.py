@@ -41,8 +41,8 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 _MAX_ATTEMPTS = 4
 _RESERVED_CONNECTIONS = 2
 _FIRST_CONNECTIONS = 3
-# One is the writer's.
-_HELD_CONNECTIONS = _FIRST_CONNECTIONS + 1
+_HELD_CONNECTIONS = 3
+_WARM_UP_SECONDS = 2.0
 # The server makes a plan for each of the first five runs of a statement, and with the sixth the one that it keeps.
 _RUNS_UNTIL_PLANNED = 6
 _PATIENCE_SECONDS = 0.02
@@ -141,25 +141,32 @@ class Database:
             )
             await self.fetch_row("select 1")
             if warm_up and not self._is_pooled:
-                await self._warm_up(warm_up)
+                await self._warm_up(self._pool, warm_up)
+                await self.fetch_row("select 1")
         except (*DRIVER_ERRORS, ValueError) as exc:
             raise translated(exc) from exc
-        except StoreError:
+        except (StoreError, asyncio.CancelledError):
             await self.close()
             raise
 
-    async def _warm_up(self, statements: Sequence[Statement]) -> None:
+    async def _warm_up(self, pool: asyncpg.Pool[asyncpg.Record], statements: Sequence[Statement]) -> None:
+        """All that are held, or none: where the server has no more connections, or is far away, they are made when they are needed."""
+
         async def run_all(connection: Connection) -> None:
-            for statement, args in statements:
-                for _ in range(_RUNS_UNTIL_PLANNED):
-                    await connection.fetch(statement, *args)
+            try:
+                for statement, args in statements:
+                    for _ in range(_RUNS_UNTIL_PLANNED):
+                        await connection.fetch(statement, *args)
+            except BaseException:
+                connection.terminate()
+                raise
 
-        async def warm_one_up() -> None:
-            # There is one that works. Where the server has no more of them, calls wait for that.
-            with suppress(StoreUnavailable):
-                await self._run(run_all, is_urgent=True)
-
-        await asyncio.gather(*[warm_one_up() for _ in range(min(_HELD_CONNECTIONS, self.pool_size))])
+        try:
+            async with asyncio.timeout(_WARM_UP_SECONDS), asyncio.TaskGroup() as tasks:
+                for _ in range(min(_HELD_CONNECTIONS, self.pool_size)):
+                    tasks.create_task(self._once(pool, run_all))
+        except* DRIVER_ERRORS:
+            await self._forget_idle(pool)
 
     def take_turns(self) -> None:
         """Have the next call use the connection that was silent for longest. A gateway on the way forgets one that is silent for
@@ -221,7 +228,9 @@ class Database:
                     if not connection.is_closed():
                         await connection.execute("rollback")
                 except DRIVER_ERRORS:
-                    connection.terminate()
+                    # The pool may have taken it back, when the server ended it.
+                    with suppress(*DRIVER_ERRORS):
+                        connection.terminate()
                 raise
             await connection.execute("commit")
             return result
@@ -267,12 +276,15 @@ class Database:
     async def _failure(self, pool: asyncpg.Pool[asyncpg.Record], error: BaseException) -> StoreError:
         if isinstance(error, TimeoutError) and not pool.is_closing():
             # The network may have swallowed the idle connections as well, and only new ones can tell.
-            await pool.expire_connections()
-            held, self._held = self._held, []
-            for connection in held:
-                if _is_open(connection):
-                    connection.terminate()
+            await self._forget_idle(pool)
         return translated(error)
+
+    async def _forget_idle(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        await pool.expire_connections()
+        held, self._held = self._held, []
+        for connection in held:
+            if _is_open(connection):
+                connection.terminate()
 
     async def _once(self, pool: asyncpg.Pool[asyncpg.Record], work: Callable[[Connection], Awaitable[T]]) -> T:
         connection = await self._acquire(pool)

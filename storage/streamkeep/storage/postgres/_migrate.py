@@ -76,7 +76,7 @@ async def migrate(
         connection = await connect(dsn, deadline_seconds=connect_seconds, statement_seconds=statement_seconds)
         try:
             async with connection.transaction(isolation="read_committed"):
-                await connection.execute(given_up_after(connect_seconds))
+                await connection.execute(given_up_after(max(connect_seconds, 5 * _PAUSE_SECONDS)))
                 await connection.execute(f"select pg_advisory_xact_lock({_LOCK})")
                 return await _in_tries(lock_seconds)(_try, connection, up_to)
         finally:

@@ -215,8 +215,8 @@ class PostgresStore:
     `direct_dsn` leads past a transaction-mode pooler; where it is given, `dsn` is taken for such a pooler, and LISTEN,
     NOTIFY and migrations go the direct way. `deadline_seconds` bounds every call. Streams that ended less than
     `merge_after_seconds` ago are not merged, so that readers who are nearly there are left in peace. What is stored for a
-    tenant with a key on `keyring` is encrypted. One that `warms_up` opens only when nothing of what all generations need is
-    slow for being new.
+    tenant with a key on `keyring` is encrypted. One that `warms_up` opens with connections on which nothing that all
+    generations need is slow for being new, if the server has them.
     """
 
     def __init__(
