@@ -549,6 +549,16 @@ def poured_from(response: httpx.Response) -> ResponseBody:
     return response.stream
 
 
+@asynccontextmanager
+async def chunked_body(transport: UpstreamTransport) -> AsyncIterator[tuple[Peer, ResponseBody]]:
+    """An answer of which the head has come, and who sends the rest."""
+    async with RawServer() as server:
+        answer = asyncio.create_task(send(transport, server.url))
+        peer = await server.accept()
+        await peer.head()
+        yield peer, poured_from(await answer_to(peer, answer, CHUNKED))
+
+
 async def test_a_body_is_poured_as_it_comes(transport: UpstreamTransport) -> None:
     async with RawServer() as server:
         answer = asyncio.create_task(send(transport, server.url))
@@ -576,11 +586,7 @@ async def test_a_body_is_poured_as_it_comes(transport: UpstreamTransport) -> Non
 
 
 async def test_a_receiver_that_wants_no_more_gets_the_rest_later(transport: UpstreamTransport) -> None:
-    async with RawServer() as server:
-        answer = asyncio.create_task(send(transport, server.url))
-        peer = await server.accept()
-        await peer.head()
-        body = poured_from(await answer_to(peer, answer, CHUNKED))
+    async with chunked_body(transport) as (peer, body):
         received: list[bytes] = []
 
         def receive(data: bytes) -> bool:
@@ -598,11 +604,7 @@ async def test_a_receiver_that_wants_no_more_gets_the_rest_later(transport: Upst
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="only Linux lets a socket choose how it acknowledges")
 async def test_chunks_are_acknowledged_together_while_they_are_poured(transport: UpstreamTransport) -> None:
-    async with RawServer() as server:
-        answer = asyncio.create_task(send(transport, server.url))
-        peer = await server.accept()
-        await peer.head()
-        body = poured_from(await answer_to(peer, answer, CHUNKED))
+    async with chunked_body(transport) as (peer, body):
         (connection,) = transport._open
         options = connection._transport.get_extra_info("socket")
 
@@ -633,11 +635,7 @@ async def test_what_breaks_off_is_poured_before_it_is_told(transport: UpstreamTr
 
 
 async def test_a_receivers_failure_is_its_own(transport: UpstreamTransport) -> None:
-    async with RawServer() as server:
-        answer = asyncio.create_task(send(transport, server.url))
-        peer = await server.accept()
-        await peer.head()
-        body = poured_from(await answer_to(peer, answer, CHUNKED))
+    async with chunked_body(transport) as (peer, body):
         received: list[bytes] = []
 
         def fail(data: bytes) -> bool:

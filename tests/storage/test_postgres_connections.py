@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import TypeAlias
 
-import pytest
-
 from streamkeep.storage import Append, StreamKey
-from streamkeep.storage.contract import FINGERPRINT, HEAD, ended, ending, key
+from streamkeep.storage.contract import FINGERPRINT, HEAD, Ears, ended, ending, key, running
 from streamkeep.storage.postgres import PostgresStore
 from tests.postgres import DEADLINE_SECONDS, Connection, connected, opened, role, until
 
@@ -48,18 +46,31 @@ async def test_a_crowd_meets_connections_that_have_their_plans(database_url: str
         assert await _plans(store) == ready
 
 
-@pytest.mark.parametrize("limit", [2, 5])
-async def test_a_store_that_warms_up_leaves_connections_to_those_that_listen_and_tell(
-    database_url: str, limit: int
-) -> None:
-    options = f"connection limit {limit} in role pg_read_all_data, pg_write_all_data"
+_OF_FEW = "connection limit {limit} in role pg_read_all_data, pg_write_all_data"
+
+
+async def test_where_there_are_too_few_connections_one_is_left_to_who_listens(database_url: str) -> None:
     async with (
         connected(database_url) as third,
-        role(third, database_url, options) as url,
+        role(third, database_url, _OF_FEW.format(limit=2)) as url,
         opened(url, warms_up=True) as store,
     ):
         await until(lambda: store.status().is_listening)
         await store.ping()
+
+
+async def test_beside_the_kept_connections_two_are_enough_to_listen_and_to_tell(database_url: str) -> None:
+    ears = Ears()
+    async with (
+        connected(database_url) as third,
+        role(third, database_url, _OF_FEW.format(limit=_KEPT + 2)) as url,
+        opened(url, warms_up=True) as store,
+        opened(database_url, ears=ears),
+    ):
+        await until(lambda: store.status().is_listening)
+        generation = await running(store, await store.register_owner())
+        await store.commit(generation.owner, [Append(generation.data_stream, 0, b"x")], [])
+        await until(lambda: ears.has_heard_of(generation.data_stream))
 
 
 async def test_getting_ready_leaves_no_trace(database_url: str) -> None:
