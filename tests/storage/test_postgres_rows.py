@@ -14,6 +14,7 @@ from streamkeep.storage import Append, Generation, Owner, Refusal, Retention, St
 from streamkeep.storage.contract import EVERY_BYTE, FINGERPRINT, HEAD, ended, ending, key, raised, read_on, running
 from streamkeep.storage.encryption import OVERHEAD_BYTES, Keyring
 from streamkeep.storage.postgres import PostgresStore
+from streamkeep.storage.postgres._chunks import Chunks
 from streamkeep.storage.postgres._database import Database
 from streamkeep.storage.postgres._segments import RAW, SEGMENT_BYTES, ZSTD, Codec, Segment, size_of
 from streamkeep.storage.postgres._upkeep import PIECE_BYTES
@@ -141,6 +142,27 @@ async def test_an_end_reads_no_table_whole_by_a_plan_from_when_it_was_empty(data
         plan = "\n".join(row[0] for row in rows)
         assert "Seq Scan" not in plan
         assert plan.count("generations_pkey") == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "values"),
+    [
+        (Chunks._TAILS, 1),
+        (Chunks._WRITERS_TAILS, 1),
+        (Chunks._READ, 3),
+        (Chunks._READ_APART, 3),
+        (Chunks._READ_EACH, 3),
+        (Chunks._SOURCES, 2),
+    ],
+    ids=["tails", "writers_tails", "read", "read_apart", "read_each", "sources"],
+)
+async def test_a_reader_reads_no_table_whole_by_a_plan_from_when_it_was_empty(
+    database_url: str, statement: str, values: int
+) -> None:
+    async with opened(database_url), connected(database_url) as plain:
+        await plain.execute(f"set plan_cache_mode = force_generic_plan; prepare reading as {statement}")
+        rows = await plain.fetch(f"explain execute reading({', '.join(['null'] * values)})")
+        assert "Seq Scan" not in "\n".join(row[0] for row in rows)
 
 
 async def test_the_position_is_compared_also_when_the_store_wrote_before(database_url: str) -> None:

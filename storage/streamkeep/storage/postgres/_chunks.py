@@ -40,6 +40,17 @@ _TAIL = f"""coalesce(final_position, tail, {end_of_chunks("streams.id")}, 0) as 
     final_position is not null as is_closed"""
 
 
+def _tails_where(condition: str) -> str:
+    """The tails of some streams. Each is looked up by its id, also by a plan that was made while there were few."""
+    return f"""
+    select stream.id, tail, is_closed
+    from unnest((select $1::bigint[])) as wanted (id)
+    cross join lateral (
+        select streams.id, {_TAIL} from streamkeep.streams where streams.id = wanted.id and {condition} offset 0
+    ) as stream
+    """
+
+
 # Bounded in rows too: a live stream may have come in single bytes. Of a large raw row only the part is fetched; others are small.
 def _found(stream_id: str, position: str, max_bytes: str) -> str:
     """The rows of a stream that hold bytes from a position on, as a query over three expressions."""
@@ -98,13 +109,13 @@ class Chunks:
         self._database = database
         self._codec = codec
 
-    _TAILS = f"select id, {_TAIL} from streamkeep.streams where id = any($1::bigint[]) and {_IS_READABLE}"
+    _TAILS = _tails_where(_IS_READABLE)
 
     async def tails(self, stream_ids: Collection[int]) -> dict[int, Tail]:
         """As `Store.tails`."""
         return _tails(await self._database.fetch(self._TAILS, list(stream_ids)))
 
-    _WRITERS_TAILS = f"select id, {_TAIL} from streamkeep.streams where id = any($1::bigint[])"
+    _WRITERS_TAILS = _tails_where("true")
 
     async def writers_tails(self, stream_ids: Collection[int], connection: Connection) -> dict[int, Tail]:
         """As their writer must see them: a stream that nobody may read any more is still written until it ends."""
