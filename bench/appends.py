@@ -19,6 +19,9 @@ from bench.http_client import Connection, RequestFailed
 from bench.processes import cpu_seconds
 from bench.systems import StreamServer
 
+LEAST_APPENDS_PER_SECOND = 6000
+"""The bar of a crowd, on a disk that is slow to sync too."""
+
 _TYPE = {"Content-Type": "application/octet-stream"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from bench.appends import Written
+from bench.appends import LEAST_APPENDS_PER_SECOND, Written
 from bench.bars import Figure, RowComparison, bars_table, figures_to_json
 from bench.histogram import Histogram
 from bench.load import LOAD, OTHERS, Cost, Outcome
@@ -156,7 +156,12 @@ class AppendComparison:
             return Figure(what, unit, bar, value(self.servers[OURS]), peers, is_floor=unit == "a second")
 
         return [
-            figure(f"{self.writers} connections", "a second", 6000, lambda found: found.crowd.appends_per_second),
+            figure(
+                f"{self.writers} connections",
+                "a second",
+                LEAST_APPENDS_PER_SECOND,
+                lambda found: found.crowd.appends_per_second,
+            ),
             figure(f"{self.writers} connections: p50", "ms", None, lambda found: found.crowd.latency.percentile_ms(50)),
             figure("one connection: p50", "ms", None, lambda found: found.plain.latency.percentile_ms(50)),
             figure("one producer: p50", "ms", None, lambda found: found.producer.latency.percentile_ms(50)),

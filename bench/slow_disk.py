@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from bench.appends import Writing, Written, write
+from bench.appends import LEAST_APPENDS_PER_SECOND, Writing, Written, write
 from bench.bars import Figure, RowComparison
 from bench.histogram import Histogram
 from bench.load import Outcome
@@ -172,7 +172,7 @@ def _figures(found: _Found) -> list[Figure]:
         Figure(f"{created}: p99", "ms", None, found.created.create.percentile_ms(99)),
         _wall(created, _CREATED, found.created),
         _added(created_on_each, [found.both_created], lambda run: run.create),
-        Figure(crowd, "a second", None, slow_rate, {_PLAIN: plain_rate}, is_floor=True),
+        Figure(crowd, "a second", LEAST_APPENDS_PER_SECOND, slow_rate, {_PLAIN: plain_rate}, is_floor=True),
         Figure(f"{crowd}: kept", "of those without the delay", _LEAST_KEPT, _kept(found.written), is_floor=True),
         _added(crowd, found.written, lambda run: run.latency),
     ]
