@@ -59,6 +59,16 @@ async def test_where_there_are_too_few_connections_one_is_left_to_who_listens(da
         await store.ping()
 
 
+async def test_a_server_that_still_counts_what_getting_ready_has_ended_is_asked_again(database_url: str) -> None:
+    for _ in range(10):
+        async with (
+            connected(database_url) as third,
+            role(third, database_url, _OF_FEW.format(limit=1)) as url,
+            opened(url, warms_up=True) as store,
+        ):
+            await store.ping()
+
+
 async def test_beside_the_kept_connections_two_are_enough_to_listen_and_to_tell(database_url: str) -> None:
     ears = Ears()
     async with (

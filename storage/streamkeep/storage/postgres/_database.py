@@ -22,6 +22,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import asyncpg
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from streamkeep.storage._errors import ItemRefused, StoreError, StoreUnavailable
 
@@ -43,6 +44,7 @@ _RESERVED_CONNECTIONS = 2
 _FIRST_CONNECTIONS = 3
 _HELD_CONNECTIONS = 3
 _WARM_UP_SECONDS = 2.0
+_RETRY_PAUSE_SECONDS = 0.02
 # The server makes a plan for each of the first five runs of a statement, and with the sixth the one that it keeps.
 _RUNS_UNTIL_PLANNED = 6
 _PATIENCE_SECONDS = 0.02
@@ -142,7 +144,7 @@ class Database:
             await self.fetch_row("select 1")
             if warm_up and not self._is_pooled:
                 await self._warm_up(self._pool, warm_up)
-                await self.fetch_row("select 1")
+                await self._try_again()
         except (*DRIVER_ERRORS, ValueError) as exc:
             raise translated(exc) from exc
         except (StoreError, asyncio.CancelledError):
@@ -167,6 +169,17 @@ class Database:
                     tasks.create_task(self._once(pool, run_all))
         except* DRIVER_ERRORS:
             await self._forget_idle(pool)
+
+    async def _try_again(self) -> None:
+        """Where there are few connections, those that the warm-up has just ended may count for a moment more."""
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable),
+            wait=wait_fixed(_RETRY_PAUSE_SECONDS),
+            stop=stop_after_delay(_WARM_UP_SECONDS),
+            reraise=True,
+        ):
+            with attempt:
+                await self.fetch_row("select 1")
 
     def take_turns(self) -> None:
         """Have the next call use the connection that was silent for longest. A gateway on the way forgets one that is silent for
